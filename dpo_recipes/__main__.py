@@ -1,0 +1,5 @@
+"""`python -m dpo_recipes` is `dpo-recipes`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,124 @@
+"""Held-out numbers with intervals, and answers of reference and policy to the same prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .losses import PairLogps
+from .model import Reference
+from .sampling import Reply, best_reward_at_kl, generate, prompt_ids, question, sequence_kl
+
+Z = 1.959964  # 95 %
+
+
+def wilson(successes: float, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion (1927); `successes` may be fractional, as a tie counts half."""
+    if trials == 0:
+        return 0.0, 1.0
+    p = successes / trials
+    centre, scale = p + Z * Z / (2 * trials), 1 + Z * Z / trials
+    spread = Z * math.sqrt(p * (1 - p) / trials + Z * Z / (4 * trials * trials))
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def held_out(metrics: dict[str, float], pairs: PairLogps, beta: float) -> dict[str, Any]:
+    """TRL's metrics over all held-out pairs, ties half, with a Wilson interval, standard errors and nats per token."""
+    n = len(pairs.h)
+    wins = (pairs.h > 0).sum().item() + (pairs.h == 0).sum().item() / 2
+    margins = beta * pairs.h
+    found: dict[str, Any] = {
+        "pairs": n,
+        "loss": metrics["loss"],
+        "rewards/accuracies": wins / n,
+        "rewards/accuracies_interval": list(wilson(wins, n)),
+        "rewards/margins": margins.mean().item(),
+        "rewards/margins_stderr": margins.std().item() / math.sqrt(n) if n > 1 else None,
+        "rewards/chosen": beta * pairs.chosen_logratios.mean().item(),
+        "rewards/rejected": beta * pairs.rejected_logratios.mean().item(),
+        "logps/chosen": pairs.policy_chosen.mean().item(),
+        "logps/rejected": pairs.policy_rejected.mean().item(),
+        "logps/chosen_change_per_token": (pairs.chosen_logratios.sum() / pairs.chosen_tokens.sum()).item(),
+        "logps/rejected_change_per_token": (pairs.rejected_logratios.sum() / pairs.rejected_tokens.sum()).item(),
+    }
+    carried = ("logits/chosen", "logits/rejected", "entropy", "mean_token_accuracy", "aux_loss")
+    return found | {name: metrics[name] for name in carried if name in metrics}
+
+
+def changes(before: dict[str, Any], after: dict[str, Any], start: PairLogps, end: PairLogps) -> None:
+    """Add to `after` the change of log-probability per token since the start of training, nats."""
+    for side in ("chosen", "rejected"):
+        moved = getattr(end, f"policy_{side}").sum() - getattr(start, f"policy_{side}").sum()
+        after[f"logps/{side}_change_per_token"] = (moved / getattr(end, f"{side}_tokens").sum()).item()
+        before[f"logps/{side}_change_per_token"] = 0.0
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
+
+
+def side_by_side(
+    policy: Any, reference: Reference, tokenizer: Any, prompts: list[Any], *,
+    samples: int, reference_samples: int, max_new_tokens: int, temperature: float, seed: int,
+    chat_template_kwargs: dict[str, Any], progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[list[Reply]], list[list[Reply]]]:  # fmt: skip
+    """(replies of the reference, replies of the policy), per prompt, sampled with the same seed."""
+    common: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed,
+        "chat_template_kwargs": chat_template_kwargs, "progress": progress,
+    }  # fmt: skip
+    with _evaluating(policy):
+        with reference.model() as model:
+            theirs = generate(model, tokenizer, prompts, samples=reference_samples, **common)
+        return theirs, generate(policy, tokenizer, prompts, samples=samples, **common)
+
+
+def against_truth(
+    reward: Callable[[str, str], float], policy: Any, reference: Reference, tokenizer: Any, prompts: list[Any],
+    theirs: list[list[Reply]], ours: list[list[Reply]], chat_template_kwargs: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """(before, after): mean reward, win rate over the reference, sequence KL and the best reward possible at that KL.
+
+    A reply's win rate is its share of wins over all the reference's replies to the same prompt, a tie counting half;
+    standard errors are over prompts. KL is the mean over policy samples of the exact KL at each position, summed
+    (2305.18290, section 6.1), in nats.
+    """
+    texts = [prompt if isinstance(prompt, str) else question(prompt) for prompt in prompts]
+    their_rewards = [[reward(text, r.text) for r in replies] for text, replies in zip(texts, theirs, strict=True)]
+    our_rewards = [[reward(text, r.text) for r in replies] for text, replies in zip(texts, ours, strict=True)]
+    wins = [
+        [sum((a > b) + 0.5 * (a == b) for b in rivals) / len(rivals) for a in mine]
+        for mine, rivals in zip(our_rewards, their_rewards, strict=True)
+    ]
+    ids = [prompt_ids(tokenizer, prompt, chat_template_kwargs) for prompt in prompts for _ in ours[0]]
+    with _evaluating(policy):
+
+        def logits(model: Any, input_ids: Any, attention_mask: Any) -> Any:
+            return model(input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device)).logits
+
+        def reference_logits(input_ids: Any, attention_mask: Any) -> Any:
+            with reference.model() as model:
+                return logits(model, input_ids, attention_mask)
+
+        replies_ids = [r.token_ids for replies in ours for r in replies]
+        kl = sequence_kl(lambda *inputs: logits(policy, *inputs), reference_logits, ids, replies_ids)
+    per_prompt = kl.double().view(len(prompts), -1).mean(dim=1).tolist()
+    before = {**_mean("reward", their_rewards), "win_rate": 0.5, "kl": 0.0}
+    after = {**_mean("reward", our_rewards), **_mean("win_rate", wins), **_mean("kl", [[x] for x in per_prompt])}
+    after["best_reward_at_kl"] = best_reward_at_kl(their_rewards, max(0.0, after["kl"]))  # rounding may go below 0
+    return before, after
+
+
+def _mean(name: str, values: list[list[float]]) -> dict[str, float]:
+    means = [sum(v) / len(v) for v in values]
+    centre = sum(means) / len(means)
+    variance = sum((m - centre) ** 2 for m in means) / max(1, len(means) - 1)
+    return {name: centre, f"{name}_stderr": math.sqrt(variance / len(means))}

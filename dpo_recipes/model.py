@@ -1,0 +1,238 @@
+"""Tokenizer, weights, quantisation, adapter, and who the reference is. The only file on peft and bitsandbytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.version import Version
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from .data import pin_date, unread_kwargs
+from .errors import RecipeError
+from .recipe import LoRA, QLoRA, Recipe
+from .settings import Device, Settings
+
+
+def device(say: Callable[[str], None] = lambda _: None, use_cpu: bool = False) -> Device:
+    """Where this process trains. On CUDA, switches off an attention kernel whose gradients can be NaN, and says so."""
+    if torch.cuda.is_available() and not use_cpu:
+        if Version(torch.__version__) >= Version("2.11") and torch.backends.cuda.cudnn_sdp_enabled():
+            # pytorch#196678, trl#7181: NaN in grad_q under a mask at lengths of 64 mod 128 on H100 and H200, since
+            # 2.11, seen on 2.13. To be bounded above by the first release that carries the fix.
+            torch.backends.cuda.enable_cudnn_sdp(False)
+            say(
+                f"cuDNN attention is off: with torch {torch.__version__} its gradients can be NaN under a padding mask."
+            )
+        return Device("cuda", torch.cuda.is_bf16_supported())
+    if torch.backends.mps.is_available() and not use_cpu:
+        return Device("mps")
+    return Device()
+
+
+@dataclass
+class Tokenizer:
+    """A tokenizer as training uses it, and the chat template that is saved with the model."""
+
+    tokenizer: Any
+    template: str | None  # as published or as the recipe gives it, not pinned to a date
+
+    def save(self, folder: Path) -> None:
+        pinned, self.tokenizer.chat_template = self.tokenizer.chat_template, self.template
+        self.tokenizer.save_pretrained(folder)
+        self.tokenizer.chat_template = pinned
+
+
+def load_tokenizer(recipe: Recipe, path: str, say: Callable[[str], None] = lambda _: None) -> Tokenizer:
+    """The model's tokenizer, with the recipe's chat template and date. RecipeError when there is none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
+        )
+    except Exception as error:
+        raise RecipeError(
+            f"No tokenizer could be loaded from {path!r}: {_short(error)}. {_remedy(error, path)}"
+        ) from error
+    if tokenizer.eos_token is None:
+        raise RecipeError(
+            f"The tokenizer of {path!r} has no end token, so answers could never end. Set eos_token in its files."
+        )
+    data = recipe.data
+    template = data.chat_template or tokenizer.chat_template
+    if isinstance(template, dict):  # some tokenizers carry several by name
+        template = template.get("default")
+    tokenizer.chat_template = template
+    if template is None:
+        given = [n for n in ("chat_template_kwargs", "template_date") if getattr(data, n)]
+        if given:
+            raise RecipeError(
+                f"data.{given[0]} is for a chat template, and the tokenizer of {path!r} has none. "
+                "Add data.chat_template=, or delete it."
+            )
+        return Tokenizer(tokenizer, None)
+    if data.template_date:
+        tokenizer.chat_template = pin_date(template, data.template_date)
+        if tokenizer.chat_template == template:
+            say(f"data.template_date={data.template_date} changes nothing: this chat template prints no date.")
+    if unread := unread_kwargs(template, data.chat_template_kwargs):
+        say(f"data.chat_template_kwargs: this chat template does not read {', '.join(unread)}.")
+    return Tokenizer(tokenizer, template)
+
+
+def load_weights(recipe: Recipe, settings: Settings, path: str, *, trainable: bool = True) -> Any:
+    """The policy before training, or (`trainable=False`) a reference of its own: base weights, quantised for QLoRA.
+
+    Without an adapter of its own the recipe's new one is added later, by TRL; an adapter that is continued is loaded
+    here. Raises RecipeError where the folder or the hub id cannot be read.
+    """
+    adapter = recipe.adapter
+    options: dict[str, Any] = {"dtype": getattr(torch, settings.weights), "trust_remote_code": recipe.trust_remote_code}
+    if trainable or recipe.reference is None:
+        options["revision"] = recipe.revision
+    if recipe.attn_implementation:
+        options["attn_implementation"] = recipe.attn_implementation
+    if isinstance(adapter, QLoRA) and (trainable or recipe.reference is None):
+        options["quantization_config"] = _quantization(adapter, settings)
+        if torch.cuda.is_available() and not recipe.trl.get("use_cpu"):
+            options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
+    except Exception as error:
+        raise RecipeError(f"No model could be loaded from {path!r}: {_short(error)}. {_remedy(error, path)}") from error
+    _keep_4bit_gradients_right(model)
+    if adapter is not None and adapter.continue_from:
+        model = _continued(model, os.path.expanduser(adapter.continue_from), trainable)
+    return model
+
+
+def _quantization(adapter: QLoRA, settings: Settings) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=getattr(torch, settings.weights),
+        bnb_4bit_use_double_quant=adapter.double_quant,
+    )
+
+
+def _keep_4bit_gradients_right(model: Any) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights in eval mode on CPUs with AVX512-BF16.
+
+    The first forward in eval mode repacks every Linear4bit for an inference kernel that has no gradient; back in train
+    mode the loss stays right, but gradients through these layers are garbage (bitsandbytes 0.50.2). To go when
+    bitsandbytes registers a gradient for that kernel or unpacks on train().
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _continued(model: Any, folder: str, trainable: bool) -> Any:
+    from peft import PeftConfig, PeftModel
+
+    try:
+        config = PeftConfig.from_pretrained(folder)
+    except Exception as error:
+        raise RecipeError(
+            f"adapter.continue_from={folder!r} holds no adapter ({_short(error)}): it must be a folder with "
+            "adapter_config.json and adapter_model.safetensors, such as runs/.../model."
+        ) from error
+    if config.peft_type != "LORA":
+        raise RecipeError(
+            f"adapter.continue_from={folder!r} is a {config.peft_type.value} adapter; LoRA adapters can be continued."
+        )
+    model = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    if getattr(model, "is_loaded_in_4bit", False):
+        # TRL copies the adapter for the reference and casts the trained one to bf16 afterwards: cast first, so that
+        # both start from the same rounded numbers.
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora_magnitude_vector" not in name:
+                parameter.data = parameter.data.to(torch.bfloat16)
+    return model
+
+
+def peft_config(adapter: LoRA | None) -> Any:
+    """The LoraConfig of a new adapter; None in full fine-tuning and when an adapter is continued."""
+    if adapter is None or adapter.continue_from:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.r,
+        lora_alpha=adapter.alpha or 2 * adapter.r,
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.target_modules,
+        use_rslora=adapter.use_rslora,
+        use_dora=adapter.use_dora,
+    )
+
+
+class Reference:
+    """The frozen model a trained policy is compared with, on demand: never a second model while training."""
+
+    def __init__(self, policy: Any, settings: Settings, load: Callable[[], Any]):
+        self.policy, self.kind, self._load = policy, settings.reference, load
+        self._other: Any = None
+
+    @contextmanager
+    def model(self) -> Iterator[Any]:
+        """The reference as a model in eval mode: the adapter off, its frozen copy, or weights loaded once more."""
+        if self.kind == "adapter off":
+            with self.policy.disable_adapter():
+                yield self.policy
+        elif self.kind == "frozen adapter":
+            self.policy.set_adapter("ref")
+            try:
+                yield self.policy
+            finally:
+                self.policy.set_adapter("default")
+        else:
+            if self._other is None:
+                self._other = self._load().to(self.policy.device).eval()
+            yield self._other
+
+
+def load_trained(folder: Path, resolved: dict[str, Any]) -> tuple[Any, Any]:
+    """(model, tokenizer) of a finished run: the base as it was trained on (4-bit for QLoRA), with the adapter on."""
+    where = folder / "model"
+    if not (where / "config.json").is_file() and not (where / "adapter_config.json").is_file():
+        raise RecipeError(f"{where} holds no model: the run has not finished.")
+    value = {key: entry["value"] for key, entry in resolved.items()}
+    options: dict[str, Any] = {"trust_remote_code": value["trust_remote_code"]}
+    dtype = str(value["dtype"]).split()[0]
+    options["dtype"] = getattr(torch, dtype)
+    if value["adapter"] is None:
+        return AutoModelForCausalLM.from_pretrained(where, **options), AutoTokenizer.from_pretrained(where)
+    from peft import PeftConfig, PeftModel
+
+    base = PeftConfig.from_pretrained(str(where)).base_model_name_or_path
+    if value["adapter"] == "QLoRA":
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=options["dtype"],
+            bnb_4bit_use_double_quant=value["adapter.double_quant"],
+        )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(base, revision=value["revision"], **options)
+    _keep_4bit_gradients_right(model)
+    return PeftModel.from_pretrained(model, where), AutoTokenizer.from_pretrained(where)
+
+
+def _short(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")[:300] or type(error).__name__
+
+
+def _remedy(error: BaseException, path: str) -> str:
+    if "trust_remote_code" in str(error):
+        return "The model brings its own code; read it, then set trust_remote_code=True in the recipe."
+    if os.path.isdir(path):
+        found = ", ".join(sorted(os.listdir(path))[:8]) or "nothing"
+        return f"A model folder holds config.json, model.safetensors and tokenizer files; {path} holds: {found}."
+    return "Check model= and revision=; a gated model also needs `hf auth login`."

@@ -1,0 +1,92 @@
+"""What a run shows: a bar with loss, accuracy, margin and time left while it goes, and a table when it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from transformers import TrainerCallback
+
+SHOWN = (("loss", "loss"), ("rewards/accuracies", "accuracy"), ("rewards/margins", "margin"))
+
+
+class Bar(TrainerCallback):
+    """A rich progress bar in a terminal; elsewhere about ten plain lines for the whole run."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.bar: Progress | None = None
+        self.task: Any = None
+        self.line = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.console.is_terminal and state.is_world_process_zero:
+            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
+            self.bar = Progress(
+                *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console
+            )
+            self.task = self.bar.add_task("training", total=state.max_steps, numbers="")
+            self.bar.start()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not logs or "rewards/margins" not in logs or not state.is_world_process_zero:
+            return
+        numbers = "  ".join(f"{word} {logs[name]:.3g}" for name, word in SHOWN if name in logs)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=state.global_step, numbers=numbers)
+        elif state.global_step * 10 // max(1, state.max_steps) > self.line:
+            self.line = state.global_step * 10 // max(1, state.max_steps)
+            self.console.print(f"step {state.global_step}/{state.max_steps}  {numbers}", highlight=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log to metrics.jsonl, one line each, flushed at once."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+LINES = (
+    ("loss", "loss", ".4f"),
+    ("rewards/accuracies", "pairs ranked as labelled", ".1%"),
+    ("rewards/margins", "reward margin", "+.4f"),
+    ("logps/chosen_change_per_token", "chosen, nats per token", "+.4f"),
+    ("logps/rejected_change_per_token", "rejected, nats per token", "+.4f"),
+    ("reward", "reward of sampled answers", "+.3f"),
+    ("win_rate", "win rate over reference", ".3f"),
+    ("kl", "KL to reference, nats", ".3f"),
+    ("best_reward_at_kl", "best reward at that KL", "+.3f"),
+)
+
+
+def table(before: dict[str, Any], after: dict[str, Any]) -> Table:
+    """The closing table: held-out numbers before and after, with intervals or standard errors."""
+    shown = Table(title=f"Held out: {after['pairs']} pairs", title_justify="left")
+    for column in ("", "before", "after", "95 % interval or s.e."):
+        shown.add_column(column, justify="right" if column in ("before", "after") else "left")
+    for name, words, form in LINES:
+        if name in after:
+            spread = ""
+            if interval := after.get(f"{name}_interval"):
+                spread = f"{interval[0]:{form}} to {interval[1]:{form}}"
+            elif error := after.get(f"{name}_stderr"):
+                spread = f"+- {error:{form.replace('+', '')}}"
+            shown.add_row(words, f"{before[name]:{form}}" if name in before else "", f"{after[name]:{form}}", spread)
+    return shown

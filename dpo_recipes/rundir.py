@@ -1,0 +1,146 @@
+"""What one run leaves on disk, written to a temporary name and renamed, and how it is read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .errors import RecipeError, nearest
+
+PACKAGES = ("dpo-recipes", "torch", "trl", "transformers", "datasets", "peft", "accelerate", "bitsandbytes")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: to a temporary name beside it, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a temporary folder, then rename it to `path`; a failure leaves nothing behind."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        fill(temporary)
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def create(runs: Path, name: str) -> Run:
+    """A new folder runs/<name>-<UTC time>; RecipeError where it cannot be written."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    for attempt in range(100):
+        path = runs / (f"{name}-{stamp}" + (f"-{attempt + 1}" if attempt else ""))
+        try:
+            path.mkdir(parents=True)
+            return Run(path)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RecipeError(
+                f"The run folder {path} cannot be made: {error.strerror}. Choose another place with --runs FOLDER."
+            ) from None
+    raise RecipeError(f"{runs} already holds 100 runs of {name} from this second.")
+
+
+def environment(seed: int, device: dict[str, Any]) -> dict[str, Any]:
+    """Versions, git commit, machine and seed: what is needed to say why two runs differ."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        commit: str | None = answer.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    return {
+        "versions": versions, "python": platform.python_version(), "platform": platform.platform(),
+        "git_commit": commit, "seed": seed, "device": device,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+class Run:
+    """A run folder, finished or not."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        if not self.path.is_dir():
+            parent = self.path.parent
+            near = nearest(self.path.name, [p.name for p in parent.iterdir() if p.is_dir()]) if parent.is_dir() else ""
+            raise RecipeError(f"There is no run folder {self.path}.{near}")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    def _json(self, name: str, lines: bool = False) -> Any:
+        try:
+            text = (self.path / name).read_text(encoding="utf-8")
+            # As one array, so that an error names its line; replies may hold characters that splitlines() splits at.
+            return json.loads("[" + text.rstrip("\n").replace("\n", ",\n") + "]" if lines else text)
+        except FileNotFoundError:
+            raise RecipeError(f"{self.path} has no {name}: the run has not come that far.") from None
+        except ValueError as error:
+            raise RecipeError(f"{self.path / name} is damaged: {error}.") from None
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Dotted key -> {"value", "origin"}, as resolved for this run."""
+        return self._json("recipe.json")
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """Held-out numbers: `before` and `after` training."""
+        return self._json("evaluation.json")
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What was read, kept and dropped."""
+        return self._json("data.json")
+
+    @property
+    def reference(self) -> dict[str, Any]:
+        """Who the reference was."""
+        return self._json("reference.json")
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One dict per logged step, oldest first, with TRL's names; `step` and `epoch` in each."""
+        return self._json("metrics.jsonl", lines=True)
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """Answers of reference and policy to the same held-out prompts."""
+        return self._json("samples.jsonl", lines=True)
+
+    def load_model(self) -> tuple[Any, Any]:
+        """(model, tokenizer): the trained policy, the adapter on its base as it was trained."""
+        from .model import load_trained
+
+        return load_trained(self.path, self.recipe)

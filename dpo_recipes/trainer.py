@@ -1,0 +1,239 @@
+"""RecipeTrainer, and everything that leans on TRL's internals (pinned by tests/test_trl_contract.py)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from datasets.fingerprint import Hasher
+
+# TRL sets the old name of this option itself, so the warning says nothing to a user.
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+# The Trainer's default asks for pinned memory on machines without an accelerator too.
+warnings.filterwarnings("ignore", message=".*pin_memory.* no accelerator is found", category=UserWarning)
+
+from trl import DPOConfig, DPOTrainer  # noqa: E402
+from trl.trainer.utils import hash_module  # noqa: E402
+
+from . import guard, losses  # noqa: E402
+from .errors import RecipeError  # noqa: E402
+from .losses import PairLogps  # noqa: E402
+from .recipe import Recipe  # noqa: E402
+from .settings import Settings  # noqa: E402
+
+# Value of TRL's losses where policy and reference agree (h = 0, both log-ratios 0), from the formulas of
+# `DPOTrainer._compute_loss`; `sft` has none, as it does not compare.
+_LN2 = math.log(2)
+AT_START: dict[str, Callable[[float, float], float]] = {
+    "sigmoid": lambda beta, e: _LN2,
+    "sigmoid_norm": lambda beta, e: _LN2,
+    "hinge": lambda beta, e: 1.0,
+    "ipo": lambda beta, e: 1 / (2 * beta) ** 2,
+    "exo_pair": lambda beta, e: -_LN2 - 0.5 * (math.log1p(-e) + math.log(e)),
+    "nca_pair": lambda beta, e: 2 * _LN2,
+    "robust": lambda beta, e: _LN2,
+    "bco_pair": lambda beta, e: 2 * _LN2,
+    "sppo_hard": lambda beta, e: 0.5 / beta**2,
+    "aot": lambda beta, e: _LN2,
+    "aot_unpaired": lambda beta, e: _LN2,
+    "apo_zero": lambda beta, e: 1.0,
+    "apo_down": lambda beta, e: 1.0,
+    "discopop": lambda beta, e: 0.5 * _LN2 + 0.5,
+}
+
+
+def loss_at_start(recipe: Recipe) -> float | None:
+    """The recipe's whole loss where the policy still equals its reference; None where a part has no fixed value."""
+    if recipe.trl.get("use_weighting"):
+        return None
+    total, smoothing = 0.0, float(recipe.trl.get("label_smoothing", 0.0))
+    for name, weight in recipe.trl_losses.items():
+        if name not in AT_START:
+            return None
+        total += weight * AT_START[name](recipe.beta, smoothing)
+    for plugin, weight in recipe.plugins.values():
+        declared = losses.at_start(plugin, recipe.beta, numbers(plugin, recipe))
+        if declared is None:
+            return None
+        total += weight * declared
+    return total
+
+
+def numbers(plugin: losses.Loss, recipe: Recipe) -> dict[str, Any]:
+    """The recipe's `loss_args` that this plugin takes."""
+    return {k: v for k, v in recipe.loss_args.items() if k in losses.own_numbers(plugin)}
+
+
+def config(arguments: dict[str, Any]) -> DPOConfig:
+    """DPOConfig, its refusals turned into ours."""
+    try:
+        return DPOConfig(**arguments)
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"DPOConfig refuses the recipe: {str(error).strip()}") from error
+
+
+class _Recorder:
+    """Stands in for the model in TRL's `_compute_loss`, and keeps what the one policy forward returned."""
+
+    def __init__(self, model: Any):
+        self.model, self.output = model, None
+
+    def __call__(self, **inputs: Any) -> Any:
+        self.output = self.model(**inputs)
+        return self.output
+
+
+class RecipeTrainer(DPOTrainer):
+    """DPOTrainer with plugin losses, the guard's stops, counted drops and per-pair held-out numbers.
+
+    With TRL's own losses it adds nothing to the maths: the loss sequence is bit-identical to DPOTrainer's.
+    """
+
+    model: Any  # the Trainer declares them optional, and its own arguments
+    args: Any
+    train_dataset: Any
+    eval_dataset: Any
+
+    def __init__(self, *, recipe: Recipe, settings: Settings, **arguments: Any):
+        self.recipe = recipe
+        self.plugins = [(f, w, numbers(f, recipe)) for f, w in recipe.plugins.values()]
+        self.half = settings.autocast is not None
+        self.health = guard.Health(loss_at_start(recipe), same_start=settings.reference != "other model")
+        self.dropped: dict[str, dict[str, int]] = {}
+        self.recorded: list[PairLogps] | None = None
+        super().__init__(**arguments)
+        if self.aux_loss_enabled:
+            self.health.declared = None  # the router's balancing loss comes on top
+        if settings.reference == "other model":
+            self.ref_model = None  # its log-probabilities are in the data now
+        self.add_callback(guard.Watch(self.health))
+
+    def _send_telemetry(self) -> None:
+        """Nothing is sent unless asked."""
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        """TRL's tokenising, then the rows that can teach nothing are dropped, counted instead of silent."""
+        before = len(dataset)
+        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        fits = len(dataset)
+        dataset = dataset.filter(
+            sides_differ,
+            fn_kwargs={"max_length": args.max_length},
+            num_proc=args.dataset_num_proc,
+            desc=f"Comparing the sides of {dataset_name} pairs",
+        )
+        self.dropped[dataset_name] = {
+            "prompt fills max_length": before - fits,
+            "identical after truncation": fits - len(dataset),
+        }
+        if not len(dataset):
+            raise RecipeError(
+                f"No {dataset_name} pair of {before} is left after tokenising with max_length={args.max_length} "
+                f"({self.dropped[dataset_name]}). Raise max_length."
+            )
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        # TRL's cache key is the data and the weights, so a change of ld_alpha or of the precision would return stale
+        # numbers where the data's fingerprint does not hold them.
+        salt = (self.args.ld_alpha, self.args.max_length, self.args.truncation_mode, self.args.bf16, self.args.fp16)
+        plain, self._precompute_model_hash = (
+            self._precompute_model_hash,
+            Hasher.hash((self._precompute_model_hash, salt)),
+        )
+        try:
+            return super()._precompute_ref_logps(dataset, name, batch_size)
+        finally:
+            self._precompute_model_hash = plain
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        """TRL's loss and metrics, plus the plugin terms computed from the log-probabilities that TRL's forward gave."""
+        if "ref_chosen_logps" not in inputs:
+            chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+            inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+        recorder = _Recorder(model)
+        live, self.precompute_ref_logps = self.precompute_ref_logps, True  # "the batch carries the reference"
+        try:
+            result = super()._compute_loss(recorder, inputs, return_outputs)
+        finally:
+            self.precompute_ref_logps = live
+        loss, outputs = result if return_outputs else (result, None)
+        pairs = self._pairs(recorder.output, inputs)
+        for function, weight, own in self.plugins:
+            loss = loss + weight * function(pairs, beta=self.beta, **own).mean()
+        self._watch(loss, pairs.map(torch.Tensor.detach), inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _pairs(self, output: Any, inputs: dict[str, Any]) -> PairLogps:
+        mask = inputs["completion_mask"][:, 1:]
+        per_token = output.log_probs[:, -mask.size(1) :]
+        chosen_tokens, rejected_tokens = mask.sum(dim=1).chunk(2)
+        if self.ld_alpha is not None:  # LD-DPO (2409.06411): tokens past the shorter side's length count ld_alpha
+            shared = torch.minimum(chosen_tokens, rejected_tokens).repeat(2).unsqueeze(1)
+            per_token = torch.where(mask.cumsum(dim=1) <= shared, per_token, self.ld_alpha * per_token)
+        chosen, rejected = per_token.sum(dim=1).chunk(2)
+        return PairLogps(
+            policy_chosen=chosen,
+            policy_rejected=rejected,
+            reference_chosen=inputs["ref_chosen_logps"],
+            reference_rejected=inputs["ref_rejected_logps"],
+            chosen_tokens=chosen_tokens,
+            rejected_tokens=rejected_tokens,
+        )
+
+    def _watch(self, loss: torch.Tensor, pairs: PairLogps, inputs: dict[str, Any]) -> None:
+        if not bool(torch.isfinite(loss.detach())):
+            index = guard.first_bad_pair(pairs)
+            sides = [inputs["input_ids"][i][inputs["attention_mask"][i].bool()] for i in (index, index + len(pairs.h))]
+            chosen, rejected = (self._tokenizer.decode(side)[:2000] for side in sides)
+            raise RecipeError(
+                f"The loss is {loss.item()} at step {self.state.global_step}. Suspects: weights in float16, a learning "
+                "rate far too high, or an attention kernel. The pair that shows it:\n"
+                f"--- chosen ({pairs.policy_chosen[index].item():.4g} nats)\n{chosen}\n"
+                f"--- rejected ({pairs.policy_rejected[index].item():.4g} nats)\n{rejected}"
+            )
+        if self.model.training:
+            reason = None
+            if self.state.global_step == 0 and self.health.same_start:
+                reason = guard.start_is_identity(pairs, loss.item(), self.health.declared, self.half)
+            if reason:
+                raise RecipeError(reason)
+            if self.health.full_steps and not self.health.largest_reward:
+                self.health.largest_reward = max(
+                    pairs.chosen_logratios.abs().max().item(), pairs.rejected_logratios.abs().max().item()
+                )
+        elif self.recorded is not None:
+            self.recorded.append(pairs.map(self.accelerator.gather_for_metrics))
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """(trainable, all) parameters; 4-bit weights count as the numbers they hold, a reference copy not at all."""
+        parameters = [(n, p) for n, p in self.model.named_parameters() if ".ref." not in n]
+        sizes = [
+            (p.requires_grad, p.numel() * (2 if p.__class__.__name__ == "Params4bit" else 1)) for _, p in parameters
+        ]
+        return sum(n for trains, n in sizes if trains), sum(n for _, n in sizes)
+
+    def fingerprint(self) -> str:
+        """A hash of the reference's weights (with a new adapter, which starts as nothing, those of the policy)."""
+        return self._precompute_model_hash or hash_module(self.ref_model or self.model)
+
+    def held_out(self) -> tuple[dict[str, float], PairLogps]:
+        """(TRL's metrics over the held-out pairs without their `eval_` prefix, the log-probabilities of every pair)."""
+        self.recorded = []
+        with torch.random.fork_rng():  # a data loader draws from the global generator
+            metrics = self.evaluate()
+        pairs, self.recorded = self.recorded, None
+        together = PairLogps(
+            **{n: torch.cat([getattr(p, n) for p in pairs]).double().cpu() for n in PairLogps.__dataclass_fields__}
+        )
+        return {key.removeprefix("eval_"): value for key, value in metrics.items()}, together
+
+
+def sides_differ(row: dict[str, Any], max_length: int | None) -> bool:
+    """Whether the two sides of a tokenised pair still differ where `max_length` cuts them (prompt first)."""
+    room = None if max_length is None else max_length - len(row["prompt_ids"])
+    return row["chosen_ids"][:room] != row["rejected_ids"][:room]

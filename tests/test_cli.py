@@ -1,0 +1,255 @@
+"""The verbs at the command line: what they print, how they exit, and that nothing typed wrong is a traceback."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpo_recipes import cli
+from dpo_recipes.catalogue import names
+from dpo_recipes.errors import RecipeError
+
+RECIPE = "smollm3_ultrafeedback"
+SHIPPED = list(names())
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def dpo(monkeypatch, capsys):
+    """dpo("show", "x", columns=80) -> (exit code, standard output, standard error)."""
+
+    def call(*args: str, columns: int = 160) -> tuple[int, str, str]:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys, "argv", ["dpo-recipes", *args])
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(exited.value.code or 0), out, err
+
+    return call
+
+
+# What a newcomer types wrong, and what comes back on standard error.
+TYPOS: list[tuple[list[str], str]] = [
+    (["trian", RECIPE], "No such command 'trian'. Did you mean 'train'?"),
+    (["show"], "Missing argument 'RECIPE'."),
+    (["list", "extra"], "unexpected extra argument"),
+    (["list", "--jsn"], "No such option: --jsn"),
+    (["--versio"], "No such option: --versio"),
+    (["new"], "Missing argument 'NAME'."),
+    (
+        ["new", "foo-bar", "--from", RECIPE],
+        "error: 'foo-bar' cannot be a recipe's name: letters, digits and _, such as foo_bar.",
+    ),
+    (["new", "x", "--from", "smollm3_ultrafeedbak"], "Did you mean 'smollm3_ultrafeedback'?"),
+    (["train", RECIPE, "--runs"], "Option '--runs' requires an argument."),
+    (["train", RECIPE, "--run", "x"], "error: --run is not an option of this command. Did you mean '--runs'?"),
+    (["show", RECIPE, "--jsno"], "error: --jsno is not an option of this command. Did you mean '--json'?"),
+    (
+        ["train", "smollm3_ultrafeedbak"],
+        "error: There is no recipe 'smollm3_ultrafeedbak'. Did you mean 'smollm3_ultrafeedback'?",
+    ),
+    (["train", "./nope.py"], "error: There is no recipe file './nope.py'. Recipes by name: "),
+    (["train", "."], "error: There is no recipe file '.'. It is a folder, with no recipe file in it."),
+    (
+        ["train", RECIPE, "--beta", "0.05"],
+        "error: --beta is not an option. Values of the recipe are written KEY=VALUE, without dashes: beta=0.05",
+    ),
+    (["train", RECIPE, "--betta"], "without dashes. Did you mean 'beta'?"),
+    (["train", RECIPE, "beta", "0.05"], "error: 'beta' lacks its value: write beta=0.05, without spaces around the =."),
+    (["train", RECIPE, "beta=abc"], "error: beta='abc' has the wrong type: expected a number such as 0.1 or 5e-7."),
+    (["train", RECIPE, "betta=0.05"], "error: betta is not a field of the recipe. Did you mean 'beta'?"),
+    (["train", RECIPE, "beta=0.1", "beta=0.2"], "error: beta is set twice, to '0.1' and to '0.2': keep one."),
+    (["train", RECIPE, "max_prompt_length=512"], "max_prompt_length is gone since TRL 0.29: set max_length"),
+    (["train", RECIPE, "trl.lr_scheduler_type=cosin"], "Did you mean 'cosine'?"),
+    (
+        ["train", RECIPE, "trl.eval_steps=10"],
+        "error: trl.eval_steps=10 would do nothing here: read with eval_strategy='steps' only.",
+    ),
+    (
+        ["train", RECIPE, "loss=sigmod"],
+        "error: Recipe.loss='sigmod' is neither TRL's nor ours. Did you mean 'sigmoid'?",
+    ),
+    (["train", RECIPE, "adapter=lorra"], "error: adapter='lorra': expected none, lora or qlora. Did you mean 'lora'?"),
+    (["train", RECIPE, "global_batch_size=7"], "micro_batch_size=4 does not divide the 7 pairs per device and step"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), TYPOS, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_a_typo_is_a_message_and_exit_code_2(dpo, args, message):
+    code, out, err = dpo(*args)
+    assert (code, out) == (2, "") and message in err and "Traceback" not in err
+    if err.startswith("error: "):
+        assert err.count("\n") == 1
+
+
+def test_a_broken_recipe_file_is_exit_code_1_with_its_line(dpo, here):
+    (here / "bad.py").write_text("from dpo_recipes import Recipe\nrecipe = Recipe(model='[red]m', warmup_ratio=0.1)\n")
+    code, out, err = dpo("show", "bad.py")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {here / 'bad.py'}, line 2: Recipe has no field 'warmup_ratio'. warmup_ratio is gone")
+
+
+def test_nothing_typed_is_the_help(dpo):
+    code, out, err = dpo()
+    assert code == 2 and "Usage: " in out + err and "train" in out + err
+
+
+def test_help_is_short_and_grouped(dpo):
+    code, out, _ = dpo("--help", columns=80)
+    assert code == 0 and len(out.splitlines()) < 30 and max(map(len, out.splitlines())) <= 80
+    assert [out.index(panel) for panel in ("Look", "Make your own", "Run")] == sorted(
+        out.index(panel) for panel in ("Look", "Make your own", "Run")
+    )
+    assert "Start with: dpo-recipes train quickstart" in out and "completion" not in out
+    for verb in ("list", "show", "new", "train"):
+        code, out, _ = dpo(verb, "--help", columns=80)
+        assert code == 0 and f" {verb} [OPTIONS]" in out and len(out.splitlines()) < 25
+    assert dpo("-h")[0] == 0
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 149, 150, 200])
+def test_list_fits_the_terminal_and_cuts_no_name(dpo, columns):
+    code, out, _ = dpo("list", columns=columns)
+    lines = out.splitlines()
+    assert code == 0 and max(map(len, lines)) <= columns
+    for name in SHIPPED:
+        [line] = [line for line in lines if line.startswith(name + " ")]
+        following = lines[lines.index(line) + 1] if columns < 150 else line
+        assert "sigmoid" in following
+    assert ("adapter" in lines[0]) is (columns >= 150)
+    words = " ".join(out.split())
+    assert "HuggingFaceTB/SmolLM3-3B" in words and ("LoRA r=32" in words)
+
+
+def test_list_shows_a_broken_file_as_broken(dpo, here):
+    (here / "recipes").mkdir()
+    (here / "recipes/a_broken.py").write_text("import no_such_module\n")
+    for columns in (80, 200):
+        code, out, _ = dpo("list", columns=columns)
+        assert code == 0 and "a_broken" in out and "broken: line 1: ModuleNotFoundError" in " ".join(out.split())
+
+
+def test_list_as_json(dpo):
+    code, out, err = dpo("list", "--json")
+    rows = json.loads(out)
+    assert (code, err) == (0, "") and [row["name"] for row in rows] == SHIPPED
+    assert all(list(row) == ["name", "model", "data", "loss", "adapter", "what"] for row in rows)
+
+
+def test_show_prints_values_origins_and_differences(dpo):
+    code, out, err = dpo("show", RECIPE, "beta=0.3", "trl.max_grad_norm=0.5", columns=80)
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert (code, err) == (0, "") and max(map(len, out.splitlines())) <= 80
+    assert lines[0] == "smollm3_ultrafeedback on cpu: 16 pairs a step = 4 pairs x 4 accumulation"
+    for line in ("field value origin",
+                 "beta 0.3 command line", "adapter.r 32 recipe file", "adapter.alpha 64 mode default",
+                 "seed 42 default", "data.path HuggingFaceH4/ultrafeedback_binarized recipe file",
+                 "trl.max_grad_norm 0.5 command line",
+                 "Different from TRL's defaults:", "DPOConfig this recipe TRL's default", "max_grad_norm 0.5 1.0",
+                 "beta 0.3 0.1",
+                 "gradient_accumulation_steps 4 1", "lr_scheduler_type cosine linear"):  # fmt: skip
+        assert line in lines, line
+
+
+def test_show_prints_values_as_they_are(dpo):
+    assert "data.eval [bold]test " in " ".join(dpo("show", RECIPE, "data.eval=[bold]test")[1].split())
+    long = "x" * 300
+    assert long in "".join(
+        dpo("show", RECIPE, f"model={long}", columns=80)[1].replace("recipe file", "").split()
+    ).replace("commandline", "")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_show_as_json_is_one_value_and_nothing_else(dpo, name):
+    code, out, err = dpo("show", name, "--json", "beta=0.3")
+    shown = json.loads(out)
+    assert (code, err) == (0, "") and shown["name"] == name
+    assert shown["recipe"]["beta"] == {"value": 0.3, "origin": "command line"}
+    assert shown["trl"]["beta"] == {"value": 0.3, "default": 0.1} and "step" in shown
+
+
+def test_new_forks_and_says_what_next_and_never_overwrites(dpo, here):
+    code, out, _ = dpo("new", "mine", "--from", RECIPE)
+    assert (code, out) == (0, "recipes/mine.py is yours. Edit it, then: dpo-recipes train mine\n")
+    assert "dpo-recipes train mine" in (here / "recipes/mine.py").read_text()
+    assert dpo("show", "mine")[0] == 0
+    code, out, err = dpo("new", "mine", "--from", RECIPE)
+    assert (code, out) == (2, "") and "recipes/mine.py exists already and stays as it is" in err
+
+
+def test_new_starts_from_the_quickstart(dpo):
+    assert dpo("new", "mine")[0] == 0 and json.loads(dpo("show", "mine", "--json")[1])["recipe"]["prepare"]["value"]
+
+
+def test_version(dpo, monkeypatch):
+    import importlib.metadata
+
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: f"{name} 1.2.3")
+    assert dpo("--version")[:2] == (0, "dpo-recipes 1.2.3\n")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Stands in for training: a list of (recipe, runs), or what `trained.fails` says."""
+
+    class Calls(list):
+        fails: BaseException | None = None
+
+    calls = Calls()
+
+    def fake(recipe, *, runs):
+        calls.append((recipe, runs))
+        if calls.fails:
+            raise calls.fails
+
+    monkeypatch.setattr(importlib.import_module("dpo_recipes.train"), "train", fake)
+    return calls
+
+
+def test_train_gets_the_recipe_with_its_changes(dpo, trained):
+    args = ("beta=0.05", "adapter.r=64", "data.train=train", "trl.max_grad_norm=0.5", "--runs", "elsewhere")
+    assert dpo("train", RECIPE, *args)[0] == 0
+    [(recipe, runs)] = trained
+    assert (recipe.beta, recipe.adapter.r, recipe.data.train, recipe.trl["max_grad_norm"]) == (0.05, 64, "train", 0.5)
+    assert runs == Path("elsewhere") and recipe.name == RECIPE
+    dpo("train", RECIPE, "adapter=none")
+    assert trained[1][0].adapter is None and trained[1][1] == Path("runs")
+
+
+def test_exit_codes_of_a_run(dpo, trained):
+    trained.fails = RecipeError("the data are [gone]")
+    assert dpo("train", RECIPE) == (1, "", "error: the data are [gone]\n")
+    trained.fails = KeyboardInterrupt()
+    code, _, err = dpo("train", RECIPE)
+    assert code == 130 and err == "\nStopped. What is in the run folder stays there.\n"
+
+
+def test_a_bug_of_ours_is_a_traceback(monkeypatch, trained):
+    trained.fails = ZeroDivisionError("ours")
+    monkeypatch.setattr(sys, "argv", ["dpo-recipes", "train", RECIPE])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_a_terminal_that_is_not_utf_8_is_no_traceback(here):
+    import subprocess
+
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    (here / "recipes").mkdir()
+    (here / "recipes/a.py").write_text(
+        '"""Über."""\nfrom dpo_recipes import *\nrecipe = Recipe(model="m", data=Data("d"))\n', "utf-8"
+    )
+    done = subprocess.run([sys.executable, "-m", "dpo_recipes", "list"], env=env, capture_output=True, cwd=here)
+    assert done.returncode == 0 and b"?ber." in done.stdout and done.stderr == b""

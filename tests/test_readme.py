@@ -1,0 +1,120 @@
+"""Nothing printed in the README can rot: its commands run, its code runs, its recipe and file names are the real ones."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_model, make_pairs, write_jsonl
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# "$ command" lines of the console blocks, each with the output printed under it.
+BLOCKS = re.findall(r"```console\n(.*?)```", README, re.S)
+COMMANDS = [line[2:] for block in BLOCKS for line in block.splitlines() if line.startswith("$ ")]
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of the project whose .venv is this interpreter's, so that make installs nothing."""
+    folder = tmp_path_factory.mktemp("checkout") / "dpo-recipes"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "*cache*", "__pycache__"))
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    (folder / ".venv" / ".installed").touch()
+    make_model(folder / "my_model")
+    write_jsonl(folder / "my_pairs.jsonl", make_pairs(40))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ran(checkout) -> dict[str, subprocess.CompletedProcess]:
+    """Every command of the README, run in order in one checkout; test and lint are run by CI itself, here only named."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"}
+    environment.pop("MAKEFLAGS", None), environment.pop("MAKELEVEL", None)
+    results = {}
+    for command in COMMANDS:
+        words = command.split(" #")[0]
+        if re.match(r"make (test|lint)", words):
+            words = words.replace("make", "make --dry-run")
+        if words.startswith(("git clone", "cd ", "pip install")):
+            continue
+        results[command] = subprocess.run(  # the README's own text, not a user's
+            ["bash", "-c", words], cwd=checkout, env=environment, capture_output=True, text=True, timeout=400
+        )
+    return results
+
+
+def test_the_first_screen_holds_the_two_commands():
+    assert COMMANDS.index("make train") < 5 and "make test" in COMMANDS
+
+
+def test_every_command_does_what_the_readme_says(ran):
+    for command, result in ran.items():
+        offline = "error:" in README.split(f"$ {command}\n", 1)[1].split("\n", 1)[0]
+        assert result.returncode == (1 if offline else 0), f"{command}\n{result.stdout}\n{result.stderr}"
+        assert "Traceback" not in result.stdout + result.stderr
+
+
+def numbers_out(text: str) -> str:
+    """The words of an output without what differs from run to run: numbers, times, paths, bars."""
+    return re.sub(r"[\d.,:%+\-−–/~]+|\S*(?:runs|cache)\S*|[━╇┃│┏┓┗┛┡┩─]+|\s+", " ", text).strip()
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_the_output_shown_is_the_output_printed(ran, block):
+    command = ""
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            command = line[2:]
+        elif line.strip() and line.strip() != "..." and command in ran and not re.match(r"make (test|lint)", command):
+            printed = numbers_out(ran[command].stdout + ran[command].stderr)
+            assert numbers_out(line) in printed, f"{command} does not print: {line}\n{printed}"
+
+
+def test_the_quickstart_reaches_what_the_readme_claims(ran, checkout):
+    from dpo_recipes import Run
+
+    run = Run(sorted((checkout / "runs").glob("quickstart-*"))[0])
+    before, after = run.evaluation["before"], run.evaluation["after"]
+    assert after["win_rate"] >= 0.68
+    assert after["reward"] - before["reward"] >= 0.5
+    assert 0 < after["kl"] < 2 and before["reward"] < after["reward"] < after["best_reward_at_kl"]
+    assert after["rewards/accuracies_interval"][0] > 0.7
+
+
+def test_python_blocks_run(checkout, ran):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert blocks
+    runnable = [b for b in blocks if "# recipes/" not in b.splitlines()[0]]
+    for block in runnable:
+        result = subprocess.run([sys.executable, "-c", block], cwd=checkout, capture_output=True, text=True, timeout=400)
+        assert result.returncode == 0, f"{block}\n{result.stderr}"
+
+
+def test_the_recipe_shown_whole_is_the_file():
+    shown = re.search(r"```python\n# recipes/(\w+\.py)\n(.*?)```", README, re.S)
+    assert shown and shown[2].strip() == (ROOT / "recipes" / shown[1]).read_text(encoding="utf-8").strip()
+
+
+def test_every_file_of_the_package_is_in_the_tree_with_a_phrase():
+    tree = dict(re.findall(r"^  (\w+\.py) +(\S.*)$", README, re.M))
+    real = {p.name for p in (ROOT / "dpo_recipes").glob("*.py")} - {"__main__.py"}
+    assert set(tree) == real
+
+
+def test_recipes_and_losses_and_verbs_are_all_named():
+    from dpo_recipes.catalogue import SHIPPED
+    from dpo_recipes.cli import app
+    from dpo_recipes.losses import LOSSES
+
+    for name in [*(p.stem for p in SHIPPED.glob("*.py")), *LOSSES]:
+        assert f"`{name}`" in README, name
+    for command in app.registered_commands:
+        name = (command.name or command.callback.__name__).rstrip("_")
+        assert f"`{name}`" in README, name

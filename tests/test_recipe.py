@@ -1,0 +1,257 @@
+"""Recipe, Data, LoRA, QLoRA: frozen, keyword-only, inert; every field acts or is refused."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dpo_recipes
+from dpo_recipes import Data, LoRA, QLoRA, Recipe
+from dpo_recipes.errors import RecipeError, UsageError
+from dpo_recipes.losses import LOSSES, TRL_LOSSES
+from dpo_recipes.recipe import expected, fits, hints
+from dpo_recipes.settings import Device, dpo_config, resolve
+
+PACKAGE = Path(dpo_recipes.__file__).parent
+GPU = Device("cuda", bf16=True, processes=1)
+
+
+def make(**changes: Any) -> Recipe:
+    return Recipe(**{"model": "m", "data": Data("d"), "adapter": LoRA(), **changes})
+
+
+def fill(folder: Path, seed: int) -> None:
+    pass
+
+
+def reward(prompt: str, completion: str) -> float:
+    return 0.0
+
+
+# Every field: a value other than its default, what must stand beside it, and what it changes: the DPOConfig and
+# settings of the run ("run"), or the file that reads it.
+ACTS: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "model": ("other", {}, "train.py"),
+    "data": (Data("other"), {}, "train.py"),
+    "revision": ("v2", {}, "model.py"),
+    "adapter": (None, {}, "run"),
+    "reference": ("other", {}, "run"),
+    "loss": ("hinge", {}, "run"),
+    "loss_args": ({"label_smoothing": 0.2}, {"loss": "cdpo"}, "trainer.py"),
+    "beta": (0.3, {}, "run"),
+    "learning_rate": (1e-4, {}, "run"),
+    "global_batch_size": (64, {}, "run"),
+    "micro_batch_size": (8, {}, "run"),
+    "num_train_epochs": (2.5, {}, "run"),
+    "max_length": (None, {}, "run"),
+    "dtype": ("float32", {}, "run"),
+    "attn_implementation": ("eager", {}, "model.py"),
+    "trust_remote_code": (True, {}, "run"),
+    "seed": (7, {}, "run"),
+    "reward": (reward, {}, "train.py"),
+    "prepare": (fill, {"model": "{prepared}/m"}, "hub.py"),
+    "trl": ({"max_grad_norm": 0.5}, {}, "run"),
+    "Data.path": ("other", {}, "train.py"),
+    "Data.train": ("train[:10]", {}, "data.py"),
+    "Data.eval": ("test", {}, "data.py"),
+    "Data.subset": ("en", {}, "sources.py"),
+    "Data.data_dir": ("harmless-base", {}, "sources.py"),
+    "Data.revision": ("v2", {}, "sources.py"),
+    "Data.format": ("text", {}, "data.py"),
+    "Data.chat_template": ("{{ x }}", {}, "model.py"),
+    "Data.chat_template_kwargs": ({"enable_thinking": False}, {}, "model.py"),
+    "Data.template_date": ("2025-07-08", {}, "model.py"),
+    "Data.max_dropped": (0.5, {}, "data.py"),
+    "LoRA.r": (64, {}, "model.py"),
+    "LoRA.alpha": (8, {}, "model.py"),
+    "LoRA.dropout": (0.1, {"trl": {"disable_dropout": False}}, "model.py"),
+    "LoRA.target_modules": (["q_proj"], {}, "model.py"),
+    "LoRA.use_rslora": (True, {}, "model.py"),
+    "LoRA.use_dora": (True, {}, "model.py"),
+    "LoRA.continue_from": ("runs/x/model", {}, "run"),
+    "QLoRA.double_quant": (False, {}, "model.py"),
+}
+FIELDS = [
+    *(f.name for f in dataclasses.fields(Recipe)),
+    *(f"Data.{f.name}" for f in dataclasses.fields(Data)),
+    *(f"LoRA.{f.name}" for f in dataclasses.fields(LoRA)),
+    *(f"QLoRA.{name}" for name in hints(QLoRA).keys() - hints(LoRA).keys()),
+]
+
+
+def run(recipe: Recipe) -> tuple[Any, ...]:
+    settings = resolve(recipe, GPU)
+    return settings, dpo_config(recipe, settings, "")
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_changes_the_run_or_is_read(field):
+    value, beside, where = ACTS[field]
+    owner, _, name = field.rpartition(".")
+    if owner == "Data":
+        changed = make(data=Data(**{"path": "d", name: value}), **beside)
+    elif owner:
+        changed = make(adapter={"LoRA": LoRA, "QLoRA": QLoRA}[owner](**{name: value}), **beside)
+    else:
+        changed = make(**{name: value, **beside})
+    assert changed != make(**beside) if field != "prepare" else changed.prepare is fill
+    if where == "run":
+        assert run(changed) != run(make(**beside))
+    else:
+        read = ast.walk(ast.parse((PACKAGE / where).read_text(encoding="utf-8")))
+        assert name in {getattr(n, "attr", getattr(n, "value", None)) for n in read}, f"{where} does not read {field}"
+
+
+@pytest.mark.parametrize("cls", [Recipe, Data, LoRA, QLoRA])
+def test_values_are_frozen_keyword_only_and_compare_by_their_fields(cls):
+    kwargs = {Recipe: {"model": "m", "data": Data("d")}, Data: {"path": "d"}}.get(cls, {})
+    value = cls(**kwargs)
+    for f in dataclasses.fields(cls):
+        assert f.kw_only or (cls, f.name) == (Data, "path")
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, f.name, None)
+    assert value == cls(**kwargs) and value.given == set(kwargs)
+
+
+def test_evolve_keeps_what_was_given_and_what_was_not():
+    changed = LoRA(r=8).evolve(alpha=4)
+    assert changed == LoRA(r=8, alpha=4) and changed.given == {"r", "alpha"}
+    assert changed.evolve("r") == LoRA(alpha=4) and changed.evolve("r").given == {"alpha"}
+
+
+def test_names_of_losses_and_weights():
+    def mine(pairs, *, beta):
+        return pairs.h
+
+    recipe = make(loss={"sigmoid": 1, "cdpo": 0.5, mine: 2.0})
+    assert recipe.loss_names == {"sigmoid", "cdpo", "mine"}
+    assert recipe.trl_losses == {"sigmoid": 1}
+    assert recipe.plugins == {"cdpo": (LOSSES["cdpo"], 0.5), "mine": (mine, 2.0)}
+    assert make(loss="hinge").weights == {"hinge": 1.0} and make().name == "recipe"
+
+
+@pytest.mark.parametrize("loss", [*TRL_LOSSES, *LOSSES])
+def test_every_known_loss_makes_a_recipe(loss):
+    beside = {"exo_pair": {"trl": {"label_smoothing": 1e-3}}}.get(loss, {})
+    assert run(make(loss=loss, micro_batch_size=4, **beside))
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"model": ""}, "Recipe.model='' is empty: expected text."),
+    ({"model": None}, "Recipe.model=None has the wrong type: expected text."),
+    ({"data": "d"}, "Recipe.data='d' has the wrong type: expected Data(...)."),
+    ({"adapter": LoRA}, "Recipe.adapter=LoRA has the wrong type: expected LoRA(...) or QLoRA(...) or none."),
+    ({"adapter": True}, "Recipe.adapter=True has the wrong type: expected LoRA(...) or QLoRA(...) or none."),
+    ({"beta": "0.1"}, "Recipe.beta='0.1' has the wrong type: expected a number such as 0.1 or 5e-7."),
+    ({"beta": True}, "Recipe.beta=True has the wrong type: expected a number such as 0.1 or 5e-7."),
+    ({"beta": 0}, "Recipe.beta=0 is not a positive, finite number."),
+    ({"beta": math.nan}, "Recipe.beta=nan is not a positive, finite number."),
+    ({"learning_rate": -1.0}, "Recipe.learning_rate=-1.0 is not a positive, finite number."),
+    ({"num_train_epochs": math.inf}, "Recipe.num_train_epochs=inf is not a positive, finite number."),
+    ({"global_batch_size": 0}, "Recipe.global_batch_size=0 is too small: at least 1."),
+    ({"global_batch_size": 1.0}, "Recipe.global_batch_size=1.0 has the wrong type: expected a whole number."),
+    ({"micro_batch_size": -2}, "Recipe.micro_batch_size=-2 is too small: at least 1."),
+    ({"max_length": 1}, "Recipe.max_length=1 is too small: at least 2."),
+    ({"seed": -1}, "Recipe.seed=-1 is no seed: they lie in [0, 2**32)."),
+    ({"seed": 2**32}, "is no seed: they lie in [0, 2**32)."),
+    ({"dtype": "bf16"}, "Recipe.dtype='bf16' is not one of auto, float32, bfloat16, float16. Did you mean 'bfloat16'?"),
+    ({"dtype": "float16", "adapter": None}, "in full fine-tuning turns the weights to NaN"),
+    ({"dtype": "float32", "adapter": QLoRA()}, "does nothing under QLoRA, which computes in bf16: delete it."),
+    ({"trust_remote_code": 1}, "Recipe.trust_remote_code=1 has the wrong type: expected true or false."),
+    ({"trl": ["x"]}, "Recipe.trl=['x'] has the wrong type: expected a dict such as {'name': value}."),
+    ({"trl": {1: 2}}, "Recipe.trl={1: 2} has the wrong type"),
+    ({"loss": ["sigmoid"]}, "expected text or a dict such as {'sigmoid': 1.0, 'sft': 0.1} or a function."),
+    ({"loss": "sft", "beta": 0.2}, "Recipe.beta=0.2 does nothing: loss='sft' is plain likelihood and reads no beta."),
+    ({"loss": "exo_pair"}, "loss='exo_pair' needs trl.label_smoothing above 0; the EXO paper uses 0.001."),
+    ({"loss": "robust", "trl": {"label_smoothing": 0.5}}, "trl.label_smoothing=0.5 must lie below 0.5"),
+    ({"loss_args": {"x": 1}}, "Recipe.loss_args.x=1 is read by no loss of ['sigmoid']."),
+    ({"reward": lambda text: 0.0}, "Recipe.reward=<lambda> is called as reward(prompt, completion), which cannot work"),
+    ({"reward": 1.0}, "Recipe.reward=1.0 has the wrong type: expected a function or none."),
+    ({"prepare": lambda: None, "model": "{prepared}"}, "is called as prepare(folder, seed), which cannot work"),
+    (
+        {"prepare": fill},
+        "Recipe.prepare=fill would fill {prepared}, which model, data.path and reference do not name",
+    ),
+    ({"model": "{prepared}/m"}, "Recipe.model, data.path or reference names {prepared}, but no `prepare` fills it."),
+    ({"adapter": LoRA(dropout=0.1)}, "adapter.dropout=0.1 would do nothing: TRL disables all dropout."),
+    ({"trl": {"sync_ref_model": True}}, "it needs adapter=None, reference=None and no precompute_ref_log_probs."),
+    ({"adapter": None, "reference": "x", "trl": {"sync_ref_model": True}}, "trl.sync_ref_model moves a copy"),
+    ({"adapter": None, "trl": {"precompute_ref_log_probs": False}}, "would keep a second model in memory"),
+    ({"reference": "x", "trl": {"precompute_ref_log_probs": False}}, "would keep a second model in memory"),
+    ({"num_train_epochs": 2, "trl": {"max_steps": 5}}, "Recipe.num_train_epochs=2 does nothing beside trl.max_steps"),
+    ({"trl": {"beta": 0.2}}, "trl.beta has a place of its own: set beta. One value, one place."),
+    ({"loss": "cdpo", "trl": {"ld_alpha": 0.5}}, "would never reach the plugin loss in ['cdpo']"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_what_cannot_work_or_does_nothing_is_refused(changes, message):
+    with pytest.raises(UsageError) as error:
+        make(**changes)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "kwargs", "message"),
+    [
+        (Data, {"eval": 1.0}, "Data.eval=1.0 is no share to hold out: it lies between 0 and 1, or names a split."),
+        (Data, {"eval": ""}, "Data.eval='' is empty: expected text or a number such as 0.1 or 5e-7."),
+        (Data, {"max_dropped": 5}, "Data.max_dropped=5 is no share: it lies between 0 and 1."),
+        (Data, {"format": "texts"}, "is not one of preference, text, ultrafeedback, hh_rlhf. Did you mean 'text'?"),
+        (Data, {"template_date": "2025-02-31"}, "is not a date as YYYY-MM-DD, such as 2025-07-08."),
+        (Data, {"template_date": "20250708"}, "is not a date as YYYY-MM-DD"),
+        (Data, {"chat_template_kwargs": None}, "expected a dict such as {'name': value}."),
+        (LoRA, {"r": 0}, "LoRA.r=0 is too small: a rank is at least 1."),
+        (LoRA, {"alpha": 0}, "LoRA.alpha=0 is too small: it is at least 1."),
+        (LoRA, {"dropout": 1.0}, "LoRA.dropout=1.0 does not lie in [0, 1)."),
+        (LoRA, {"target_modules": []}, "LoRA.target_modules=[] names no module: 'all-linear' is a start."),
+        (LoRA, {"target_modules": "all_linear"}, "names no module. Did you mean 'all-linear'?"),
+        (LoRA, {"target_modules": ["q_proj", "lm_head"]}, "would never train the head, whose weight TRL reads past"),
+        (QLoRA, {"target_modules": ("q_proj",)}, "expected text or a list such as ['q_proj', 'v_proj']."),
+        (
+            QLoRA,
+            {"r": 8, "continue_from": "x"},
+            "QLoRA.r cannot be set beside continue_from: the adapter in 'x' brings",
+        ),
+    ],
+)
+def test_parts_refuse_too(cls, kwargs, message):
+    with pytest.raises(UsageError) as error:
+        cls(**({"path": "d"} if cls is Data else {}) | kwargs)
+    assert message in str(error.value)
+
+
+def test_a_continued_qlora_may_still_choose_its_quantisation():
+    assert QLoRA(double_quant=False, continue_from="x").given == {"double_quant", "continue_from"}
+
+
+def test_a_loss_function_of_another_shape_is_the_files_error():
+    def mine(pairs, beta):
+        return pairs.h
+
+    with pytest.raises(RecipeError, match=r"it is mine\(pairs, beta\)\. Write `def mine\(pairs, \*, beta, \.\.\.\)`"):
+        make(loss=mine)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "holds", "words"),
+    [
+        (1, float, True, "a number such as 0.1 or 5e-7"),
+        (True, float, False, "a number such as 0.1 or 5e-7"),
+        (True, int, False, "a whole number"),
+        (1, bool, False, "true or false"),
+        (None, int | None, True, "a whole number or none"),
+        (["a"], str | list[str], True, "text or a list such as ['q_proj', 'v_proj']"),
+        ([1], str | list[str], False, "text or a list such as ['q_proj', 'v_proj']"),
+        ({"a": 1}, dict[str, Any], True, "a dict such as {'name': value}"),
+        ({1: 1}, dict[str, Any], False, "a dict such as {'name': value}"),
+        (len, hints(Recipe)["reward"], True, "a function or none"),
+    ],
+)
+def test_types_and_their_words(value, hint, holds, words):
+    assert fits(value, hint) is holds and expected(hint) == words
