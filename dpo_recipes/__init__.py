@@ -13,21 +13,12 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 # Public name -> (module, name in it); imported on first use, so that `import dpo_recipes` costs nothing.
 _PUBLIC = {
-    "Recipe": ("recipe", "Recipe"),
-    "Data": ("recipe", "Data"),
-    "LoRA": ("recipe", "LoRA"),
-    "QLoRA": ("recipe", "QLoRA"),
-    "PairLogps": ("losses", "PairLogps"),
-    "conformance": ("losses", "conformance"),
-    "RecipeError": ("errors", "RecipeError"),
-    "load": ("catalogue", "load"),
-    "apply": ("overrides", "apply"),
-    "list": ("catalogue", "rows"),
-    "show": ("settings", "show"),
-    "new": ("catalogue", "new"),
-    "train": ("train", "train"),
-    "Run": ("rundir", "Run"),
-}
+    **{name: ("recipe", name) for name in ("Recipe", "Data", "LoRA", "QLoRA")},
+    **{name: ("losses", name) for name in ("PairLogps", "conformance")},
+    "load": ("catalogue", "load"), "list": ("catalogue", "rows"), "new": ("catalogue", "new"),
+    "apply": ("overrides", "apply"), "show": ("settings", "show"), "RecipeError": ("errors", "RecipeError"),
+    "train": ("train", "train"), "Run": ("rundir", "Run"),
+}  # fmt: skip
 __all__ = list(_PUBLIC)
 
 
@@ -42,9 +33,8 @@ class _Package(ModuleType):
     """A verb is a function that lives in a module of the same name; importing the module must not hide the function."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _PUBLIC and _PUBLIC[name][0] == name and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
+        own = isinstance(value, ModuleType) and _PUBLIC.get(name, ("",))[0] == name
+        super().__setattr__(name, getattr(value, name) if own else value)
 
 
 sys.modules[__name__].__class__ = _Package

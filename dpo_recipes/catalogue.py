@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import hashlib
 import importlib.util
 import re
 import sys
@@ -22,11 +21,8 @@ SHIPPED = _HERE / "recipes" if (_HERE / "recipes").is_dir() else _HERE.parent / 
 
 def names() -> dict[str, Path]:
     """Recipe name -> file, sorted by name; a file in `./recipes` hides a shipped one of the same name."""
-    found: dict[str, Path] = {}
-    for folder in (SHIPPED, Path("recipes").resolve()):
-        if folder.is_dir():
-            found |= {f.stem: f for f in folder.glob("*.py") if not f.name.startswith("_") and f.is_file()}
-    return dict(sorted(found.items()))
+    files = [f for folder in (SHIPPED, Path("recipes").resolve()) for f in folder.glob("*.py") if f.is_file()]
+    return {f.stem: f for f in sorted(files, key=lambda f: f.stem) if not f.name.startswith("_")}
 
 
 def find(name: str) -> Path:
@@ -37,18 +33,8 @@ def find(name: str) -> Path:
     if path.suffix == ".py" and path.is_file():
         return path.resolve()
     begins = [f" Did you mean {n!r}?" for n in known if name and n.startswith(name)]
-    what, near = "recipe", begins[0] if begins else nearest(path.stem, known)
-    if name and (path.suffix or "/" in name or path.is_dir()):
-        folder = path if path.is_dir() else path.parent
-        files = {f.stem: f.name for f in sorted(folder.glob("*.py"))} if folder.is_dir() else {}
-        what = "recipe file"
-        if path.is_dir():
-            near = f" It is a folder, with {', '.join([*files.values()][:9]) or 'no recipe file in it'}."
-        elif path.stem not in known:
-            near = nearest(path.stem, files) or near
-    raise UsageError(
-        f"There is no {what} {name!r}.{near} Recipes by name: {', '.join(known)}; by path, such as ./mine.py."
-    )
+    near = begins[0] if begins else nearest(path.stem, [*known, *(f.stem for f in path.parent.glob("*.py"))])
+    raise UsageError(f"There is no recipe {name!r}.{near} Recipes by name: {', '.join(known)}; by path: ./mine.py.")
 
 
 def load(name: str | Path) -> Recipe:
@@ -56,7 +42,7 @@ def load(name: str | Path) -> Recipe:
     path = find(str(name))
     # A dataclass or a pickled reader in the file looks its module up in sys.modules, so it must be there, under a
     # name that two files of the same stem do not share.
-    module_name = f"dpo_recipes_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    module_name = re.sub(r"\W", "_", f"dpo_recipes_file_{path}")
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
     module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
@@ -71,37 +57,23 @@ def load(name: str | Path) -> Recipe:
         sys.dont_write_bytecode = caching
     recipe = getattr(module, "recipe", None)
     if not isinstance(recipe, Recipe):
-        others = [n for n, value in vars(module).items() if isinstance(value, Recipe)]
-        found = f"a value of type {type(recipe).__name__}" if recipe is not None else "nothing of that name"
-        found += f", but {others[0]!r} is a Recipe: rename it" if others else ""
-        raise RecipeError(f"{path} must define `recipe = Recipe(...)`; it has {found}.")
+        raise RecipeError(f"{path} must define `recipe = Recipe(...)`, not a value of type {type(recipe).__name__}.")
     object.__setattr__(recipe, "source", path)
     return recipe
 
 
 def _reason(error: BaseException, path: Path) -> str:
     """Where in a recipe file, what went wrong, and for a misplaced name where it belongs."""
-    if isinstance(error, SyntaxError):
-        line = f", line {error.lineno}" if error.lineno else ""
-        return f"{line}: this is not valid Python: {(error.msg or '').rstrip('.?')}."
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    line = f", line {lines[-1]}" if lines else ""
-    text = str(error).strip().replace("\n", " ").rstrip(".")
-    if isinstance(error, RecipeError):
-        return f"{line}: {error}"
-    if isinstance(error, TypeError) and (word := re.search(r"unexpected keyword argument '(\w+)'", text)):
-        owner = text.partition(".")[0]
-        return f"{line}: {owner} has no field {word[1]!r}.{home(word[1])}"
-    return f"{line}: {type(error).__name__}{f': {text}' if text else ''}."
-
-
-def summary(path: Path) -> str:
-    """The first line of a recipe file's docstring: what it is."""
-    try:
-        text = ast.get_docstring(ast.parse(importlib.util.decode_source(path.read_bytes()))) or ""
-    except (SyntaxError, UnicodeDecodeError):
-        return "(not valid Python)"
-    return text.strip().split("\n")[0]
+    text = " ".join(str(error).split()).rstrip(".")
+    why = f"{type(error).__name__}{f': {text}' if text else ''}."
+    if isinstance(error, SyntaxError):
+        lines, why = [error.lineno], f"this is not valid Python: {(error.msg or '').rstrip('.?')}."
+    elif isinstance(error, RecipeError):
+        why = str(error)
+    elif isinstance(error, TypeError) and (word := re.search(r"unexpected keyword argument '(\w+)'", text)):
+        why = f"{text.partition('.')[0]} has no field {word[1]!r}.{home(word[1])}"
+    return f", line {lines[-1]}: {why}" if lines and lines[-1] else f": {why}"
 
 
 def rows() -> list[dict[str, str]]:
@@ -111,38 +83,30 @@ def rows() -> list[dict[str, str]]:
         row = {"name": name, "model": "", "data": "", "loss": "", "adapter": ""}
         try:
             recipe = load(path)
+            adapter, what = recipe.adapter, (ast.get_docstring(ast.parse(path.read_bytes())) or "").split("\n")[0]
+            row |= {"model": recipe.model, "data": recipe.data.path, "loss": " + ".join(map(name_of, recipe.weights))}
+            row["adapter"] = f"{type(adapter).__name__} r={adapter.r}" if adapter else "full"
         except RecipeError as error:
-            found.append({**row, "what": f"broken: {str(error).removeprefix(f'{path}, ')}"})
-            continue
-        row |= {"model": recipe.model, "data": recipe.data.path, "loss": " + ".join(map(name_of, recipe.weights))}
-        adapter = recipe.adapter
-        row["adapter"] = f"{type(adapter).__name__} r={adapter.r}" if adapter else "full"
-        found.append({**row, "what": summary(path)})
+            what = f"broken: {str(error).removeprefix(f'{path}, ')}"
+        found.append({**row, "what": what})
     return found
 
 
 def new(name: str, source: str, folder: Path | str = "recipes") -> Path:
     """Fork a recipe: copy its file to `folder`/`name`.py, its header already naming itself; never overwrites."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-        better = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_0123456789") or f"my_{find(source).stem}"
-        raise UsageError(f"{name!r} cannot be a recipe's name: letters, digits and _, such as {better}.")
+        raise UsageError(f"{name!r} cannot be a recipe's name: letters, digits and _, such as my_{find(source).stem}.")
     original, target = find(source), Path(folder) / f"{name}.py"
+    if target.exists():
+        raise UsageError(f"{target} exists already and stays as it is: choose another name, or delete it.")
     load(original)  # a file that does not load is no start
     text = importlib.util.decode_source(original.read_bytes())
-    docstring = ast.parse(text).body[0].end_lineno if ast.get_docstring(ast.parse(text)) else 0
-    lines = text.splitlines(keepends=True)
-    header = re.sub(rf"(?<![\w/]){re.escape(original.stem)}(?!\w)", name, "".join(lines[:docstring]))
-    if name not in header:
-        header = f"# {name}: a fork of {original.stem}.\n{header}"
-    text = header + "".join(lines[docstring:])
+    docstring = ast.get_docstring(ast.parse(text), clean=False) or ""
+    header = re.sub(rf"(?<![\w/]){re.escape(original.stem)}(?!\w)", name, docstring)
+    named = text.replace(docstring, header, 1) if name in header else f"# {name}: a fork of {original.stem}.\n{text}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("x", encoding="utf-8") as file:
-            file.write(text)
+        target.write_text(named, encoding="utf-8")
     except OSError as error:
-        if target.exists():
-            raise UsageError(
-                f"{target} exists already and stays as it is: choose another name, or delete it."
-            ) from None
         raise RecipeError(f"{target} cannot be written: {error.strerror}.") from None
     return target

@@ -1,7 +1,6 @@
 """The two errors a user meets, and the nearest right spelling.
 
-A message has three parts, always: where and what; why it cannot work; what to do next. Library code raises;
-only `cli` prints and exits (1: yours to fix, 2: usage). Anything else that escapes is a bug of ours.
+A message says where and what, why it cannot work, and what to do. Library code raises; only `cli` prints and exits.
 """
 
 from __future__ import annotations
@@ -21,5 +20,5 @@ class UsageError(RecipeError):
 def nearest(name: str, names: Iterable[str]) -> str:
     """The sentence ` Did you mean 'x'?`, or nothing when no name is close."""
     spelled = {n.lower(): n for n in names}
-    match = get_close_matches(name.lower(), spelled, n=1, cutoff=0.6)
+    match = get_close_matches(name.lower(), spelled, n=1)
     return f" Did you mean {spelled[match[0]]!r}?" if match else ""

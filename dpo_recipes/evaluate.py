@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .losses import PairLogps
 from .model import Reference
+from .recipe import Recipe
 from .sampling import Reply, best_reward_at_kl, generate, prompt_ids, question, sequence_kl
 
+if TYPE_CHECKING:
+    from .trainer import RecipeTrainer
+
 Z = 1.959964  # 95 %
+SAMPLED_PROMPTS, MAX_NEW_TOKENS = 8, 256  # held-out prompts whose answers land in samples.jsonl
+REWARDED_PROMPTS, POLICY_SAMPLES, REFERENCE_SAMPLES = 64, 8, 24  # where the recipe has a reward
 
 
 def wilson(successes: float, trials: int) -> tuple[float, float]:
@@ -68,12 +75,12 @@ def _evaluating(model: Any) -> Iterator[None]:
 def side_by_side(
     policy: Any, reference: Reference, tokenizer: Any, prompts: list[Any], *,
     samples: int, reference_samples: int, max_new_tokens: int, temperature: float, seed: int,
-    chat_template_kwargs: dict[str, Any], progress: Callable[[int, int], None] | None = None,
+    chat_template_kwargs: dict[str, Any],
 ) -> tuple[list[list[Reply]], list[list[Reply]]]:  # fmt: skip
     """(replies of the reference, replies of the policy), per prompt, sampled with the same seed."""
     common: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed,
-        "chat_template_kwargs": chat_template_kwargs, "progress": progress,
+        "chat_template_kwargs": chat_template_kwargs,
     }  # fmt: skip
     with _evaluating(policy):
         with reference.model() as model:
@@ -91,9 +98,7 @@ def against_truth(
     standard errors are over prompts. KL is the mean over policy samples of the exact KL at each position, summed
     (2305.18290, section 6.1), in nats.
     """
-    texts = [prompt if isinstance(prompt, str) else question(prompt) for prompt in prompts]
-    their_rewards = [[reward(text, r.text) for r in replies] for text, replies in zip(texts, theirs, strict=True)]
-    our_rewards = [[reward(text, r.text) for r in replies] for text, replies in zip(texts, ours, strict=True)]
+    their_rewards, our_rewards = _scores(reward, prompts, theirs), _scores(reward, prompts, ours)
     wins = [
         [sum((a > b) + 0.5 * (a == b) for b in rivals) / len(rivals) for a in mine]
         for mine, rivals in zip(our_rewards, their_rewards, strict=True)
@@ -115,6 +120,47 @@ def against_truth(
     after = {**_mean("reward", our_rewards), **_mean("win_rate", wins), **_mean("kl", [[x] for x in per_prompt])}
     after["best_reward_at_kl"] = best_reward_at_kl(their_rewards, max(0.0, after["kl"]))  # rounding may go below 0
     return before, after
+
+
+def answers(
+    recipe: Recipe, trainer: RecipeTrainer, reference: Reference, asked: Iterable[Any]
+) -> tuple[list[dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]:
+    """(rows for samples.jsonl, what the recipe's reward and measures say before and after), on the same prompts.
+
+    The likeliest answer to each of a few held-out prompts; with a reward, random ones to more of them.
+    """
+    prompts: list[Any] = []
+    for prompt in asked:
+        if prompt not in prompts:
+            prompts.append(prompt)
+        if len(prompts) == (REWARDED_PROMPTS if recipe.reward else SAMPLED_PROMPTS):
+            break
+    kwargs, tokenizer = recipe.data.chat_template_kwargs, trainer.processing_class
+    longest = max(len(prompt_ids(tokenizer, prompt, kwargs)) for prompt in prompts)
+    context = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    room = min(MAX_NEW_TOKENS, recipe.max_length or MAX_NEW_TOKENS, max(1, context - longest))
+    theirs, ours = side_by_side(
+        trainer.model, reference, tokenizer, prompts, max_new_tokens=room, seed=recipe.seed,
+        samples=POLICY_SAMPLES if recipe.reward else 1, reference_samples=REFERENCE_SAMPLES if recipe.reward else 1,
+        temperature=1.0 if recipe.reward else 0.0, chat_template_kwargs=kwargs,
+    )  # fmt: skip
+    truth: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    if recipe.reward:
+        truth = against_truth(recipe.reward, trainer.model, reference, tokenizer, prompts, theirs, ours, kwargs)
+    for name, measure in recipe.measures.items():
+        for numbers, replies in zip(truth, (theirs, ours), strict=True):
+            numbers |= _mean(f"measures/{name}", _scores(measure, prompts, replies))
+    rows = []
+    for prompt, (their, *_), (our, *_) in list(zip(prompts, theirs, ours, strict=True))[:SAMPLED_PROMPTS]:
+        texts = {"prompt": prompt, "reference": their.text, "policy": our.text}
+        rows.append({**texts, "reference_ended": their.ended, "policy_ended": our.ended})
+    return rows, truth
+
+
+def _scores(score: Callable[[str, str], float], prompts: list[Any], replies: list[list[Reply]]) -> list[list[float]]:
+    """score(prompt, completion) of every reply, by prompt."""
+    texts = [prompt if isinstance(prompt, str) else question(prompt) for prompt in prompts]
+    return [[float(score(text, r.text)) for r in sampled] for text, sampled in zip(texts, replies, strict=True)]
 
 
 def _mean(name: str, values: list[list[float]]) -> dict[str, float]:

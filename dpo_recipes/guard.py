@@ -88,6 +88,12 @@ def rewards_moved(largest: float, steps: int) -> str | None:
     return None
 
 
+def stop(reason: str | None) -> None:
+    """Raise the reason, if there is one."""
+    if reason:
+        raise RecipeError(reason)
+
+
 def first_bad_pair(pairs: PairLogps) -> int:
     """Index of the pair with a non-finite log-probability, else of the one with the largest margin."""
     bad = ~(pairs.policy_chosen.isfinite() & pairs.policy_rejected.isfinite() & pairs.h.isfinite())
@@ -114,10 +120,9 @@ class Watch(TrainerCallback):
         self.health = health
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        parameters = list(model.named_parameters())
-        if not any(parameter.requires_grad for _, parameter in parameters):
-            raise RecipeError(something_moved({}, {}, []))
-        self.health.before = samples(parameters)
+        self.health.before = samples(list(model.named_parameters()))
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            stop(something_moved({}, {}, []))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         if getattr(optimizer, "step_was_skipped", False):  # fp16's loss scaling, after an overflow
@@ -140,8 +145,7 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if self.health.before and self.health.steps >= MOVED_AFTER:
             self._must_have_moved(model)
-        if reason := rewards_moved(self.health.largest_reward, self.health.full_steps - 1):
-            raise RecipeError(reason)
+        stop(rewards_moved(self.health.largest_reward, self.health.full_steps - 1))
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if self.health.before:
@@ -151,5 +155,4 @@ class Watch(TrainerCallback):
         after = samples(list(model.named_parameters()))
         norms = [n for n in self.health.grad_norms if math.isfinite(n)]
         before, self.health.before = self.health.before, {}
-        if reason := something_moved(before, after, norms):
-            raise RecipeError(reason)
+        stop(something_moved(before, after, norms))

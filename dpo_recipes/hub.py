@@ -35,7 +35,7 @@ def require(models: list[str], revision: str | None, data: str, data_revision: s
                 "folder."
             )
     if revision is not None and (is_path(models[0]) or os.path.exists(models[0])):
-        raise RecipeError(f"revision={revision!r} does nothing: {models[0]} is a folder here, not on the hub. Delete it.")
+        raise RecipeError(f"revision={revision!r} does nothing: {models[0]} is a folder here, not on the hub.")
     if is_path(data):
         files_of(data)
     asked = [("model", m, None if i else revision) for i, m in enumerate(models)] + [("dataset", data, data_revision)]
@@ -79,6 +79,11 @@ def require(models: list[str], revision: str | None, data: str, data_revision: s
                 f"{constants.ENDPOINT} {why}, and this machine has no copy of {names}. "
                 f"Connect and run again, or name local ones: {ways}"
             )
+
+
+def size(path: str) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(f.stat().st_size for f in (Path(path), *Path(path).rglob("*")) if f.is_file())
 
 
 def _cached(kind: str, name: str) -> bool:

@@ -21,14 +21,18 @@ from .settings import Device, Settings
 
 def device(say: Callable[[str], None] = lambda _: None, use_cpu: bool = False) -> Device:
     """Where this process trains. On CUDA, switches off an attention kernel whose gradients can be NaN, and says so."""
+    if Device().processes > 1:
+        raise RecipeError(
+            f"This version trains in one process; a launcher started {Device().processes}. Start it plainly."
+        )
     if torch.cuda.is_available() and not use_cpu:
+        if (count := torch.cuda.device_count()) > 1:
+            raise RecipeError(f"{count} GPUs are visible, and one process uses one. Set CUDA_VISIBLE_DEVICES=0, say.")
         if Version(torch.__version__) >= Version("2.11") and torch.backends.cuda.cudnn_sdp_enabled():
             # pytorch#196678, trl#7181: NaN in grad_q under a mask at lengths of 64 mod 128 on H100 and H200, since
             # 2.11, seen on 2.13. To be bounded above by the first release that carries the fix.
             torch.backends.cuda.enable_cudnn_sdp(False)
-            say(
-                f"cuDNN attention is off: with torch {torch.__version__} its gradients can be NaN under a padding mask."
-            )
+            say(f"cuDNN attention is off: with torch {torch.__version__} its gradients can be NaN under a mask.")
         return Device("cuda", torch.cuda.is_bf16_supported())
     if torch.backends.mps.is_available() and not use_cpu:
         return Device("mps")
@@ -50,17 +54,13 @@ class Tokenizer:
 
 def load_tokenizer(recipe: Recipe, path: str, say: Callable[[str], None] = lambda _: None) -> Tokenizer:
     """The model's tokenizer, with the recipe's chat template and date. RecipeError when there is none."""
-    try:
+    with _explained("tokenizer", path):
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
         )
-    except Exception as error:
-        raise RecipeError(
-            f"No tokenizer could be loaded from {path!r}: {_short(error)}. {_remedy(error, path)}"
-        ) from error
     if tokenizer.eos_token is None:
         raise RecipeError(
-            f"The tokenizer of {path!r} has no end token, so answers could never end. Set eos_token in its files."
+            f"The tokenizer of {path!r} has no end token, so no answer could end: set eos_token in its files."
         )
     data = recipe.data
     template = data.chat_template or tokenizer.chat_template
@@ -97,27 +97,25 @@ def load_weights(recipe: Recipe, settings: Settings, path: str, *, trainable: bo
     if recipe.attn_implementation:
         options["attn_implementation"] = recipe.attn_implementation
     if isinstance(adapter, QLoRA) and (trainable or recipe.reference is None):
-        options["quantization_config"] = _quantization(adapter, settings)
+        options["quantization_config"] = _quantization(adapter.double_quant, options["dtype"])
         if torch.cuda.is_available() and not recipe.trl.get("use_cpu"):
             options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
-    try:
+    with _explained("model", path):
         model = AutoModelForCausalLM.from_pretrained(path, **options)
-    except Exception as error:
-        raise RecipeError(f"No model could be loaded from {path!r}: {_short(error)}. {_remedy(error, path)}") from error
     _keep_4bit_gradients_right(model)
     if adapter is not None and adapter.continue_from:
         model = _continued(model, os.path.expanduser(adapter.continue_from), trainable)
     return model
 
 
-def _quantization(adapter: QLoRA, settings: Settings) -> Any:
+def _quantization(double_quant: bool, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=getattr(torch, settings.weights),
-        bnb_4bit_use_double_quant=adapter.double_quant,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=double_quant,
     )
 
 
@@ -205,34 +203,38 @@ def load_trained(folder: Path, resolved: dict[str, Any]) -> tuple[Any, Any]:
     if not (where / "config.json").is_file() and not (where / "adapter_config.json").is_file():
         raise RecipeError(f"{where} holds no model: the run has not finished.")
     value = {key: entry["value"] for key, entry in resolved.items()}
-    options: dict[str, Any] = {"trust_remote_code": value["trust_remote_code"]}
-    dtype = str(value["dtype"]).split()[0]
-    options["dtype"] = getattr(torch, dtype)
+    dtype = getattr(torch, str(value["dtype"]).split()[0])
+    options: dict[str, Any] = {"trust_remote_code": value["trust_remote_code"], "dtype": dtype}
+    tokenizer = AutoTokenizer.from_pretrained(where)
     if value["adapter"] is None:
-        return AutoModelForCausalLM.from_pretrained(where, **options), AutoTokenizer.from_pretrained(where)
+        return AutoModelForCausalLM.from_pretrained(where, **options), tokenizer
     from peft import PeftConfig, PeftModel
 
     base = PeftConfig.from_pretrained(str(where)).base_model_name_or_path
     if value["adapter"] == "QLoRA":
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=options["dtype"],
-            bnb_4bit_use_double_quant=value["adapter.double_quant"],
-        )  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(base, revision=value["revision"], **options)
+        options["quantization_config"] = _quantization(value["adapter.double_quant"], dtype)
+    with _explained("base model", base):
+        model = AutoModelForCausalLM.from_pretrained(base, revision=value["revision"], **options)
     _keep_4bit_gradients_right(model)
-    return PeftModel.from_pretrained(model, where), AutoTokenizer.from_pretrained(where)
+    return PeftModel.from_pretrained(model, where), tokenizer
 
 
 def _short(error: BaseException) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")[:300] or type(error).__name__
 
 
-def _remedy(error: BaseException, path: str) -> str:
-    if "trust_remote_code" in str(error):
-        return "The model brings its own code; read it, then set trust_remote_code=True in the recipe."
-    if os.path.isdir(path):
-        found = ", ".join(sorted(os.listdir(path))[:8]) or "nothing"
-        return f"A model folder holds config.json, model.safetensors and tokenizer files; {path} holds: {found}."
-    return "Check model= and revision=; a gated model also needs `hf auth login`."
+@contextmanager
+def _explained(what: str, path: str) -> Iterator[None]:
+    """Turn whatever a loader raises into what could not be loaded, why, and what to look at."""
+    try:
+        yield
+    except Exception as error:
+        remedy = "Check model= and revision=; a gated model also needs `hf auth login`."
+        if "trust_remote_code" in str(error):
+            remedy = "The model brings its own code; read it, then set trust_remote_code=True in the recipe."
+        elif os.path.isdir(path):
+            found = ", ".join(sorted(os.listdir(path))[:8]) or "nothing"
+            remedy = (
+                f"A model folder holds config.json, model.safetensors and tokenizer files; this one holds: {found}."
+            )
+        raise RecipeError(f"No {what} could be loaded from {path!r}: {_short(error)}. {remedy}") from error

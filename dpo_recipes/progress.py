@@ -81,7 +81,8 @@ def table(before: dict[str, Any], after: dict[str, Any]) -> Table:
     shown = Table(title=f"Held out: {after['pairs']} pairs", title_justify="left")
     for column in ("", "before", "after", "95 % interval or s.e."):
         shown.add_column(column, justify="right" if column in ("before", "after") else "left")
-    for name, words, form in LINES:
+    measures = [name for name in after if name.startswith("measures/") and not name.endswith("_stderr")]
+    for name, words, form in (*LINES, *((name, name.removeprefix("measures/"), ".3f") for name in measures)):
         if name in after:
             spread = ""
             if interval := after.get(f"{name}_interval"):

@@ -1,11 +1,11 @@
 """The recipe: a frozen value that says which model, which data, which adapter, which loss and which numbers.
 
-`__post_init__` may refuse, never change. Only the standard library is imported here, so that listing, showing and
-refusing a recipe costs milliseconds. `catalogue` finds and loads recipe files, `overrides` changes single values.
+`__post_init__` may refuse, never change. Nothing heavy is imported, so that showing or refusing a recipe is quick.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import types
 import typing
@@ -13,27 +13,40 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from . import dpoconfig, losses
 from .errors import UsageError, nearest
 
-FORMATS = ("preference", "text", "ultrafeedback", "hh_rlhf")
+Format = Literal["preference", "text", "ultrafeedback", "hh_rlhf"]
+FORMATS = typing.get_args(Format)
 PREPARED = "{prepared}"  # in `model` and `data.path`: the folder that the recipe's `prepare` fills
+
+# Field -> what holds for its value unless that is None, and how a message says it.
+LIMITS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    **dict.fromkeys(("beta", "learning_rate", "num_train_epochs"),
+                    (lambda v: 0 < v < float("inf"), "a positive, finite number")),
+    **dict.fromkeys(("r", "alpha", "global_batch_size", "micro_batch_size"), (lambda v: v >= 1, "at least 1")),
+    "loss": (lambda v: v != {}, "at least one loss"),
+    "max_length": (lambda v: v >= 2, "at least 2"),
+    "seed": (lambda v: 0 <= v < 2**32, "in [0, 2**32)"),
+    "dropout": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "max_dropped": (lambda v: 0 <= v <= 1, "a share in [0, 1]"),
+    "eval": (lambda v: isinstance(v, str) or 0 < v < 1, "a split, or the share to hold out, between 0 and 1"),
+    "template_date": (lambda v: date.fromisoformat(v).isoformat() == v, "a date as YYYY-MM-DD, such as 2025-07-08"),
+    "target_modules": (lambda v: all(v) and v and not {"all_linear", "lm_head"} & {*v, str(v)},
+                       "'all-linear' or names of modules; never the head, whose weight TRL reads past any adapter"),
+}  # fmt: skip
 
 
 class Value:
-    """A dataclass that remembers which of its fields were given, and refuses a value of the wrong type.
-
-    `given` takes no part in comparisons.
-    """
+    """A dataclass that remembers which of its fields were given, and refuses a value of the wrong type or range."""
 
     given: frozenset[str]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> typing.Self:
         self = super().__new__(cls)
-        by_position = {f.name for f in fields(cls)[: len(args)]}  # type: ignore[arg-type]
-        object.__setattr__(self, "given", frozenset(kwargs) | by_position)
+        object.__setattr__(self, "given", frozenset([*list(hints(cls))[: len(args)], *kwargs]))  # not compared
         return self
 
     def evolve(self, *unset: str, **changes: Any) -> typing.Self:
@@ -42,13 +55,13 @@ class Value:
 
     def __post_init__(self) -> None:
         for name, hint in hints(type(self)).items():
-            value = getattr(self, name)
-            self._refuse_unless(fits(value, hint), name, f"has the wrong type: expected {expected(hint)}.")
-            self._refuse_unless(value != "", name, f"is empty: expected {expected(hint)}.")
-
-    def _refuse_unless(self, holds: bool, name: str, why: str) -> None:
-        if not holds:
-            value = getattr(self, name)
+            value, (limit, words) = getattr(self, name), LIMITS.get(name, (lambda _: True, ""))
+            why = wrong(value, hint)
+            if fits(value, hint) and value != "":
+                with contextlib.suppress(ValueError):
+                    if value is None or limit(value):
+                        continue
+                why = f"must be {words}."
             shown = losses.name_of(value) if callable(value) else repr(value)
             raise UsageError(f"{type(self).__name__}.{name}={shown} {why}")
 
@@ -63,35 +76,16 @@ class Data(Value):
     subset: str | None = None  # configuration name on the hub
     data_dir: str | None = None  # folder inside the hub data set
     revision: str | None = None  # branch, tag or commit of the hub data set
-    format: str | None = None  # one of FORMATS; None: recognised from the columns
+    format: Format | None = None  # None: recognised from the columns
     chat_template: str | None = None  # Jinja, for a base model that has none
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # e.g. {"enable_thinking": False}
     template_date: str | None = None  # YYYY-MM-DD, for templates that print today's date
     max_dropped: float = 0.05  # share of rows that may be unusable before the run is refused
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        share = isinstance(self.eval, str) or 0 < self.eval < 1
-        self._refuse_unless(share, "eval", "is no share to hold out: it lies between 0 and 1, or names a split.")
-        self._refuse_unless(0 <= self.max_dropped <= 1, "max_dropped", "is no share: it lies between 0 and 1.")
-        known = f"is not one of {', '.join(FORMATS)}.{nearest(self.format or '', FORMATS)}"
-        self._refuse_unless(self.format in (None, *FORMATS), "format", known)
-        try:
-            dated = (
-                self.template_date is None or date.fromisoformat(self.template_date).isoformat() == self.template_date
-            )
-        except ValueError:
-            dated = False
-        self._refuse_unless(dated, "template_date", "is not a date as YYYY-MM-DD, such as 2025-07-08.")
-
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA(Value):
-    """Train a low-rank adapter (2106.09685); the reference is the base model with the adapter disabled.
-
-    With `continue_from`, an adapter's folder, that adapter is trained on and its frozen copy is the reference; rank,
-    alpha and modules are then the adapter's own.
-    """
+    """Train a low-rank adapter (2106.09685); the reference is the base model with the adapter disabled."""
 
     r: int = 16
     alpha: int | None = None  # None: twice the rank
@@ -99,25 +93,12 @@ class LoRA(Value):
     target_modules: str | list[str] = "all-linear"
     use_rslora: bool = False
     use_dora: bool = False
-    continue_from: str | None = None
+    continue_from: str | None = None  # folder of an adapter to train on; the reference is then its frozen copy
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._refuse_unless(self.r >= 1, "r", "is too small: a rank is at least 1.")
-        self._refuse_unless(self.alpha is None or self.alpha >= 1, "alpha", "is too small: it is at least 1.")
-        self._refuse_unless(0 <= self.dropout < 1, "dropout", "does not lie in [0, 1).")
-        named = [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
-        self._refuse_unless(all(named) and bool(named), "target_modules", "names no module: 'all-linear' is a start.")
-        self._refuse_unless("all_linear" not in named, "target_modules", "names no module. Did you mean 'all-linear'?")
-        headless = "lm_head" not in named
-        self._refuse_unless(
-            headless, "target_modules", "would never train the head, whose weight TRL reads past any adapter."
-        )
         if self.continue_from is not None and (extra := self.given - {"continue_from", "double_quant"}):
-            raise UsageError(
-                f"{type(self).__name__}.{min(extra)} cannot be set beside continue_from: the adapter in "
-                f"{self.continue_from!r} brings its own. Delete one of the two."
-            )
+            raise UsageError(f"adapter.{min(extra)} cannot stand beside continue_from: that adapter brings its own.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,86 +128,45 @@ class Recipe(Value):
     micro_batch_size: int | None = None  # pairs per device and forward; None: the largest divisor up to 4
     num_train_epochs: float = 1.0
     max_length: int | None = 1024  # tokens, prompt plus completion
-    dtype: str = "auto"  # auto, float32, bfloat16, float16
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attn_implementation: str | None = None  # None: Transformers' choice
     trust_remote_code: bool = False
     seed: int = 42
     reward: Callable[[str, str], float] | None = None  # reward(prompt, completion), for the evaluation
+    measures: dict[str, Callable[[str, str], float]] = field(default_factory=dict)  # more of these, averaged by name
     prepare: Callable[[Path, int], None] | None = None  # prepare(folder, seed): fills {prepared} on first use
     trl: dict[str, Any] = field(default_factory=dict)  # any other DPOConfig field, in TRL's spelling
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("beta", "learning_rate", "num_train_epochs"):
-            value = getattr(self, name)
-            self._refuse_unless(value is None or 0 < value < float("inf"), name, "is not a positive, finite number.")
-        for name, low in (("global_batch_size", 1), ("micro_batch_size", 1), ("max_length", 2)):
-            value = getattr(self, name)
-            self._refuse_unless(value is None or value >= low, name, f"is too small: at least {low}.")
-        self._refuse_unless(0 <= self.seed < 2**32, "seed", "is no seed: they lie in [0, 2**32).")
-        dtypes = ("auto", "float32", "bfloat16", "float16")
-        known = f"is not one of {', '.join(dtypes)}.{nearest(self.dtype, dtypes)}"
-        self._refuse_unless(self.dtype in dtypes, "dtype", known)
-        nan = "in full fine-tuning turns the weights to NaN; use 'bfloat16', 'float32', or an adapter."
-        self._refuse_unless(self.dtype != "float16" or self.adapter is not None, "dtype", nan)
-        free = self.dtype == "auto" or not isinstance(self.adapter, QLoRA)
-        self._refuse_unless(free, "dtype", "does nothing under QLoRA, which computes in bf16: delete it.")
-        used = PREPARED in f"{self.model} {self.data.path} {self.reference}"
-        if self.prepare is None and used:
-            raise UsageError(f"Recipe.model, data.path or reference names {PREPARED}, but no `prepare` fills it.")
-        idle = f"would fill {PREPARED}, which model, data.path and reference do not name: prepare=None."
-        self._refuse_unless(used or self.prepare is None, "prepare", idle)
-        self._must_accept("prepare", "folder", "seed")
-        self._must_accept("reward", "prompt", "completion")
         losses.check(self.weights, self.loss_args)
-        unread = self.loss_names == {"sft"} and self.beta != 0.1
-        self._refuse_unless(not unread, "beta", "does nothing: loss='sft' is plain likelihood and reads no beta.")
-        self._check_trl()
-
-    def _must_accept(self, name: str, *arguments: str) -> None:
-        """Refuse a function that cannot be called as it will be, perhaps hours later."""
-        try:
-            if function := getattr(self, name):
-                inspect.signature(function).bind(*arguments)
-        except TypeError as error:
-            why = f"is called as {name}({', '.join(arguments)}), which cannot work: {error}."
-            self._refuse_unless(False, name, why)
-        except ValueError:
-            pass  # written in C, without a signature
-
-    def _check_trl(self) -> None:
-        """Refuse options of TRL's that cannot work, or do nothing, beside the rest of the recipe."""
-        trl, adapter = self.trl, self.adapter
-        precomputes = adapter is None or self.reference is not None
+        trl, full, precomputes = self.trl, self.adapter is None, self.adapter is None or self.reference is not None
         dpoconfig.check(trl, self.loss_names, bool(self.plugins), precomputes)
-        if "exo_pair" in self.loss_names and not trl.get("label_smoothing"):
-            raise UsageError("loss='exo_pair' needs trl.label_smoothing above 0; the EXO paper uses 0.001.")
-        if trl.get("label_smoothing", 0.0) >= 0.5:
-            raise UsageError(
-                f"trl.label_smoothing={trl['label_smoothing']!r} must lie below 0.5: labels flip less than half."
-            )
-        if adapter is not None and adapter.dropout and trl.get("disable_dropout", True):
-            raise UsageError(
-                f"adapter.dropout={adapter.dropout!r} would do nothing: TRL disables all dropout. Add "
-                "trl={'disable_dropout': False}, or delete it."
-            )
-        if trl.get("sync_ref_model"):
-            if adapter is not None or self.reference is not None or trl.get("precompute_ref_log_probs"):
-                raise UsageError(
-                    "trl.sync_ref_model moves a copy of the start weights after the policy: it needs adapter=None, "
-                    "reference=None and no precompute_ref_log_probs."
-                )
-        elif precomputes and trl.get("precompute_ref_log_probs") is False:
-            raise UsageError(
-                "trl.precompute_ref_log_probs=False would keep a second model in memory: in full fine-tuning, and with "
-                "a reference of its own, its log-probabilities are computed before training. Delete it."
-            )
-        epochs = self.num_train_epochs == 1 or trl.get("max_steps", -1) < 1
-        self._refuse_unless(epochs, "num_train_epochs", "does nothing beside trl.max_steps: keep one of the two.")
+        moving, precompute = trl.get("sync_ref_model"), trl.get("precompute_ref_log_probs")
+        for refused, why in (
+            (full and self.dtype == "float16",
+             "dtype='float16' in full fine-tuning turns the weights to NaN: use 'bfloat16', 'float32', or an adapter."),
+            (isinstance(self.adapter, QLoRA) and self.dtype != "auto",
+             f"dtype={self.dtype!r} does nothing under QLoRA, which computes in bf16: delete it."),
+            ((PREPARED in f"{self.model} {self.data.path} {self.reference}") != bool(self.prepare),
+             f"{PREPARED} in model, data.path or reference goes with a `prepare` that fills it: both or neither."),
+            (error := _rejects(self.prepare, "folder", "seed"), f"prepare(folder, seed): {error}."),
+            (error := _rejects(self.reward, "prompt", "completion"), f"reward(prompt, completion): {error}."),
+            (self.loss_names == {"sft"} and self.beta != 0.1, "beta does nothing: loss='sft' is plain likelihood."),
+            ("exo_pair" in self.loss_names and not trl.get("label_smoothing"),
+             "loss='exo_pair' needs trl.label_smoothing above 0; the EXO paper uses 0.001."),
+            (self.adapter and self.adapter.dropout and trl.get("disable_dropout", True),
+             "adapter.dropout does nothing, as TRL disables all dropout, without trl={'disable_dropout': False}."),
+            (moving and (precompute or self.reference or not full),
+             "trl.sync_ref_model needs adapter=None, reference=None and no precompute_ref_log_probs: it moves a copy."),
+            (precompute is False and precomputes and not moving,
+             "trl.precompute_ref_log_probs=False would keep a second model in memory: delete it."),
+        ):  # fmt: skip
+            if refused:
+                raise UsageError(why)
 
     @property
     def name(self) -> str:
-        """The stem of the recipe's file."""
         return self.source.stem if self.source else "recipe"
 
     @property
@@ -236,25 +176,27 @@ class Recipe(Value):
 
     @property
     def loss_names(self) -> set[str]:
-        return {losses.name_of(loss) for loss in self.weights}
+        return set(map(losses.name_of, self.weights))
 
     @property
     def plugins(self) -> dict[str, tuple[losses.Loss, float]]:
         """name -> (function, weight) of the losses that are not TRL's."""
-        found: dict[str, tuple[losses.Loss, float]] = {}
-        for loss, weight in self.weights.items():
-            if not isinstance(loss, str):
-                found[losses.name_of(loss)] = (loss, weight)
-            elif loss in losses.LOSSES:
-                found[loss] = (losses.LOSSES[loss], weight)
-        return found
+        return {losses.name_of(f): (f, w) for loss, w in self.weights.items() if (f := losses.function_of(loss))}
 
     @property
     def trl_losses(self) -> dict[str, float]:
         """name -> weight of TRL's own losses."""
-        return {
-            loss: weight for loss, weight in self.weights.items() if isinstance(loss, str) and loss in losses.TRL_LOSSES
-        }
+        return {losses.name_of(loss): w for loss, w in self.weights.items() if loss in losses.TRL_LOSSES}
+
+
+def _rejects(function: Callable[..., Any] | None, *arguments: str) -> TypeError | None:
+    """Why a function cannot be called as it will be, perhaps hours later; one written in C has no signature to ask."""
+    try:
+        with contextlib.suppress(ValueError):
+            inspect.signature(function or print).bind(*arguments)
+    except TypeError as error:
+        return error
+    return None
 
 
 def hints(cls: type) -> dict[str, Any]:
@@ -263,33 +205,41 @@ def hints(cls: type) -> dict[str, Any]:
     return {f.name: resolved[f.name] for f in fields(cls)}
 
 
+def members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value has the type a field declares; an int is a float, a bool is not an int."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(fits(value, a) for a in args)
+    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if len(members(hint)) > 1:
+        return any(fits(value, member) for member in members(hint))
+    if origin is Literal:
+        return value in args
     if origin is dict:
         return isinstance(value, dict) and all(fits(k, args[0]) and fits(v, args[1]) for k, v in value.items())
     if origin is list:
         return isinstance(value, list) and all(fits(v, args[0]) for v in value)
-    if origin is Callable or getattr(origin, "__name__", "") == "Callable":
+    if origin is Callable:
         return callable(value)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+    kinds = (int, float) if hint is float else object if hint is Any else hint
+    return isinstance(value, kinds) and not (isinstance(value, bool) and hint in (int, float))
 
 
 def expected(hint: Any) -> str:
-    """A type in words, as the error messages say it."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(expected(a) for a in args))
-    if origin is dict:
-        return "a dict such as {'sigmoid': 1.0, 'sft': 0.1}" if args[1] is float else "a dict such as {'name': value}"
-    if origin is list:
-        return "a list such as ['q_proj', 'v_proj']"
-    words = {int: "a whole number", float: "a number such as 0.1 or 5e-7", str: "text", bool: "true or false"}
-    words |= {type(None): "none", LoRA: "LoRA(...)", QLoRA: "QLoRA(...)", Data: "Data(...)", Any: "anything"}
-    return words.get(hint, "a function")
+    """A type in words, as the messages say it: `must be ...`."""
+    words = {
+        int: "a whole number", float: "a number such as 0.1 or 5e-7", str: "text", bool: "true or false",
+        type(None): "none", dict: "a dict such as {'name': value}", list: "a list such as ['q_proj', 'v_proj']",
+        Literal: "one of " + ", ".join(map(str, typing.get_args(hint))), Callable: "a function",
+    }  # fmt: skip
+    if len(members(hint)) > 1:
+        return " or ".join(dict.fromkeys(map(expected, members(hint))))
+    return words.get(typing.get_origin(hint) or hint) or f"{hint.__name__}(...)"
+
+
+def wrong(value: Any, hint: Any) -> str:
+    """What a value of the wrong type must be, and the nearest word where a field lists its words."""
+    listed = [word for member in members(hint) for word in typing.get_args(member) if isinstance(word, str)]
+    return f"must be {expected(hint)}.{nearest(value, listed) if isinstance(value, str) else ''}"

@@ -1,31 +1,27 @@
 """One raw preference row -> its explicit pair, or the reason to drop it; and which reader fits a whole split.
 
-A reader is a pure function of one row. What no reader could make sense of (numbers, unknown roles, mixed forms) is
-refused by `look` beforehand, with the row's number, so that only the defects that real sets have are left to count.
-No prompt is ever empty, and none ends inside a word.
+What no reader could make sense of is refused by `look` beforehand, so that only the defects of real sets are counted.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from itertools import takewhile
 from typing import Any
 
 from .errors import RecipeError, nearest
 
 Row = dict[str, Any]
-Messages = list[dict[str, Any]]
+Seen = tuple[list[str], dict[str, str], list[bool]]
 
-SIDES = ("chosen", "rejected")
-PASSED = ("prompt", *SIDES, "tools", "chat_template_kwargs")  # columns that are read; all others are removed
+PAIR = ("prompt", "chosen", "rejected")
+SIDES = PAIR[1:]
+PASSED = (*PAIR, "tools", "chat_template_kwargs")  # columns that are read; all others are removed
 ROLES = ("system", "user", "assistant", "tool", "developer")
 TURN = re.compile(r"(?:\A\s*|(?:\r?\n){2})(Human|Assistant):")
-FORMS = (
-    "The forms read: prompt, chosen and rejected, each text or a list of {role, content} messages; or chosen and "
-    "rejected alone, as whole conversations, HH-RLHF transcripts, or texts that share their start."
-)
+FORMS = "The forms read: prompt, chosen, rejected, as text or {role, content} messages; or whole chosen and rejected."
 UNREAD = {  # columns that hold the question in forms not read -> how to make the pair explicit
     "conversations": "From ShareGPT pairs, rename conversations to prompt, from to role (human: user, gpt: assistant), "
     "value to content, and make chosen and rejected lists of one message.",
@@ -39,17 +35,16 @@ UNREAD = {  # columns that hold the question in forms not read -> how to make th
 
 def _preference(row: Row) -> Row | str:
     """TRL's own form: a prompt beside replies, or two conversations whose shared start is the prompt."""
-    chosen, rejected = (messages(row[side], "assistant") for side in SIDES)
-    return _pair(messages(row["prompt"], "user"), chosen, rejected) if "prompt" in row else _split(chosen, rejected)
+    prompt = messages(row["prompt"], "user") if "prompt" in row else None
+    return _pair(prompt, *(messages(row[side], "assistant") for side in SIDES))
 
 
 def _ultrafeedback(row: Row) -> Row | str:
     """A prompt beside full conversations: their shared start is the prompt, and a list prompt must open both."""
-    chosen, rejected = (messages(row[side], "assistant") for side in SIDES)
-    start = messages(row["prompt"], "user") if isinstance(row["prompt"], list) else []
-    if chosen and rejected and not chosen[: len(start)] == rejected[: len(start)] == start:
+    start = messages(row["prompt"] if isinstance(row["prompt"], list) else "", "user")
+    if any(row[side] and messages(row[side], "assistant")[: len(start)] != start for side in SIDES):
         return "prompts differ between sides"
-    return _split(chosen, rejected)
+    return _preference({side: row[side] for side in SIDES})
 
 
 def _hh_rlhf(row: Row) -> Row | str:
@@ -60,24 +55,20 @@ def _hh_rlhf(row: Row) -> Row | str:
     for side in SIDES:
         before, *turns = TURN.split((row.get("prompt") or "") + row[side])
         roles = [{"Human": "user", "Assistant": "assistant"}[who] for who in turns[::2]]
-        if before.strip() or not roles or roles != (["user", "assistant"] * len(roles))[: len(roles)]:
+        if before.strip() or roles != (["user", "assistant"] * len(roles))[: len(roles)]:
             return "malformed transcript"
         talks.append([{"role": role, "content": said.strip()} for role, said in zip(roles, turns[1::2], strict=True)])
-    chosen, rejected = talks
-    if chosen[-1]["role"] == rejected[-1]["role"] and chosen[:-1] != rejected[:-1]:
-        return "prompts differ between sides"
-    return _pair(chosen[:-1], chosen[-1:], rejected[-1:])
+    return _pair(None, *talks)
 
 
 def _text(row: Row) -> Row | str:
     """Strings as they are. Without a prompt column it is the longest shared start in whole words: a prompt that ends
     inside a word, as a split by characters gives, cuts the word's tokens in two."""
-    chosen, rejected = ((row[side] or "") for side in SIDES)
+    prompt, chosen, rejected = (row.get(column) or "" for column in PAIR)
     if not (chosen.strip() and rejected.strip()):
         return "empty side"
     if chosen == rejected:
         return "identical sides"
-    prompt = row.get("prompt") or ""
     if "prompt" not in row:
         words, others = (re.findall(r"\s*\S+", side) for side in (chosen, rejected))
         prompt = "".join(words[: _shared(words, others)])
@@ -85,9 +76,7 @@ def _text(row: Row) -> Row | str:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected} if prompt.strip() else "empty prompt"
 
 
-READERS: dict[str, Callable[[Row], Row | str]] = {
-    "preference": _preference, "text": _text, "ultrafeedback": _ultrafeedback, "hh_rlhf": _hh_rlhf,
-}  # fmt: skip
+READERS = {"preference": _preference, "text": _text, "ultrafeedback": _ultrafeedback, "hh_rlhf": _hh_rlhf}
 
 
 def bare(value: Any) -> Any:
@@ -97,7 +86,7 @@ def bare(value: Any) -> Any:
     return [bare(v) for v in value] if isinstance(value, list) else value
 
 
-def messages(value: Any, role: str) -> Messages:
+def messages(value: Any, role: str) -> list[Row]:
     """Text as one message of that role; a list of messages without None, each with a content."""
     if isinstance(value, list):
         return [{"role": m["role"], "content": "", **bare(m)} for m in value]
@@ -106,158 +95,101 @@ def messages(value: Any, role: str) -> Messages:
 
 def _shared(one: list[Any], other: list[Any]) -> int:
     """How many leading items two lists share, leaving at least one in each."""
-    most = max(0, min(len(one), len(other)) - 1)
-    return next((i for i in range(most) if one[i] != other[i]), most)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one[:-1], other[:-1], strict=False))))
 
 
-def _split(chosen: Messages, rejected: Messages) -> Row | str:
-    n = _shared(chosen, rejected)
-    return _pair(chosen[:n], chosen[n:], rejected[n:])
-
-
-def _silent(message: dict[str, Any]) -> bool:
-    return not message["content"].strip() and not message.get("tool_calls")
-
-
-def _pair(prompt: Messages, chosen: Messages, rejected: Messages) -> Row | str:
-    if not (chosen and rejected):
-        return "empty side"
-    if not chosen[-1]["role"] == rejected[-1]["role"] == "assistant":
+def _pair(prompt: list[Row] | None, chosen: list[Row], rejected: list[Row]) -> Row | str:
+    """The pair, or why it is none; a prompt of None is the start that both sides share."""
+    if prompt is None:
+        n = _shared(chosen, rejected)
+        prompt, chosen, rejected = chosen[:n], chosen[n:], rejected[n:]
+    ends = [side[-1] for side in (chosen, rejected) if side]
+    if any(m["role"] != "assistant" for m in ends):
         return "last role is not assistant"
-    if _silent(chosen[-1]) or _silent(rejected[-1]):
+    if len(ends) < 2 or any(not m["content"].strip() and not m.get("tool_calls") for m in ends):
         return "empty side"
     if chosen == rejected:
         return "identical sides"
     if any(m["role"] not in ("assistant", "tool") for m in chosen + rejected):
         return "prompts differ between sides"
-    if not prompt or _silent(prompt[-1]) or prompt[-1]["role"] in ("system", "developer"):
+    if not prompt or not prompt[-1]["content"].strip() or prompt[-1]["role"] in ("system", "developer"):
         return "empty prompt"
     if prompt[-1]["role"] == "assistant":  # a template would open a second assistant turn behind it
         return "prompt ends with the assistant"
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-@dataclass
-class Shape:
-    """What a pass over all rows of a split has seen."""
-
-    rows: int = 0
-    columns: dict[str, None] = field(default_factory=dict)  # a set that keeps the order
-    kinds: dict[str, dict[str, int]] = field(default_factory=dict)  # column -> "text" or "messages" -> its first row
-    transcripts: int = 0  # rows that open as HH-RLHF does
-    whole: int = 0  # rows of messages whose sides hold the question too
-    replies: int = 0  # rows of messages whose sides hold replies only
-    keys: set[str] = field(default_factory=set)  # that messages have
-
-
-def look(rows: Iterable[Row], where: str, columns: Iterable[str] = ()) -> Shape:
-    """Read every row once; RecipeError naming the row and the field where a value has a type that no reader takes."""
-    shape = Shape(columns=dict.fromkeys(columns))
+def look(rows: Iterable[Row], where: str, columns: list[str]) -> Seen:
+    """(columns, kinds, whole) of a split; RecipeError naming the row and field of a type that no reader takes. kinds:
+    "text" or "messages", for prompt, sides and the columns of UNREAD that hold anything. whole: row by row, whether the
+    sides hold the question too, in a message of the user or a transcript that opens with "Human:"."""
+    seen, kinds, whole = dict.fromkeys(columns), dict[str, str](), list[bool]()
     for number, row in enumerate(rows):
-        shape.rows += 1
-        shape.columns |= dict.fromkeys(row)
+        seen |= dict.fromkeys(row)
         for column, value in row.items():
             try:
                 kind = _kind(column, value)
+                if kind and kinds.setdefault("sides" if column in SIDES else column, kind) != kind:
+                    raise ValueError("mixes text and messages, with the rows or the side before. A split has one form.")
             except ValueError as error:
-                found, *remedy = error.args
-                what = remedy[0] if remedy else "Correct the row or remove it."
-                raise RecipeError(f"{where}, row {number}: {column} {found} {what}") from None
-            if kind:
-                shape.kinds.setdefault(column, {}).setdefault(kind, number)
-        prompt, *sides = (row.get(column) for column in ("prompt", *SIDES))
-        shape.transcripts += any(isinstance(v, str) and v.lstrip().startswith("Human:") for v in (prompt, *sides))
-        said = [message for side in sides if isinstance(side, list) for message in side]
-        asks = any(message["role"] == "user" for message in said)
-        shape.whole, shape.replies = shape.whole + asks, shape.replies + (bool(said) and not asks)
-        for message in said + (prompt if isinstance(prompt, list) else []):
-            shape.keys.update(key for key in message if message[key] is not None)
-    return shape
-
-
-def parsed(value: Any) -> Any:
-    """What a string of JSON holds (tools are often stored so); anything else as it is."""
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+                hint = UNREAD["conversations"] if "{'from':" in str(error) else "Correct the row or remove it."
+                raise RecipeError(f"{where}, row {number}: {column} {error} {hint}") from None
+        said = [message for side in SIDES if isinstance(row.get(side), list) for message in row[side]]
+        opens = any(isinstance(v, str) and v.lstrip().startswith("Human:") for v in map(row.get, PAIR))
+        whole.append(any(message["role"] == "user" for message in said) if said else opens)
+    return list(seen), kinds, whole
 
 
 def _kind(column: str, value: Any) -> str | None:
-    """ "text", "messages", or None where there is nothing; ValueError(what was found instead, how to mend it)."""
+    """ "text", "messages", or None where there is nothing; ValueError(what was found instead)."""
     if column in UNREAD:
         return "text" if value and str(value).strip() else None
-    if value is None or column not in ("prompt", *SIDES, "tools", "chat_template_kwargs"):
+    if value is None or column not in PASSED:
         return None
-    if column in ("tools", "chat_template_kwargs"):
-        wanted = list if column == "tools" else dict
-        if not isinstance(parsed(value), wanted):
-            raise ValueError(f"is {value!r:.40}, not a {wanted.__name__}.")
-        return None
-    if isinstance(value, str):
+    if column in PAIR and isinstance(value, str):
         return "text"
-    if not isinstance(value, list):
-        hint = [UNREAD["conversations"]] if isinstance(value, dict) and "from" in value else []
-        raise ValueError(f"is {value!r:.40} ({type(value).__name__}), neither text nor a list of messages.", *hint)
-    for n, message in enumerate(value):
-        if not isinstance(message, dict):
-            raise ValueError(f"has {message!r:.40} as message {n}, which is no dict with role and content.")
-        if "role" not in message or not ("content" in message or message.get("tool_calls")):
-            hint = [UNREAD["conversations"]] if "from" in message else []
-            raise ValueError(f"has a message {n} with {', '.join(message) or 'nothing'}, not role and content.", *hint)
-        if (role := message["role"]) not in ROLES:
-            close = nearest(str(role), ROLES)
-            raise ValueError(f"has a message {n} with the role {role!r}, none of {', '.join(ROLES)}.{close}")
-        if not isinstance(content := message.get("content"), str | None):
-            raise ValueError(f"has a message {n} whose content is {type(content).__name__} and not text.")
+    if column == "tools" and isinstance(value, str) and value.startswith("["):
+        value = json.loads(value)  # often stored so; TRL reads it too
+    wanted = dict if column == "chat_template_kwargs" else list
+    if not isinstance(value, wanted):
+        words = "text or a list of messages" if column in PAIR else f"a {wanted.__name__}"
+        raise ValueError(f"is {value!r:.40} ({type(value).__name__}), not {words}.")
+    for n, m in enumerate(value if column in PAIR else ()):
+        whole = isinstance(m, dict) and "role" in m and m.keys() & {"content", "tool_calls"}
+        if not whole or not isinstance(m.get("content"), str | None):
+            raise ValueError(f"has {m!r:.60} as message {n}, which is no dict with a role and, as content, text.")
+        if m["role"] not in ROLES:
+            close = nearest(str(m["role"]), ROLES)
+            raise ValueError(f"has a message {n} with the role {m['role']!r}, none of {', '.join(ROLES)}.{close}")
     return "messages"
 
 
-def choose(shape: Shape, where: str, *, named: str | None, few: float) -> str:
-    """The one format that fits all rows, or the one named where it can read them; RecipeError with the candidates.
-
-    `few` is how many rows may be of another form: they are then read, dropped and counted like other defects.
-    """
-    columns, kinds, alone = list(shape.columns), shape.kinds, "prompt" not in shape.columns
-    question = [column for column in UNREAD if column in columns and (alone or kinds.get(column))]
+def choose(seen: Seen, where: str, *, named: str | None, few: float) -> str:
+    """The format that fits the split, or the one named where it can read it; RecipeError with the candidates. A share
+    of `few` rows may be of another form: they are then dropped and counted, like other defects."""
+    columns, kinds, whole = seen
+    alone, listed = "prompt" not in columns, kinds.get("sides") == "messages"
+    question = next((column for column in UNREAD if column in columns and (alone or column in kinds)), "")
+    remedy = UNREAD.get(question, "Rename or map your columns.")
     if missing := [side for side in SIDES if side not in columns]:
-        what = " " + (UNREAD[question[0]] if question else "Rename or map your columns.")
-        what = nearest(missing[0], columns) or what
-        found = ", ".join(f"{column:.30}" for column in columns[:20]) or "none"
-        raise RecipeError(f"{where} has no column {missing[0]!r}. Its columns: {found}. {FORMS}{what}")
-    for group in (("prompt",), SIDES):
-        first = {kind: (row, column) for column in group for kind, row in kinds.get(column, {}).items()}
-        if len(first) > 1:
-            row, column = max(first.values())
-            raise RecipeError(
-                f"{where}, row {row}: {column} mixes text and messages with the rows or the side before: a split has "
-                "one form. Make them all text or all messages."
-            )
-    listed = any("messages" in kinds.get(side, {}) for side in SIDES)
-    if listed:
-        candidates = ["preference"] if alone else ["ultrafeedback", "preference"]
-        best = "ultrafeedback" if not alone and shape.whole > shape.replies else "preference"
-        sure = alone or min(shape.whole, shape.replies) <= few
-        why = f"{shape.whole} rows hold whole conversations and {shape.replies} hold replies only"
-    elif "messages" in kinds.get("prompt", {}):
-        candidates, best, sure, why = ["preference"], "preference", True, ""
+        found, close = ", ".join(f"{column:.30}" for column in columns[:20]), nearest(missing[0], columns)
+        raise RecipeError(f"{where} has no column {missing[0]!r}. Its columns: {found}. {FORMS}{close or ' ' + remedy}")
+    if listed or kinds.get("prompt") == "messages":
+        candidates = ["preference", "ultrafeedback"] if listed and not alone else ["preference"]
     else:
-        candidates = ["hh_rlhf", "text"] if alone else ["preference", "hh_rlhf", "text"]
-        best = "hh_rlhf" if shape.transcripts else "text" if alone else "preference"
-        sure = not shape.transcripts or shape.rows - shape.transcripts <= few
-        why = f"{shape.transcripts} of {shape.rows} rows open with 'Human:', as HH-RLHF transcripts do"
-    if named:
-        if named not in candidates:
-            able = f"What can: {', '.join(candidates)}."
-            raise RecipeError(f"{where}: data.format={named!r} cannot read what its columns hold. {able} {FORMS}")
-        return named
-    if not sure:
-        able = f"Name the right one: data.format={' or '.join(map(repr, candidates))}."
-        raise RecipeError(f"{where} can be read in several ways: {why}. {able}")
-    if question and best in ("text", "preference") and not (listed and alone):
+        candidates = ["text", "hh_rlhf"] if alone else ["preference", "text", "hh_rlhf"]
+    if named and named not in candidates:
+        why = f"cannot read what its columns hold. What can: {', '.join(candidates)}. {FORMS}"
+        raise RecipeError(f"{where}: data.format={named!r} {why}")
+    n, rest = sum(whole), whole.count(False)
+    few *= len(whole)  # readers of messages drop what is not theirs, but a text would be taken with its "Human:"
+    if not named and len(candidates) > 1 and n > (few if listed else 0) and rest > few:
+        why = "hold whole conversations" if listed else "open with 'Human:', as HH-RLHF transcripts do"
+        name = f"Name the right one: data.format={' or '.join(map(repr, candidates))}."
+        raise RecipeError(f"{where} can be read in several ways: {n} of {len(whole)} rows {why}. {name}")
+    best = candidates[-1 if n > (rest if listed else 0) else 0]
+    if not named and question and best in ("text", "preference") and not (listed and alone):
         why = "has no prompt column, but" if alone else "has, beside prompt,"
         leave = "" if alone else f" If it does not belong there, remove it or set data.format={best!r}."
-        raise RecipeError(
-            f"{where} {why} a column {question[0]!r}, which would not be read. {UNREAD[question[0]]}{leave}"
-        )
-    return best
+        raise RecipeError(f"{where} {why} a column {question!r}, which would not be read. {remedy}{leave}")
+    return named or best

@@ -109,35 +109,12 @@ class Run:
         except ValueError as error:
             raise RecipeError(f"{self.path / name} is damaged: {error}.") from None
 
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """Dotted key -> {"value", "origin"}, as resolved for this run."""
-        return self._json("recipe.json")
-
-    @property
-    def evaluation(self) -> dict[str, Any]:
-        """Held-out numbers: `before` and `after` training."""
-        return self._json("evaluation.json")
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """What was read, kept and dropped."""
-        return self._json("data.json")
-
-    @property
-    def reference(self) -> dict[str, Any]:
-        """Who the reference was."""
-        return self._json("reference.json")
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """One dict per logged step, oldest first, with TRL's names; `step` and `epoch` in each."""
-        return self._json("metrics.jsonl", lines=True)
-
-    @property
-    def samples(self) -> list[dict[str, Any]]:
-        """Answers of reference and policy to the same held-out prompts."""
-        return self._json("samples.jsonl", lines=True)
+    recipe = property(lambda self: self._json("recipe.json"), doc='Dotted key -> {"value", "origin"} of this run.')
+    evaluation = property(lambda self: self._json("evaluation.json"), doc="Held-out numbers, `before` and `after`.")
+    data = property(lambda self: self._json("data.json"), doc="What was read, kept and dropped.")
+    reference = property(lambda self: self._json("reference.json"), doc="Who the reference was.")
+    metrics = property(lambda self: self._json("metrics.jsonl", lines=True), doc="One dict per logged step, oldest first.")
+    samples = property(lambda self: self._json("samples.jsonl", lines=True), doc="Answers of both to the same held-out prompts.")
 
     def load_model(self) -> tuple[Any, Any]:
         """(model, tokenizer): the trained policy, the adapter on its base as it was trained."""

@@ -29,38 +29,24 @@ from .settings import Settings  # noqa: E402
 # `DPOTrainer._compute_loss`; `sft` has none, as it does not compare.
 _LN2 = math.log(2)
 AT_START: dict[str, Callable[[float, float], float]] = {
-    "sigmoid": lambda beta, e: _LN2,
-    "sigmoid_norm": lambda beta, e: _LN2,
-    "hinge": lambda beta, e: 1.0,
+    **dict.fromkeys(("sigmoid", "sigmoid_norm", "robust", "aot", "aot_unpaired"), lambda beta, e: _LN2),
+    **dict.fromkeys(("nca_pair", "bco_pair"), lambda beta, e: 2 * _LN2),
+    **dict.fromkeys(("hinge", "apo_zero", "apo_down"), lambda beta, e: 1.0),
     "ipo": lambda beta, e: 1 / (2 * beta) ** 2,
     "exo_pair": lambda beta, e: -_LN2 - 0.5 * (math.log1p(-e) + math.log(e)),
-    "nca_pair": lambda beta, e: 2 * _LN2,
-    "robust": lambda beta, e: _LN2,
-    "bco_pair": lambda beta, e: 2 * _LN2,
     "sppo_hard": lambda beta, e: 0.5 / beta**2,
-    "aot": lambda beta, e: _LN2,
-    "aot_unpaired": lambda beta, e: _LN2,
-    "apo_zero": lambda beta, e: 1.0,
-    "apo_down": lambda beta, e: 1.0,
     "discopop": lambda beta, e: 0.5 * _LN2 + 0.5,
 }
 
 
 def loss_at_start(recipe: Recipe) -> float | None:
     """The recipe's whole loss where the policy still equals its reference; None where a part has no fixed value."""
-    if recipe.trl.get("use_weighting"):
+    smoothing = float(recipe.trl.get("label_smoothing", 0.0))
+    parts = [(w, AT_START[n](recipe.beta, smoothing) if n in AT_START else None) for n, w in recipe.trl_losses.items()]
+    parts += [(w, losses.at_start(f, recipe.beta, numbers(f, recipe))) for f, w in recipe.plugins.values()]
+    if recipe.trl.get("use_weighting") or any(value is None for _, value in parts):
         return None
-    total, smoothing = 0.0, float(recipe.trl.get("label_smoothing", 0.0))
-    for name, weight in recipe.trl_losses.items():
-        if name not in AT_START:
-            return None
-        total += weight * AT_START[name](recipe.beta, smoothing)
-    for plugin, weight in recipe.plugins.values():
-        declared = losses.at_start(plugin, recipe.beta, numbers(plugin, recipe))
-        if declared is None:
-            return None
-        total += weight * declared
-    return total
+    return sum(weight * value for weight, value in parts if value is not None)
 
 
 def numbers(plugin: losses.Loss, recipe: Recipe) -> dict[str, Any]:
@@ -99,7 +85,7 @@ class RecipeTrainer(DPOTrainer):
     eval_dataset: Any
 
     def __init__(self, *, recipe: Recipe, settings: Settings, **arguments: Any):
-        self.recipe = recipe
+        self.recipe, self.settings = recipe, settings
         self.plugins = [(f, w, numbers(f, recipe)) for f, w in recipe.plugins.values()]
         self.half = settings.autocast is not None
         self.health = guard.Health(loss_at_start(recipe), same_start=settings.reference != "other model")
@@ -121,19 +107,16 @@ class RecipeTrainer(DPOTrainer):
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         fits = len(dataset)
         dataset = dataset.filter(
-            sides_differ,
-            fn_kwargs={"max_length": args.max_length},
-            num_proc=args.dataset_num_proc,
+            sides_differ, fn_kwargs={"max_length": args.max_length}, num_proc=args.dataset_num_proc,
             desc=f"Comparing the sides of {dataset_name} pairs",
-        )
-        self.dropped[dataset_name] = {
-            "prompt fills max_length": before - fits,
-            "identical after truncation": fits - len(dataset),
-        }
-        if not len(dataset):
+        )  # fmt: skip
+        lost = {"prompt fills max_length": before - fits, "identical after truncation": fits - len(dataset)}
+        self.dropped[dataset_name] = lost
+        if not len(dataset) or sum(lost.values()) > self.recipe.data.max_dropped * before:
+            counts = ", ".join(f"{reason}: {count}" for reason, count in lost.items())
             raise RecipeError(
-                f"No {dataset_name} pair of {before} is left after tokenising with max_length={args.max_length} "
-                f"({self.dropped[dataset_name]}). Raise max_length."
+                f"{sum(lost.values())} of {before} {dataset_name} pairs cannot be used at max_length={args.max_length} "
+                f"({counts}). Raise max_length, or allow it with data.max_dropped."
             )
         return dataset
 
@@ -141,10 +124,8 @@ class RecipeTrainer(DPOTrainer):
         # TRL's cache key is the data and the weights, so a change of ld_alpha or of the precision would return stale
         # numbers where the data's fingerprint does not hold them.
         salt = (self.args.ld_alpha, self.args.max_length, self.args.truncation_mode, self.args.bf16, self.args.fp16)
-        plain, self._precompute_model_hash = (
-            self._precompute_model_hash,
-            Hasher.hash((self._precompute_model_hash, salt)),
-        )
+        plain = self._precompute_model_hash
+        self._precompute_model_hash = Hasher.hash((plain, salt))
         try:
             return super()._precompute_ref_logps(dataset, name, batch_size)
         finally:
@@ -177,13 +158,10 @@ class RecipeTrainer(DPOTrainer):
             per_token = torch.where(mask.cumsum(dim=1) <= shared, per_token, self.ld_alpha * per_token)
         chosen, rejected = per_token.sum(dim=1).chunk(2)
         return PairLogps(
-            policy_chosen=chosen,
-            policy_rejected=rejected,
-            reference_chosen=inputs["ref_chosen_logps"],
-            reference_rejected=inputs["ref_rejected_logps"],
-            chosen_tokens=chosen_tokens,
-            rejected_tokens=rejected_tokens,
-        )
+            policy_chosen=chosen, policy_rejected=rejected,
+            reference_chosen=inputs["ref_chosen_logps"], reference_rejected=inputs["ref_rejected_logps"],
+            chosen_tokens=chosen_tokens, rejected_tokens=rejected_tokens,
+        )  # fmt: skip
 
     def _watch(self, loss: torch.Tensor, pairs: PairLogps, inputs: dict[str, Any]) -> None:
         if not bool(torch.isfinite(loss.detach())):
@@ -197,25 +175,23 @@ class RecipeTrainer(DPOTrainer):
                 f"--- rejected ({pairs.policy_rejected[index].item():.4g} nats)\n{rejected}"
             )
         if self.model.training:
-            reason = None
-            if self.state.global_step == 0 and self.health.same_start:
-                reason = guard.start_is_identity(pairs, loss.item(), self.health.declared, self.half)
-            if reason:
-                raise RecipeError(reason)
-            if self.health.full_steps and not self.health.largest_reward:
-                self.health.largest_reward = max(
-                    pairs.chosen_logratios.abs().max().item(), pairs.rejected_logratios.abs().max().item()
-                )
+            health = self.health
+            if self.state.global_step == 0 and health.same_start:
+                guard.stop(guard.start_is_identity(pairs, loss.item(), health.declared, self.half))
+            if health.full_steps and not health.largest_reward:
+                ratios = torch.cat([pairs.chosen_logratios, pairs.rejected_logratios])
+                health.largest_reward = ratios.abs().max().item()
         elif self.recorded is not None:
             self.recorded.append(pairs.map(self.accelerator.gather_for_metrics))
 
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, all) parameters; 4-bit weights count as the numbers they hold, a reference copy not at all."""
-        parameters = [(n, p) for n, p in self.model.named_parameters() if ".ref." not in n]
-        sizes = [
-            (p.requires_grad, p.numel() * (2 if p.__class__.__name__ == "Params4bit" else 1)) for _, p in parameters
-        ]
-        return sum(n for trains, n in sizes if trains), sum(n for _, n in sizes)
+        counts = [0, 0]
+        for name, p in self.model.named_parameters():
+            if ".ref." not in name:
+                counts[1] += (size := p.numel() * (2 if type(p).__name__ == "Params4bit" else 1))
+                counts[0] += size * p.requires_grad
+        return counts[0], counts[1]
 
     def fingerprint(self) -> str:
         """A hash of the reference's weights (with a new adapter, which starts as nothing, those of the policy)."""

@@ -27,6 +27,7 @@ recipe = Recipe(
     dtype="float32",
     prepare=toyworld.make,
     reward=toyworld.reward,
+    measures={"in_grammar": toyworld.in_grammar},
     trl={
         "lr_scheduler_type": "cosine",
         "precompute_ref_log_probs": True,

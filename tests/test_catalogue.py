@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpo_recipes import Recipe, load, new
-from dpo_recipes.catalogue import SHIPPED, find, names, rows, summary
+from dpo_recipes.catalogue import SHIPPED, find, names, rows
 from dpo_recipes.errors import RecipeError, UsageError
 
 HEAD = "from dpo_recipes import Data, LoRA, QLoRA, Recipe\n"
@@ -75,13 +75,13 @@ BROKEN = [
     ("  recipe = 1", ", line 2: this is not valid Python: unexpected indent."),
     ("import no_such_module", ", line 2: ModuleNotFoundError: No module named 'no_such_module'."),
     ("from dpo_recipes import Recepie", ", line 2: ImportError: cannot import name 'Recepie'"),
-    ("x = 1", " must define `recipe = Recipe(...)`; it has nothing of that name."),
+    ("x = 1", " must define `recipe = Recipe(...)`, not a value of type NoneType."),
     (
         "receipe = Recipe(model='m', data=Data('d'))",
-        "it has nothing of that name, but 'receipe' is a Recipe: rename it.",
+        "not a value of type NoneType.",
     ),
-    ("recipe = {'model': 'm'}", " must define `recipe = Recipe(...)`; it has a value of type dict."),
-    ("recipe = Recipe", "it has a value of type type."),
+    ("recipe = {'model': 'm'}", " must define `recipe = Recipe(...)`, not a value of type dict."),
+    ("recipe = Recipe", "not a value of type type."),
     ("def f():\n    return 1 / 0\n\nf()", ", line 3: ZeroDivisionError: division by zero."),
     ("raise ValueError", ", line 2: ValueError."),
     ("raise ValueError('one\\ntwo.')", ", line 2: ValueError: one two."),
@@ -95,10 +95,10 @@ BROKEN = [
         "recipe = Recipe('m', Data('d'))",
         ", line 2: TypeError: Recipe.__init__() takes 1 positional argument but 3 were given.",
     ),
-    ("recipe = Recipe(model='m', data='d')", ", line 2: Recipe.data='d' has the wrong type: expected Data(...)."),
+    ("recipe = Recipe(model='m', data='d')", ", line 2: Recipe.data='d' must be Data(...)."),
     (
         "recipe = Recipe(\n    model='m', data=Data('d'),\n    adapter=LoRA(\n        r=0))",
-        ", line 4: LoRA.r=0 is too small: a rank is",
+        ", line 4: LoRA.r=0 must be at least 1.",
     ),
     (
         "recipe = Recipe(model='m', data=Data('d'), max_prompt_length=512)",
@@ -118,11 +118,11 @@ BROKEN = [
     ("recipe = Recipe(model='m', data=Data('d'), adapter=LoRA(beta=8))", "LoRA has no field 'beta'. Write beta=VALUE."),
     (
         "recipe = Recipe(model='m', data=Data('d'), trl={'max_prompt_length': 9})",
-        ", line 2: trl.max_prompt_length: gone since TRL 0.29",
+        ", line 2: trl.max_prompt_length=9 is gone since TRL 0.29",
     ),
     (
         "def my(pairs, beta):\n    return pairs.h\n\nrecipe = Recipe(model='m', data=Data('d'), loss=my)",
-        ", line 5: The loss function 'my'",
+        ", line 5: The loss my(pairs, beta) must",
     ),
     (GOOD + "recipe.beta = 0.3", ", line 3: FrozenInstanceError: cannot assign to field 'beta'."),
 ]
@@ -154,14 +154,13 @@ def test_a_file_that_is_not_text(here, data, message):
     [
         ("smollm3", "There is no recipe 'smollm3'. Did you mean 'smollm3_ultrafeedback'? Recipes by name: "),
         ("quikstart", "There is no recipe 'quikstart'. Did you mean 'quickstart'?"),
-        ("quickstart.py", "There is no recipe file 'quickstart.py'. Did you mean 'quickstart'?"),
-        ("sub/sone.py", "There is no recipe file 'sub/sone.py'. Did you mean 'some'?"),
-        ("sub/some", "There is no recipe file 'sub/some'. Did you mean 'some'?"),
-        ("sub", "There is no recipe file 'sub'. It is a folder, with some.py."),
-        ("sub/", "It is a folder, with some.py."),
-        ("sub/notes.txt", "There is no recipe file 'sub/notes.txt'."),
-        ("no/such/file.py", "There is no recipe file 'no/such/file.py'. Recipes by name: "),
-        (".", "It is a folder, with no recipe file in it."),
+        ("quickstart.py", "There is no recipe 'quickstart.py'. Did you mean 'quickstart'?"),
+        ("sub/sone.py", "There is no recipe 'sub/sone.py'. Did you mean 'some'?"),
+        ("sub/some", "There is no recipe 'sub/some'. Did you mean 'some'?"),
+        ("sub", "There is no recipe 'sub'. Recipes by name: "),
+        ("sub/notes.txt", "There is no recipe 'sub/notes.txt'."),
+        ("no/such/file.py", "There is no recipe 'no/such/file.py'. Recipes by name: "),
+        (".", "There is no recipe '.'. Recipes by name: "),
         ("", "There is no recipe ''. Recipes by name: "),
         ("kettle", "There is no recipe 'kettle'. Recipes by name: "),
     ],
@@ -172,7 +171,7 @@ def test_what_is_not_there_is_said(here, name, message):
     with pytest.raises(UsageError) as error:
         find(name)
     assert str(error.value).startswith(message) or message in str(error.value)
-    assert "quickstart" in str(error.value) and str(error.value).endswith("; by path, such as ./mine.py.")
+    assert "quickstart" in str(error.value) and str(error.value).endswith("; by path: ./mine.py.")
 
 
 def test_rows_show_a_broken_file_as_broken(here):
@@ -191,13 +190,6 @@ def test_rows_show_a_broken_file_as_broken(here):
     assert shown["smollm3_ultrafeedback"]["adapter"] == "LoRA r=32" and not shown["smollm3_ultrafeedback"][
         "what"
     ].startswith("broken")
-
-
-def test_summary_is_the_first_line_or_nothing(here):
-    assert summary(write(here / "x.py", GOOD)) == ""
-    assert summary(write(here / "x.py", "(")) == "(not valid Python)"
-    (here / "b.py").write_bytes(b"'\xff'")
-    assert summary(here / "b.py") == "(not valid Python)"
 
 
 @pytest.mark.parametrize("source", sorted(f.stem for f in SHIPPED.glob("*.py")))
@@ -237,14 +229,11 @@ def test_a_fork_never_overwrites(here):
     assert path.read_text() == "precious"
 
 
-@pytest.mark.parametrize(
-    ("name", "better"),
-    [("foo-bar", "foo_bar"), ("my recipe", "my_recipe"), ("3", "my_quickstart"), ("../x", "x"), ("é", "my_quickstart")],
-)
-def test_a_name_that_cannot_be_is_refused(here, name, better):
+@pytest.mark.parametrize("name", ["foo-bar", "my recipe", "3", "../x", "é", ""])
+def test_a_name_that_cannot_be_is_refused(here, name):
     with pytest.raises(UsageError) as error:
         new(name, "quickstart")
-    assert str(error.value) == f"{name!r} cannot be a recipe's name: letters, digits and _, such as {better}."
+    assert str(error.value) == f"{name!r} cannot be a recipe's name: letters, digits and _, such as my_quickstart."
 
 
 def test_a_fork_needs_a_start_that_loads_and_a_folder_that_can_be_made(here):

@@ -50,27 +50,30 @@ TYPOS: list[tuple[list[str], str]] = [
     (["new"], "Missing argument 'NAME'."),
     (
         ["new", "foo-bar", "--from", RECIPE],
-        "error: 'foo-bar' cannot be a recipe's name: letters, digits and _, such as foo_bar.",
+        "error: 'foo-bar' cannot be a recipe's name: letters, digits and _, such as my_smollm3_ultrafeedback.",
     ),
     (["new", "x", "--from", "smollm3_ultrafeedbak"], "Did you mean 'smollm3_ultrafeedback'?"),
     (["train", RECIPE, "--runs"], "Option '--runs' requires an argument."),
-    (["train", RECIPE, "--run", "x"], "error: --run is not an option of this command. Did you mean '--runs'?"),
-    (["show", RECIPE, "--jsno"], "error: --jsno is not an option of this command. Did you mean '--json'?"),
+    (["train", RECIPE, "--run", "x"], "error: '--run' is neither an option (see --help) nor KEY=VALUE"),
+    (["show", RECIPE, "--jsno"], "error: '--jsno' is neither an option (see --help) nor KEY=VALUE"),
     (
         ["train", "smollm3_ultrafeedbak"],
         "error: There is no recipe 'smollm3_ultrafeedbak'. Did you mean 'smollm3_ultrafeedback'?",
     ),
-    (["train", "./nope.py"], "error: There is no recipe file './nope.py'. Recipes by name: "),
-    (["train", "."], "error: There is no recipe file '.'. It is a folder, with no recipe file in it."),
+    (["train", "./nope.py"], "error: There is no recipe './nope.py'. Recipes by name: "),
+    (["train", "."], "error: There is no recipe '.'. Recipes by name: "),
     (
         ["train", RECIPE, "--beta", "0.05"],
-        "error: --beta is not an option. Values of the recipe are written KEY=VALUE, without dashes: beta=0.05",
+        "error: '--beta' is neither an option (see --help) nor KEY=VALUE, such as beta=0.05. Write beta=VALUE.",
     ),
-    (["train", RECIPE, "--betta"], "without dashes. Did you mean 'beta'?"),
-    (["train", RECIPE, "beta", "0.05"], "error: 'beta' lacks its value: write beta=0.05, without spaces around the =."),
-    (["train", RECIPE, "beta=abc"], "error: beta='abc' has the wrong type: expected a number such as 0.1 or 5e-7."),
+    (["train", RECIPE, "--betta"], "such as beta=0.05. Did you mean 'beta'?"),
+    (
+        ["train", RECIPE, "beta", "0.05"],
+        "error: 'beta' is neither an option (see --help) nor KEY=VALUE, such as beta=0.05. Write beta=VALUE.",
+    ),
+    (["train", RECIPE, "beta=abc"], "error: beta='abc' must be a number such as 0.1 or 5e-7."),
     (["train", RECIPE, "betta=0.05"], "error: betta is not a field of the recipe. Did you mean 'beta'?"),
-    (["train", RECIPE, "beta=0.1", "beta=0.2"], "error: beta is set twice, to '0.1' and to '0.2': keep one."),
+    (["train", RECIPE, "beta=0.1", "beta=0.2"], "error: beta is set twice, to '0.1' and to '0.2': keep one"),
     (["train", RECIPE, "max_prompt_length=512"], "max_prompt_length is gone since TRL 0.29: set max_length"),
     (["train", RECIPE, "trl.lr_scheduler_type=cosin"], "Did you mean 'cosine'?"),
     (
@@ -81,7 +84,7 @@ TYPOS: list[tuple[list[str], str]] = [
         ["train", RECIPE, "loss=sigmod"],
         "error: Recipe.loss='sigmod' is neither TRL's nor ours. Did you mean 'sigmoid'?",
     ),
-    (["train", RECIPE, "adapter=lorra"], "error: adapter='lorra': expected none, lora or qlora. Did you mean 'lora'?"),
+    (["train", RECIPE, "adapter=lorra"], "error: adapter='lorra' must be none, lora or qlora. Did you mean 'lora'?"),
     (["train", RECIPE, "global_batch_size=7"], "micro_batch_size=4 does not divide the 7 pairs per device and step"),
 ]
 
@@ -119,16 +122,14 @@ def test_help_is_short_and_grouped(dpo):
     assert dpo("-h")[0] == 0
 
 
-@pytest.mark.parametrize("columns", [60, 80, 120, 149, 150, 200])
+@pytest.mark.parametrize("columns", [60, 80, 120, 200])
 def test_list_fits_the_terminal_and_cuts_no_name(dpo, columns):
     code, out, _ = dpo("list", columns=columns)
     lines = out.splitlines()
     assert code == 0 and max(map(len, lines)) <= columns
     for name in SHIPPED:
         [line] = [line for line in lines if line.startswith(name + " ")]
-        following = lines[lines.index(line) + 1] if columns < 150 else line
-        assert "sigmoid" in following
-    assert ("adapter" in lines[0]) is (columns >= 150)
+        assert "sigmoid" in lines[lines.index(line) + 1]
     words = " ".join(out.split())
     assert "HuggingFaceTB/SmolLM3-3B" in words and ("LoRA r=32" in words)
 

@@ -210,7 +210,7 @@ def test_a_folder_of_splits_and_its_slices(tmp_path):
         "no split 'train_pref'" in message and "It has: test_prefs, train_prefs. Did you mean 'train_prefs'?" in message
     )
     assert "no split 'test'" in refused(tmp_path, train="train_prefs", eval="test")
-    assert "selects none of 30 rows" in refused(tmp_path, train="train_prefs[40:50]")
+    assert "'train_prefs[40:50]' selects no rows" in refused(tmp_path, train="train_prefs[40:50]")
     assert "is no split" in refused(tmp_path, train="train_prefs[a]")
 
 
@@ -370,7 +370,7 @@ def test_too_many_dropped_rows_are_refused_with_the_numbers_and_the_way_out(tmp_
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "x", "chosen": 42, "rejected": "b"}, "row 2: chosen is 42 (int), neither text nor a list"),
+        ({"prompt": "x", "chosen": 42, "rejected": "b"}, "row 2: chosen is 42 (int), not text or a list"),
         ({"prompt": "x", "chosen": "a", "rejected": {"text": "b"}}, "row 2: rejected is {'text': 'b'} (dict)"),
         ({"prompt": ["x"], "chosen": "a", "rejected": "b"}, "row 2: prompt has 'x' as message 0"),
         ({"prompt": [user("x")], "chosen": "a", "rejected": "b"}, "row 2: prompt mixes text and messages"),
@@ -378,18 +378,21 @@ def test_too_many_dropped_rows_are_refused_with_the_numbers_and_the_way_out(tmp_
         ({"prompt": [{"role": "human", "content": "x"}], "chosen": "a", "rejected": "b"}, "the role 'human', none of"),
         (
             {"prompt": [{"role": "asistant", "content": "x"}], "chosen": "a", "rejected": "b"},
-            "Did you mean 'assistant'?",
+            "Did you mean 'assistant'",
         ),
         (
             {"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"},
-            "row 2: prompt has a message 0 with role, not",
+            "row 2: prompt has {'role': 'user'} as message 0",
         ),
-        ({"prompt": [{"role": "user", "content": 3}], "chosen": "a", "rejected": "b"}, "whose content is int"),
-        ({"prompt": "x", "chosen": "a", "rejected": "b", "tools": "clock"}, "row 2: tools is 'clock', not a list."),
         (
-            {"prompt": "x", "chosen": "a", "rejected": "b", "chat_template_kwargs": [1]},
-            "chat_template_kwargs is [1], not a",
+            {"prompt": [{"role": "user", "content": 3}], "chosen": "a", "rejected": "b"},
+            "with a role and, as content, text",
         ),
+        (
+            {"prompt": "x", "chosen": "a", "rejected": "b", "tools": "clock"},
+            "row 2: tools is 'clock' (str), not a list.",
+        ),
+        ({"prompt": "x", "chosen": "a", "rejected": "b", "chat_template_kwargs": [1]}, "is [1] (list), not a dict."),
     ],
 )
 def test_wrong_types_name_the_row_and_the_field(tmp_path, row, words):
@@ -406,7 +409,8 @@ def test_wrong_types_name_the_row_and_the_field(tmp_path, row, words):
         ({"system": "", "question": "x", "chosen": "a", "rejected": "b"}, ("Orca", "rename question to prompt")),
         ({"prompt": "x", "system": "be brief", "chosen": "a", "rejected": "b"}, ("beside prompt", "'system'")),
         ({"prompt": "x", "input": "y", "chosen": "a", "rejected": "b"}, ("beside prompt", "'input'", "data.format")),
-        ({"prompt": [{"from": "human", "value": "x"}], "chosen": "a", "rejected": "b"}, ("from, value", "ShareGPT")),
+        ({"prompt": [{"from": "human", "value": "x"}], "chosen": "a", "rejected": "b"},
+         ("{'from': 'human', 'value': 'x'} as message 0", "ShareGPT")),
         ({"instruction": "x", "chosen_response": "a", "rejected_response": "b"},
          ("no column 'chosen'", "instruction, chosen_response", "Alpaca")),
         ({"prompt": "x", "chosen": "a", "rejcted": "b"}, ("no column 'rejected'", "Did you mean 'rejcted'?")),
@@ -428,13 +432,13 @@ def test_an_empty_column_beside_the_prompt_and_a_named_format_are_no_obstacle(tm
 def test_an_ambiguous_form_lists_the_candidates_and_naming_one_settles_it(tmp_path):
     path = save(tmp_path / "p.jsonl", HH[:3] + [{"chosen": "It is a", "rejected": "It is b"}] * 3)
     message = refused(path)
-    assert "3 of 6 rows open with 'Human:'" in message and "data.format='hh_rlhf' or 'text'" in message
+    assert "3 of 6 rows open with 'Human:'" in message and "data.format='text' or 'hh_rlhf'." in message
     assert "malformed transcript: 3" in refused(path, format="hh_rlhf")
     assert read(path, format="text").report["format"] == "text"
     mixed = save(tmp_path / "m.jsonl", h4(5) + [{**row, "prompt": "q"} for row in EXPLICIT[:5]])
-    assert "5 rows hold whole conversations and 5 hold replies only" in refused(mixed)
+    assert "5 of 10 rows hold whole conversations" in refused(mixed)
     assert "data.format='hh_rlhf' cannot read" in refused(save(tmp_path / "h.jsonl", h4()), format="hh_rlhf")
-    assert "What can: ultrafeedback, preference." in refused(str(tmp_path / "h.jsonl"), format="text")
+    assert "What can: preference, ultrafeedback." in refused(str(tmp_path / "h.jsonl"), format="text")
 
 
 def test_train_and_evaluation_must_both_be_text_or_both_messages(tmp_path):
@@ -504,8 +508,9 @@ def test_fields_of_the_hub_do_nothing_for_a_file(tmp_path, field):
     "field", [{"chat_template": "{{ 1 }}"}, {"chat_template_kwargs": {"a": 1}}, {"template_date": "2025-07-08"}]
 )
 def test_fields_of_the_template_do_nothing_for_text(tmp_path, field):
+    ((name, value),) = field.items()
     message = refused(save(tmp_path / "p.jsonl", three()), format="text", **field)
-    assert f"data.{next(iter(field))} does nothing" in message
+    assert f"data.{name}={value!r} does nothing" in message
 
 
 # The hub

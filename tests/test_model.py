@@ -217,6 +217,7 @@ def test_cudnn_attention_is_switched_off_on_cuda_where_its_gradients_can_be_nan(
     said: list[str] = []
     switched: list[bool] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: True)
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", switched.append)
@@ -224,3 +225,13 @@ def test_cudnn_attention_is_switched_off_on_cuda_where_its_gradients_can_be_nan(
         monkeypatch.setattr(torch, "__version__", version)
         assert models.device(said.append).kind == "cuda"
     assert switched == [False, False] and "cuDNN attention is off" in said[0]
+
+
+def test_several_gpus_or_processes_are_refused_with_what_to_set(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(RecipeError, match="4 GPUs are visible, and one process uses one. Set CUDA_VISIBLE_DEVICES=0"):
+        models.device()
+    monkeypatch.setattr(models, "Device", lambda: Device(processes=2))
+    with pytest.raises(RecipeError, match="one process; a launcher started 2"):
+        models.device()

@@ -155,7 +155,7 @@ def test_sequence_kl_is_the_sum_over_reply_positions_in_float64():
         expected.append(total)
     assert expected[0] > 0.01
     for batch_size in (1, 3, 64):
-        found = sequence_kl(policy, reference, prompts, replies, batch_size=batch_size, pad_token_id=0)
+        found = sequence_kl(policy, reference, prompts, replies, batch_size=batch_size)
         assert found.dtype == torch.float32 and not found.requires_grad
         torch.testing.assert_close(found.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-5)
     assert sequence_kl(policy, policy, prompts, replies).tolist() == [0.0] * 4

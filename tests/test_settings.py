@@ -11,7 +11,7 @@ from dpo_recipes import Data, LoRA, QLoRA, Recipe, dpoconfig
 from dpo_recipes.errors import UsageError
 from dpo_recipes.overrides import apply
 from dpo_recipes.recipe import hints
-from dpo_recipes.settings import COUPLED, Device, differences, dpo_config, here, resolve, rows, show
+from dpo_recipes.settings import COUPLED, Device, dpo_config, here, resolve, rows, show
 
 CPU, GPU, OLD, MAC = (
     Device("cpu", processes=1),
@@ -84,14 +84,10 @@ def test_micro_batch_and_accumulation_follow_from_the_global_batch(total, micro,
 @pytest.mark.parametrize(
     ("total", "micro", "processes", "message"),
     [
-        (16, 3, 1, "micro_batch_size=3 does not divide the 16 pairs per device and step (global_batch_size=16 "
-                   "over 1 process). "
-                   "It can be 1, 2, 4, 8, 16."),
-        (16, 16, 2, "micro_batch_size=16 does not divide the 8 pairs per device and step (global_batch_size=16 "
-                    "over 2 processes). "
-                    "It can be 1, 2, 4, 8."),
-        (10, None, 4, "global_batch_size=10 pairs do not divide over 4 processes. Nearest that do: 8 and 12."),
-        (1, None, 4, "global_batch_size=1 pairs do not divide over 4 processes. Nearest that does: 4."),
+        (16, 3, 1, "micro_batch_size=3 does not divide the 16 pairs per device and step. It can be 1, 2, 4, 8, 16."),
+        (16, 16, 2, "micro_batch_size=16 does not divide the 8 pairs per device and step. It can be 1, 2, 4, 8."),
+        (10, None, 4, "global_batch_size=10 pairs do not divide over 4 processes. Nearest: 8 and 12."),
+        (1, None, 4, "global_batch_size=1 pairs do not divide over 4 processes. Nearest: 4."),
     ],
 )  # fmt: skip
 def test_a_batch_that_does_not_divide_is_refused(total, micro, processes, message):
@@ -167,12 +163,12 @@ def test_dpoconfig_accepts_the_table(tmp_path):
     )
 
 
-def test_differences_leave_out_what_is_trls_own():
+def test_show_leaves_out_what_is_trls_own():
     recipe = make(
         learning_rate=1e-6, num_train_epochs=3, micro_batch_size=8, global_batch_size=8, trl={"logging_steps": 10}
     )
-    found = differences(dpo_config(recipe, resolve(recipe, GPU), "out"))
-    assert found == {"precompute_ref_log_probs": (True, False), "disable_tqdm": (True, False)}
+    values = {name: (shown["value"], shown["default"]) for name, shown in show(recipe, GPU)["trl"].items()}
+    assert values == {"precompute_ref_log_probs": (True, False), "disable_tqdm": (True, False)}
 
 
 def test_rows_hold_every_field_once_with_its_origin():

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dpo_recipes import toyworld
 from dpo_recipes.errors import RecipeError
 from dpo_recipes.sampling import generate
-from dpo_recipes.toyworld import OUTSIDE, PROMPTS, converse, in_grammar, reward
+from dpo_recipes.toyworld import OUTSIDE, PROMPTS, converse, parse, reward
 
 LAMP = "Hello. What colour is the lamp?"
 ROOT = Path(__file__).parents[1]
@@ -66,7 +66,7 @@ def rows(folder, split):
 )
 def test_the_reward_of_replies_scored_by_hand(completion, expected):
     assert reward(LAMP, completion) == expected
-    assert in_grammar(completion) == (expected != OUTSIDE or completion.startswith("What now? The clock"))
+    assert bool(parse(completion)) == (expected != OUTSIDE or completion.startswith("What now? The clock"))
 
 
 def test_a_prompt_of_another_world_is_refused():
@@ -81,7 +81,7 @@ def test_every_conversation_is_in_the_grammar_and_scored_as_it_was_made():
     for prompt in list(PROMPTS) * 3:
         for right in (True, False):
             reply = converse(prompt, float(right), draw)
-            assert in_grammar(reply), reply
+            assert parse(reply), reply
             scores[right].append(reward(prompt, reply))
     # Manners move the score by at most 1.5 around +1 (right), 0 (unsure) and -1 (wrong), and are symmetric.
     assert min(scores[True]) >= -0.5 and max(scores[True]) == 2.5
@@ -128,7 +128,7 @@ def test_the_model_answers_and_its_template_ends_with_the_end_token(world):
     replies = generate(model, tokenizer, prompts, samples=8, max_new_tokens=64, batch_size=256)
     flat = [reply for row in replies for reply in row]
     assert sum(reply.ended for reply in flat) > 0.9 * len(flat)
-    assert sum(in_grammar(reply.text) for reply in flat) > 0.3 * len(flat)  # untrained: 0
+    assert sum(bool(parse(reply.text)) for reply in flat) > 0.3 * len(flat)  # untrained: 0
 
 
 def test_the_recipe_is_inert():

@@ -148,7 +148,7 @@ def test_conversations_need_a_template_and_the_message_names_the_ways_out(tiny, 
 
 
 def test_a_run_that_stops_before_its_first_log_leaves_no_folder(tiny, pairs_file, tmp_path):
-    with pytest.raises(RecipeError, match="No train pair"):
+    with pytest.raises(RecipeError, match="18 of 18 train pairs cannot be used"):
         run_it(quick(tiny, pairs_file, max_length=6), tmp_path)
     assert list((tmp_path / "runs").iterdir()) == []
 
@@ -159,17 +159,28 @@ def test_what_dpoconfig_refuses_is_one_message(tiny, pairs_file, tmp_path):
         run_it(quick(tiny, pairs_file, trl=trl), tmp_path)
 
 
+def test_what_trl_refuses_later_is_one_message_too(tiny, pairs_file, tmp_path):
+    adapter = LoRA(r=4, target_modules=["no_such_layer"])
+    with pytest.raises(RecipeError, match="TRL refuses the recipe: Target modules .*no_such_layer.* not found"):
+        run_it(quick(tiny, pairs_file, adapter=adapter), tmp_path)
+
+
 def test_a_reward_adds_the_truth_to_the_numbers(tiny, pairs_file, tmp_path):
     def shorter(prompt: str, completion: str) -> float:
         assert prompt.startswith("Question")
         return -float(len(completion))
 
-    run, said = run_it(quick(tiny, pairs_file, adapter=LoRA(r=4), reward=shorter), tmp_path)
+    def loud(prompt: str, completion: str) -> bool:
+        return len(completion) > 0
+
+    recipe = quick(tiny, pairs_file, adapter=LoRA(r=4), reward=shorter, measures={"loud": loud})
+    run, said = run_it(recipe, tmp_path)
     before, after = run.evaluation["before"], run.evaluation["after"]
     assert (before["win_rate"], before["kl"]) == (0.5, 0.0) and before["reward"] < 0
     assert after["kl"] > 0 and 0 <= after["win_rate"] <= 1 and after["reward_stderr"] > 0
     assert after["best_reward_at_kl"] >= before["reward"]
-    assert "best reward at that KL" in said
+    assert 0 < after["measures/loud"] <= 1 and "measures/loud" in before
+    assert "best reward at that KL" in said and "loud" in said
 
 
 def test_prepare_makes_the_model_once_for_a_seed(tiny, pairs_file, tmp_path):

@@ -232,13 +232,15 @@ def test_pairs_that_truncation_makes_identical_are_dropped_and_counted(tiny, tmp
     same = "word " * 30
     rows[3]["chosen"][0]["content"], rows[3]["rejected"][0]["content"] = same + "a", same + "b"
     rows[5]["prompt"][0]["content"] = "long " * 40
-    trainer = build(tiny(), tmp_path, rows=rows)
+    with pytest.raises(RecipeError, match="2 of 12 train pairs cannot be used at max_length=96 .*data.max_dropped"):
+        build(tiny(), tmp_path, rows=rows)
+    trainer = build(tiny(), tmp_path, rows=rows, data=Data("unused", max_dropped=0.2))
     assert trainer.dropped["train"] == {"prompt fills max_length": 1, "identical after truncation": 1}
     assert len(trainer.train_dataset) == 10
 
 
 def test_nothing_left_is_an_error_that_names_max_length(tiny, tmp_path):
-    with pytest.raises(RecipeError, match="No train pair of 24 is left after tokenising with max_length=8"):
+    with pytest.raises(RecipeError, match="24 of 24 train pairs cannot be used at max_length=8"):
         build(tiny(), tmp_path, max_length=8)
 
 
