@@ -54,8 +54,7 @@ def read(data: Data, path: str, *, num_proc: int | None = None) -> Read:
     report: dict[str, Any] = {"path": path, "train": {"split": data.train, **part}}
     if raw is None:
         train, evaluation = _hold_out(train, share, path)
-        held = len(evaluation)
-        report["train"] |= {"kept": len(train), "held_out": held}
+        report["train"] |= {"kept": len(train), "held_out": (held := len(evaluation))}
         report["eval"] = {"split": f"{share:.3g} of {data.train}", "rows": held, "kept": held, "dropped": {}}
     else:
         evaluation, other, part = _explicit(raw, data, where, notes, num_proc)
@@ -133,7 +132,7 @@ def _hold_out(dataset: Any, share: float, path: str) -> tuple[Any, Any]:
     last = sorted(prompts)[max(1, round(share * len(prompts))) - 1]
     train, held = ([i for i, prompt in enumerate(prompts) if (prompt <= last) is side] for side in (False, True))
     if not train:
-        why = f"of {len(prompts)} pairs by prompt leaves none to train on: the prompts are too few. Name data.eval instead."
+        why = f"of {len(prompts)} pairs by prompt leaves none to train on: too few prompts. Name others with data.eval."
         raise RecipeError(f"{path}: holding out {share:.3g} {why}")
     return dataset.select(train), dataset.select(held)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from .losses import PairLogps
@@ -32,7 +31,7 @@ def wilson(successes: float, trials: int) -> tuple[float, float]:
 
 
 def held_out(metrics: dict[str, float], pairs: PairLogps, beta: float) -> dict[str, Any]:
-    """TRL's metrics over all held-out pairs, ties half, with a Wilson interval, standard errors and nats per token."""
+    """TRL's metrics over all held-out pairs, ties half, with a Wilson interval, and standard errors."""
     n = len(pairs.h)
     wins = (pairs.h > 0).sum().item() + (pairs.h == 0).sum().item() / 2
     margins = beta * pairs.h
@@ -47,45 +46,27 @@ def held_out(metrics: dict[str, float], pairs: PairLogps, beta: float) -> dict[s
         "rewards/rejected": beta * pairs.rejected_logratios.mean().item(),
         "logps/chosen": pairs.policy_chosen.mean().item(),
         "logps/rejected": pairs.policy_rejected.mean().item(),
-        "logps/chosen_change_per_token": (pairs.chosen_logratios.sum() / pairs.chosen_tokens.sum()).item(),
-        "logps/rejected_change_per_token": (pairs.rejected_logratios.sum() / pairs.rejected_tokens.sum()).item(),
     }
     carried = ("logits/chosen", "logits/rejected", "entropy", "mean_token_accuracy", "aux_loss")
     return found | {name: metrics[name] for name in carried if name in metrics}
 
 
 def changes(before: dict[str, Any], after: dict[str, Any], start: PairLogps, end: PairLogps) -> None:
-    """Add to `after` the change of log-probability per token since the start of training, nats."""
+    """Add to both the change of log-probability per token since the start of training, nats."""
     for side in ("chosen", "rejected"):
         moved = getattr(end, f"policy_{side}").sum() - getattr(start, f"policy_{side}").sum()
         after[f"logps/{side}_change_per_token"] = (moved / getattr(end, f"{side}_tokens").sum()).item()
         before[f"logps/{side}_change_per_token"] = 0.0
 
 
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    was = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was)
-
-
 def side_by_side(
     policy: Any, reference: Reference, tokenizer: Any, prompts: list[Any], *,
-    samples: int, reference_samples: int, max_new_tokens: int, temperature: float, seed: int,
-    chat_template_kwargs: dict[str, Any],
+    samples: int, reference_samples: int, **how: Any,
 ) -> tuple[list[list[Reply]], list[list[Reply]]]:  # fmt: skip
-    """(replies of the reference, replies of the policy), per prompt, sampled with the same seed."""
-    common: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed,
-        "chat_template_kwargs": chat_template_kwargs,
-    }  # fmt: skip
-    with _evaluating(policy):
-        with reference.model() as model:
-            theirs = generate(model, tokenizer, prompts, samples=reference_samples, **common)
-        return theirs, generate(policy, tokenizer, prompts, samples=samples, **common)
+    """(replies of the reference, replies of the policy), per prompt; `how` goes to `generate`, the same seed too."""
+    with reference.model() as model:
+        theirs = generate(model, tokenizer, prompts, samples=reference_samples, **how)
+    return theirs, generate(policy, tokenizer, prompts, samples=samples, **how)
 
 
 def against_truth(
@@ -104,17 +85,19 @@ def against_truth(
         for mine, rivals in zip(our_rewards, their_rewards, strict=True)
     ]
     ids = [prompt_ids(tokenizer, prompt, chat_template_kwargs) for prompt in prompts for _ in ours[0]]
-    with _evaluating(policy):
 
-        def logits(model: Any, input_ids: Any, attention_mask: Any) -> Any:
-            return model(input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device)).logits
+    def logits(model: Any, input_ids: Any, attention_mask: Any) -> Any:
+        return model(input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device)).logits
 
-        def reference_logits(input_ids: Any, attention_mask: Any) -> Any:
-            with reference.model() as model:
-                return logits(model, input_ids, attention_mask)
+    def reference_logits(input_ids: Any, attention_mask: Any) -> Any:
+        with reference.model() as model:
+            return logits(model, input_ids, attention_mask)
 
-        replies_ids = [r.token_ids for replies in ours for r in replies]
-        kl = sequence_kl(lambda *inputs: logits(policy, *inputs), reference_logits, ids, replies_ids)
+    was_training = policy.training
+    policy.eval()
+    replies_ids = [r.token_ids for replies in ours for r in replies]
+    kl = sequence_kl(lambda *inputs: logits(policy, *inputs), reference_logits, ids, replies_ids)
+    policy.train(was_training)
     per_prompt = kl.double().view(len(prompts), -1).mean(dim=1).tolist()
     before = {**_mean("reward", their_rewards), "win_rate": 0.5, "kl": 0.0}
     after = {**_mean("reward", our_rewards), **_mean("win_rate", wins), **_mean("kl", [[x] for x in per_prompt])}

@@ -22,11 +22,6 @@ TOLERANCE = {False: 1e-3, True: 5e-2}
 MOVED_AFTER = 5  # optimiser steps with a learning rate above 0
 REWARDS_AFTER = 10  # and these many for the rewards, which 16-bit activations may round away at first
 
-START_SUSPECTS = (
-    "a wrong reference (an adapter whose start is not zero, or other weights), dropout that is still on, a precision "
-    "that differs between the two passes, or padding that changes the numbers (try attn_implementation='eager')"
-)
-
 
 def start_is_identity(pairs: PairLogps, loss: float, declared: float | None, half: bool) -> str | None:
     """Before the first update policy and reference agree, so rewards are 0 and the loss has its declared value.
@@ -39,13 +34,14 @@ def start_is_identity(pairs: PairLogps, loss: float, declared: float | None, hal
     if not gap <= TOLERANCE[half]:
         return (
             f"Before the first update the policy must equal its reference, but they differ by {gap:.2g} nats per token "
-            f"(at most {TOLERANCE[half]:g} is rounding). Suspects: {START_SUSPECTS}."
+            f"(at most {TOLERANCE[half]:g} is rounding). Suspects: a wrong reference (an adapter whose start is not "
+            "zero, or other weights), dropout that is still on, a precision that differs between the two passes, or "
+            "padding that changes the numbers (try attn_implementation='eager')."
         )
     if declared is not None and not abs(loss - declared) <= (0.1 if half else 0.01) * max(abs(declared), 1):
         return (
             f"Before the first update the loss must be {declared:.6g}, but it is {loss:.6g} although policy and "
-            "reference agree. Suspects: a loss function that does not compute what it declares, or a loss weight "
-            "applied twice."
+            "reference agree. Suspects: a loss that does not compute what it declares, or a weight applied twice."
         )
     return None
 
@@ -71,9 +67,7 @@ def something_moved(before: dict[str, Tensor], after: dict[str, Tensor], grad_no
     if grad_norms and not any(norm > 0 for norm in grad_norms):
         return f"The gradient was exactly 0 in the first {len(grad_norms)} optimiser steps. Suspects: {suspects}."
     if all(before[name].equal(after[name]) for name in before):
-        return (
-            f"No trainable tensor of {len(before)} has changed after the first optimiser steps. Suspects: {suspects}."
-        )
+        return f"No trainable tensor of {len(before)} has changed in the first optimiser steps. Suspects: {suspects}."
     return None
 
 

@@ -31,8 +31,7 @@ def require(models: list[str], revision: str | None, data: str, data_revision: s
     for model in models:
         if is_path(model) and not os.path.isdir(os.path.expanduser(model)):
             raise RecipeError(
-                f"model={model!r}: there is no such folder. A model is a hub id such as HuggingFaceTB/SmolLM3-3B, or a "
-                "folder."
+                f"model={model!r}: there is no such folder. A model is a folder, or a hub id such as org/name."
             )
     if revision is not None and (is_path(models[0]) or os.path.exists(models[0])):
         raise RecipeError(f"revision={revision!r} does nothing: {models[0]} is a folder here, not on the hub.")
@@ -67,23 +66,14 @@ def require(models: list[str], revision: str | None, data: str, data_revision: s
             # Whatever else the connection says: no route, a proxy, a time-out, a server error.
             constants.HF_HUB_OFFLINE = True
             os.environ["HF_HUB_OFFLINE"] = "1"
-    if constants.HF_HUB_OFFLINE:
-        missing = [(kind, name) for kind, name, _ in remote if not _cached(kind, name)]
-        if missing:
-            names = " and ".join(f"{'data set' if kind == 'dataset' else kind} {name}" for kind, name in missing)
-            ways = " ".join(
-                "data.path=/path/to/pairs.jsonl" if kind == "dataset" else "model=/path/to/folder"
-                for kind, _ in missing
-            )
-            raise RecipeError(
-                f"{constants.ENDPOINT} {why}, and this machine has no copy of {names}. "
-                f"Connect and run again, or name local ones: {ways}"
-            )
-
-
-def size(path: str) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    return sum(f.stat().st_size for f in (Path(path), *Path(path).rglob("*")) if f.is_file())
+    missing = [(kind, name) for kind, name, _ in remote if constants.HF_HUB_OFFLINE and not _cached(kind, name)]
+    if missing:
+        words = {"model": ("model", "model=/path/to/folder"), "dataset": ("data set", "data.path=/path/to/pairs.jsonl")}
+        raise RecipeError(
+            f"{constants.ENDPOINT} {why}, and this machine has no copy of "
+            f"{' and '.join(f'{words[kind][0]} {name}' for kind, name in missing)}. "
+            f"Connect and run again, or name local ones: {' '.join(words[kind][1] for kind, _ in missing)}"
+        )
 
 
 def _cached(kind: str, name: str) -> bool:
@@ -114,8 +104,5 @@ def prepared(recipe: Recipe, console: Console) -> Path | None:
             rundir.write_folder(folder, lambda where: make(where, recipe.seed))
         except OSError as error:
             if not folder.is_dir():  # another process may have made it meanwhile
-                raise RecipeError(
-                    f"{folder} cannot be made: {error}. Where a folder cannot be written, set XDG_CACHE_HOME to one "
-                    "that can."
-                ) from error
+                raise RecipeError(f"{folder} cannot be made: {error}. XDG_CACHE_HOME names another place.") from error
     return folder

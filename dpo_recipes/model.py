@@ -68,11 +68,10 @@ def load_tokenizer(recipe: Recipe, path: str, say: Callable[[str], None] = lambd
         template = template.get("default")
     tokenizer.chat_template = template
     if template is None:
-        given = [n for n in ("chat_template_kwargs", "template_date") if getattr(data, n)]
-        if given:
+        if given := [n for n in ("chat_template_kwargs", "template_date") if getattr(data, n)]:
+            remedy = "Add data.chat_template=, or delete it."
             raise RecipeError(
-                f"data.{given[0]} is for a chat template, and the tokenizer of {path!r} has none. "
-                "Add data.chat_template=, or delete it."
+                f"data.{given[0]} is for a chat template, and the tokenizer of {path!r} has none. {remedy}"
             )
         return Tokenizer(tokenizer, None)
     if data.template_date:
@@ -103,8 +102,8 @@ def load_weights(recipe: Recipe, settings: Settings, path: str, *, trainable: bo
     with _explained("model", path):
         model = AutoModelForCausalLM.from_pretrained(path, **options)
     _keep_4bit_gradients_right(model)
-    if adapter is not None and adapter.continue_from:
-        model = _continued(model, os.path.expanduser(adapter.continue_from), trainable)
+    if trainable and adapter is not None and adapter.continue_from:
+        return _continued(model, os.path.expanduser(adapter.continue_from))
     return model
 
 
@@ -112,11 +111,9 @@ def _quantization(double_quant: bool, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_use_double_quant=double_quant,
-    )
+        load_in_4bit=True, bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=double_quant,
+    )  # fmt: skip
 
 
 def _keep_4bit_gradients_right(model: Any) -> None:
@@ -131,7 +128,7 @@ def _keep_4bit_gradients_right(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _continued(model: Any, folder: str, trainable: bool) -> Any:
+def _continued(model: Any, folder: str) -> Any:
     from peft import PeftConfig, PeftModel
 
     try:
@@ -145,7 +142,7 @@ def _continued(model: Any, folder: str, trainable: bool) -> Any:
         raise RecipeError(
             f"adapter.continue_from={folder!r} is a {config.peft_type.value} adapter; LoRA adapters can be continued."
         )
-    model = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    model = PeftModel.from_pretrained(model, folder, is_trainable=True)
     if getattr(model, "is_loaded_in_4bit", False):
         # TRL copies the adapter for the reference and casts the trained one to bf16 afterwards: cast first, so that
         # both start from the same rounded numbers.
@@ -162,14 +159,9 @@ def peft_config(adapter: LoRA | None) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=adapter.r,
-        lora_alpha=adapter.alpha or 2 * adapter.r,
-        lora_dropout=adapter.dropout,
-        target_modules=adapter.target_modules,
-        use_rslora=adapter.use_rslora,
-        use_dora=adapter.use_dora,
-    )
+        task_type="CAUSAL_LM", r=adapter.r, lora_alpha=adapter.alpha or 2 * adapter.r, lora_dropout=adapter.dropout,
+        target_modules=adapter.target_modules, use_rslora=adapter.use_rslora, use_dora=adapter.use_dora,
+    )  # fmt: skip
 
 
 class Reference:
@@ -234,7 +226,5 @@ def _explained(what: str, path: str) -> Iterator[None]:
             remedy = "The model brings its own code; read it, then set trust_remote_code=True in the recipe."
         elif os.path.isdir(path):
             found = ", ".join(sorted(os.listdir(path))[:8]) or "nothing"
-            remedy = (
-                f"A model folder holds config.json, model.safetensors and tokenizer files; this one holds: {found}."
-            )
+            remedy = f"A model folder has config.json, model.safetensors and tokenizer files; this one: {found}."
         raise RecipeError(f"No {what} could be loaded from {path!r}: {_short(error)}. {remedy}") from error

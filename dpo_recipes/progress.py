@@ -25,10 +25,9 @@ class Bar(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.console.is_terminal and state.is_world_process_zero:
-            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
-            self.bar = Progress(
-                *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console
-            )
+            left = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
+            right = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+            self.bar = Progress(*left, *right, console=self.console)
             self.task = self.bar.add_task("training", total=state.max_steps, numbers="")
             self.bar.start()
 
@@ -41,9 +40,6 @@ class Bar(TrainerCallback):
         elif state.global_step * 10 // max(1, state.max_steps) > self.line:
             self.line = state.global_step * 10 // max(1, state.max_steps)
             self.console.print(f"step {state.global_step}/{state.max_steps}  {numbers}", highlight=False)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.close()
 
     def close(self) -> None:
         if self.bar is not None:

@@ -59,9 +59,8 @@ def create(runs: Path, name: str) -> Run:
         except FileExistsError:
             continue
         except OSError as error:
-            raise RecipeError(
-                f"The run folder {path} cannot be made: {error.strerror}. Choose another place with --runs FOLDER."
-            ) from None
+            remedy = "Choose another place with --runs FOLDER."
+            raise RecipeError(f"The run folder {path} cannot be made: {error.strerror}. {remedy}") from None
     raise RecipeError(f"{runs} already holds 100 runs of {name} from this second.")
 
 
@@ -113,8 +112,8 @@ class Run:
     evaluation = property(lambda self: self._json("evaluation.json"), doc="Held-out numbers, `before` and `after`.")
     data = property(lambda self: self._json("data.json"), doc="What was read, kept and dropped.")
     reference = property(lambda self: self._json("reference.json"), doc="Who the reference was.")
-    metrics = property(lambda self: self._json("metrics.jsonl", lines=True), doc="One dict per logged step, oldest first.")
-    samples = property(lambda self: self._json("samples.jsonl", lines=True), doc="Answers of both to the same held-out prompts.")
+    metrics = property(lambda self: self._json("metrics.jsonl", lines=True), doc="One dict per logged step.")
+    samples = property(lambda self: self._json("samples.jsonl", lines=True), doc="Answers of both models.")
 
     def load_model(self) -> tuple[Any, Any]:
         """(model, tokenizer): the trained policy, the adapter on its base as it was trained."""

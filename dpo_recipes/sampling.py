@@ -147,7 +147,7 @@ def best_reward_at_kl(rewards: list[list[float]], kl: float) -> float:
     r = torch.tensor(rewards, dtype=torch.float64)
     if not r.numel() or kl < 0:
         raise RecipeError(
-            f"There is no best reward at kl={kl}: it takes a KL of at least 0, and samples of each prompt."
+            f"There is no best reward at kl={kl}: it takes a KL of 0 or more, and samples of each prompt."
         )
 
     def tilted(log_inverse: float) -> Tensor:

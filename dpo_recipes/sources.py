@@ -104,11 +104,8 @@ def _load(files: list[Path]) -> Any:
         return datasets.Dataset.from_generator(_raw_rows, features=features, gen_kwargs=how)
     except Exception as error:  # of many kinds and wrappings: datasets, pyarrow, csv, gzip, zlib, Unicode
         cause, where = error.__cause__ or error, ", ".join(map(str, files[:3]))
-        why = (
-            "has no rows."
-            if "corresponds to no data" in str(cause)
-            else f"is not readable as {kind[1:]}: {_short(cause)}"
-        )
+        empty = "corresponds to no data" in str(cause)
+        why = "has no rows." if empty else f"is not readable as {kind[1:]}: {_short(cause)}"
         raise RecipeError(f"{where} {why} Write it again: whole, in UTF-8, with one row for each pair.") from None
 
 

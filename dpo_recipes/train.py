@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .trainer import RecipeTrainer
 
 
-SMALL = 20_000_000  # bytes of data that are read, tokenised and compared within seconds
+SMALL = 20_000_000  # bytes of a file that is read, tokenised and compared within seconds
 
 
 def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None = None) -> rundir.Run:
@@ -54,7 +54,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
 
         disable_progress_bar()  # of loading shards, which is quick or has a download bar
         watched = console.is_terminal or console.is_jupyter
-        if not watched or os.path.exists(data_path) and hub.size(data_path) < SMALL:
+        if not watched or os.path.exists(data_path) and os.path.getsize(data_path) < SMALL:
             datasets.disable_progress_bars()
         if not watched:
             os.environ["TQDM_DISABLE"] = "1"  # read by TRL for the reference pass

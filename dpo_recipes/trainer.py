@@ -203,10 +203,8 @@ class RecipeTrainer(DPOTrainer):
         with torch.random.fork_rng():  # a data loader draws from the global generator
             metrics = self.evaluate()
         pairs, self.recorded = self.recorded, None
-        together = PairLogps(
-            **{n: torch.cat([getattr(p, n) for p in pairs]).double().cpu() for n in PairLogps.__dataclass_fields__}
-        )
-        return {key.removeprefix("eval_"): value for key, value in metrics.items()}, together
+        columns = {n: torch.cat([getattr(p, n) for p in pairs]).double().cpu() for n in PairLogps.__dataclass_fields__}
+        return {key.removeprefix("eval_"): value for key, value in metrics.items()}, PairLogps(**columns)
 
 
 def sides_differ(row: dict[str, Any], max_length: int | None) -> bool:

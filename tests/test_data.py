@@ -115,6 +115,8 @@ def test_hh_rlhf_with_windows_line_ends_and_with_a_prompt_column(tmp_path):
     first = pairs_of(read(save(tmp_path / "a.jsonl", HH)))
     assert pairs_of(read(save(tmp_path / "b.jsonl", windows))) == first
     assert pairs_of(read(save(tmp_path / "c.jsonl", beside))) == first
+    found = read(save(tmp_path / "d.jsonl", [*beside, {**beside[0], "chosen": " "}]))  # the prompt's turn is no reply
+    assert only_drop(found) == ("empty side", {"count": 1, "rows": [20]})
 
 
 def test_three_strings_become_messages_or_stay_text(tmp_path):
@@ -210,6 +212,7 @@ def test_a_folder_of_splits_and_its_slices(tmp_path):
         "no split 'train_pref'" in message and "It has: test_prefs, train_prefs. Did you mean 'train_prefs'?" in message
     )
     assert "no split 'test'" in refused(tmp_path, train="train_prefs", eval="test")
+    assert len(read(tmp_path, train="train_prefs", eval=save(tmp_path / "other.jsonl", three(7))).eval) == 7
     assert "'train_prefs[40:50]' selects no rows" in refused(tmp_path, train="train_prefs[40:50]")
     assert "is no split" in refused(tmp_path, train="train_prefs[a]")
 
@@ -433,6 +436,9 @@ def test_an_ambiguous_form_lists_the_candidates_and_naming_one_settles_it(tmp_pa
     path = save(tmp_path / "p.jsonl", HH[:3] + [{"chosen": "It is a", "rejected": "It is b"}] * 3)
     message = refused(path)
     assert "3 of 6 rows open with 'Human:'" in message and "data.format='text' or 'hh_rlhf'." in message
+    assert "1 of 41 rows open" in refused(
+        save(tmp_path / "few.jsonl", [*three(40), {**three(1)[0], "prompt": "Human: x"}])
+    )
     assert "malformed transcript: 3" in refused(path, format="hh_rlhf")
     assert read(path, format="text").report["format"] == "text"
     mixed = save(tmp_path / "m.jsonl", h4(5) + [{**row, "prompt": "q"} for row in EXPLICIT[:5]])

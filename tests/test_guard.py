@@ -193,7 +193,7 @@ def test_weights_that_do_not_move_stop_at_the_fifth_step():
     run = Run()
     for _ in range(4):
         run.step(1e-3)
-    with pytest.raises(RecipeError, match="No trainable tensor of 1 has changed after the first optimiser steps"):
+    with pytest.raises(RecipeError, match="No trainable tensor of 1 has changed in the first optimiser steps"):
         run.step(1e-3)
     assert run.state.global_step == 5
 

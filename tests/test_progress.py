@@ -25,7 +25,7 @@ def show(steps: int, logs=LOGS, every: int = 1, terminal: bool = False, main: bo
         state.global_step = step
         bar.on_log(None, state, None, logs=dict(logs) if logs is not None else None)
     bar.on_log(None, state, None, logs={"train_runtime": 3.0, "train_loss": 0.6})
-    bar.on_train_end(None, state, None)
+    bar.close()
     bar.close()
     return out.getvalue()
 

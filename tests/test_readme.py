@@ -1,4 +1,4 @@
-"""Nothing printed in the README can rot: its commands run, its code runs, its recipe and file names are the real ones."""
+"""Nothing printed in the README can rot: its commands and code run, its recipe and file names are the real ones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def checkout(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def ran(checkout) -> dict[str, subprocess.CompletedProcess]:
-    """Every command of the README, run in order in one checkout; test and lint are run by CI itself, here only named."""
+    """Every command of the README, run in order in one checkout; test and lint are what CI runs, here only named."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"}
     environment.pop("MAKEFLAGS", None), environment.pop("MAKELEVEL", None)
     results = {}
@@ -93,7 +93,8 @@ def test_python_blocks_run(checkout, ran):
     assert blocks
     runnable = [b for b in blocks if "# recipes/" not in b.splitlines()[0]]
     for block in runnable:
-        result = subprocess.run([sys.executable, "-c", block], cwd=checkout, capture_output=True, text=True, timeout=400)
+        run = [sys.executable, "-c", block]
+        result = subprocess.run(run, cwd=checkout, capture_output=True, text=True, timeout=400)
         assert result.returncode == 0, f"{block}\n{result.stderr}"
 
 

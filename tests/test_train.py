@@ -127,6 +127,14 @@ def test_another_model_can_be_the_reference(tiny, pairs_file, tmp_path, adapter)
     assert own.reference["fingerprint"] != run.reference["fingerprint"]
 
 
+def test_another_model_as_reference_does_not_get_the_continued_adapter(tiny, pairs_file, tmp_path, lora_run):
+    start, other = str(lora_run[0].path / "model"), tiny(seed=7)
+    both = [LoRA(continue_from=start), LoRA(r=2)]
+    runs = [run_it(quick(tiny, pairs_file, adapter=a, reference=str(other)), tmp_path)[0] for a in both]
+    shown = [[s["reference"] for s in run.samples] for run in runs]
+    assert shown[0] == shown[1] and runs[0].reference["fingerprint"] == runs[1].reference["fingerprint"]
+
+
 def test_a_moving_reference_is_a_second_copy(tiny, pairs_file, tmp_path):
     trl = {"gradient_checkpointing": False, "max_steps": 4, "sync_ref_model": True, "ref_model_sync_steps": 2}
     _, said = run_it(quick(tiny, pairs_file, trl=trl), tmp_path)
