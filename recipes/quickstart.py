@@ -5,7 +5,7 @@ What      The first run makes a world from the seed: conversations, a tokenizer,
           is computed exactly (dpo_recipes/toyworld.py). Then DPO with LoRA; the reference is the adapter switched off.
 Source    Our own measurements on six worlds (seeds 0 to 4, and 42). A lower beta goes further from the reference and
           starts to lose the grammar, which costs more reward than it gains.
-Hardware  Two CPU cores; about 110 CPU seconds from nothing, over half of them for the world, made once for each seed.
+Hardware  Any CPU; about 70 seconds on two idle cores from nothing, over half of them for the world, made once a seed.
 Command   make train            or: dpo-recipes train quickstart
 Expect    On held-out prompts the reward rises from about 0.1 to 0.7-1.1 (of at most 2.5) and the win rate over the
           reference to 0.69-0.78, at a KL of 0.6-1.1 nats, where the best that any policy could do is 1.1-1.5.
