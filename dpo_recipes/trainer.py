@@ -10,20 +10,19 @@ from typing import Any
 import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
+from trl import DPOConfig, DPOTrainer
+from trl.trainer.utils import hash_module
+
+from . import guard, losses
+from .errors import RecipeError
+from .losses import PairLogps
+from .recipe import Recipe
+from .settings import Settings
 
 # TRL sets the old name of this option itself, so the warning says nothing to a user.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
 # The Trainer's default asks for pinned memory on machines without an accelerator too.
 warnings.filterwarnings("ignore", message=".*pin_memory.* no accelerator is found", category=UserWarning)
-
-from trl import DPOConfig, DPOTrainer  # noqa: E402
-from trl.trainer.utils import hash_module  # noqa: E402
-
-from . import guard, losses  # noqa: E402
-from .errors import RecipeError  # noqa: E402
-from .losses import PairLogps  # noqa: E402
-from .recipe import Recipe  # noqa: E402
-from .settings import Settings  # noqa: E402
 
 # Value of TRL's losses where policy and reference agree (h = 0, both log-ratios 0), from the formulas of
 # `DPOTrainer._compute_loss`; `sft` has none, as it does not compare.
