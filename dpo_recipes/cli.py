@@ -96,7 +96,7 @@ def train(recipe: RecipeName, changes: Overrides = None, runs: Runs = Path("runs
     try:
         run(value, runs=runs)
     except KeyboardInterrupt:
-        print("\nStopped. What is in the run folder stays there.", file=sys.stderr)
+        print("\nStopped. What a run folder holds by now stays there.", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -130,16 +130,16 @@ class Watch(TrainerCallback):
         if norm is None or self.health.steps > MOVED_AFTER + 1 and math.isfinite(norm):
             return
         if not math.isfinite(norm) and not args.fp16:  # fp16's loss scaling starts with overflows
-            raise RecipeError(
-                f"The gradient norm is {norm} at step {state.global_step} although the loss is finite. Suspects: an "
-                "attention kernel (try attn_implementation='eager'), or float16."
-            )
+            suspects = "an attention kernel (try attn_implementation='eager'), or float16"
+            stop(f"The gradient norm is {norm} at step {state.global_step}, the loss is finite. Suspects: {suspects}.")
         self.health.grad_norms.append(norm)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if self.health.before and self.health.steps >= MOVED_AFTER:
             self._must_have_moved(model)
         stop(rewards_moved(self.health.largest_reward, self.health.full_steps - 1))
+        if self.health.steps <= MOVED_AFTER:
+            control.should_log = True  # the first gradient norms are looked at however rarely the recipe logs
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if self.health.before:

@@ -19,8 +19,6 @@ from .errors import RecipeError
 from .recipe import Recipe
 from .sources import files_of, is_path
 
-TIMEOUT = 8  # seconds for a question
-
 
 def require(models: list[str], revision: str | None, data: str, data_revision: str | None) -> None:
     """Return when every model and the data set can be loaded; otherwise RecipeError with all that is missing.
@@ -28,11 +26,10 @@ def require(models: list[str], revision: str | None, data: str, data_revision: s
     `revision` is the first model's. Asks the hub once for each name that is not local. When it does not answer, the
     Hugging Face libraries are switched to their offline mode, so that cached files are used and nothing is retried.
     """
-    for model in models:
+    for key, model in zip(("model", "reference"), models, strict=False):
         if is_path(model) and not os.path.isdir(os.path.expanduser(model)):
-            raise RecipeError(
-                f"model={model!r}: there is no such folder. A model is a folder, or a hub id such as org/name."
-            )
+            remedy = "A model is a folder, or a hub id such as org/name."
+            raise RecipeError(f"{key}={model!r}: there is no such folder. {remedy}")
     if revision is not None and (is_path(models[0]) or os.path.exists(models[0])):
         raise RecipeError(f"revision={revision!r} does nothing: {models[0]} is a folder here, not on the hub.")
     if is_path(data):
@@ -50,19 +47,17 @@ def require(models: list[str], revision: str | None, data: str, data_revision: s
     for kind, name, rev in remote:
         if constants.HF_HUB_OFFLINE:
             break
-        key = "data.path" if kind == "dataset" else "model"
+        key = "data.path" if kind == "dataset" else "model" if name == models[0] else "reference"
         try:
-            (api.dataset_info if kind == "dataset" else api.model_info)(name, revision=rev, timeout=TIMEOUT)
+            (api.dataset_info if kind == "dataset" else api.model_info)(name, revision=rev, timeout=8)
         except HFValidationError as error:
             raise RecipeError(f"{key}={name!r} is neither a folder or file here nor a hub id: {error}") from None
         except RevisionNotFoundError:
             raise RecipeError(f"{key}={name!r} has no revision {rev!r} on the hub.") from None
         except Exception as error:
             if getattr(getattr(error, "response", None), "status_code", None) in (401, 403, 404):
-                raise RecipeError(
-                    f"{key}={name!r} is not on the hub, or is private or gated: check the spelling, or run "
-                    "`hf auth login` (with a token that is still valid)."
-                ) from None
+                remedy = "Check the spelling, or run `hf auth login`."
+                raise RecipeError(f"{key}={name!r} is not on the hub, or is private or gated. {remedy}") from None
             # Whatever else the connection says: no route, a proxy, a time-out, a server error.
             constants.HF_HUB_OFFLINE = True
             os.environ["HF_HUB_OFFLINE"] = "1"
@@ -94,7 +89,10 @@ def prepared(recipe: Recipe, console: Console) -> Path | None:
     function, given = make, None
     if isinstance(make, functools.partial):
         function, given = make.func, (make.args, sorted(make.keywords.items()))
-    source = "".join(inspect.findsource(function)[0])  # of the whole file, or of the notebook's cell
+    try:
+        source = "".join(inspect.findsource(function)[0])  # of the whole file, or of the notebook's cell
+    except OSError:
+        source = function.__code__.co_code.hex()
     key = hashlib.sha256((source + repr((function.__qualname__, given))).encode()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpo-recipes" / "prepared"
     folder = cache / f"{recipe.name}-seed{recipe.seed}-{key}"
@@ -102,7 +100,8 @@ def prepared(recipe: Recipe, console: Console) -> Path | None:
         console.print(f"Making what {recipe.name} needs, once, in {folder}", highlight=False, soft_wrap=True)
         try:
             rundir.write_folder(folder, lambda where: make(where, recipe.seed))
-        except OSError as error:
+        except Exception as error:  # the recipe's own function, or the disk
             if not folder.is_dir():  # another process may have made it meanwhile
-                raise RecipeError(f"{folder} cannot be made: {error}. XDG_CACHE_HOME names another place.") from error
+                why = error if isinstance(error, (OSError, RecipeError)) else f"{type(error).__name__}: {error}"
+                raise RecipeError(f"{folder} cannot be made: {why}. XDG_CACHE_HOME names another place.") from error
     return folder

@@ -22,9 +22,7 @@ from .settings import Device, Settings
 def device(say: Callable[[str], None] = lambda _: None, use_cpu: bool = False) -> Device:
     """Where this process trains. On CUDA, switches off an attention kernel whose gradients can be NaN, and says so."""
     if Device().processes > 1:
-        raise RecipeError(
-            f"This version trains in one process; a launcher started {Device().processes}. Start it plainly."
-        )
+        raise RecipeError(f"This version trains in one process; a launcher started {Device().processes}.")
     if torch.cuda.is_available() and not use_cpu:
         if (count := torch.cuda.device_count()) > 1:
             raise RecipeError(f"{count} GPUs are visible, and one process uses one. Set CUDA_VISIBLE_DEVICES=0, say.")
@@ -59,9 +57,7 @@ def load_tokenizer(recipe: Recipe, path: str, say: Callable[[str], None] = lambd
             path, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
         )
     if tokenizer.eos_token is None:
-        raise RecipeError(
-            f"The tokenizer of {path!r} has no end token, so no answer could end: set eos_token in its files."
-        )
+        raise RecipeError(f"The tokenizer of {path!r} has no end token, so no answer could end. Set eos_token.")
     data = recipe.data
     template = data.chat_template or tokenizer.chat_template
     if isinstance(template, dict):  # some tokenizers carry several by name
@@ -69,10 +65,7 @@ def load_tokenizer(recipe: Recipe, path: str, say: Callable[[str], None] = lambd
     tokenizer.chat_template = template
     if template is None:
         if given := [n for n in ("chat_template_kwargs", "template_date") if getattr(data, n)]:
-            remedy = "Add data.chat_template=, or delete it."
-            raise RecipeError(
-                f"data.{given[0]} is for a chat template, and the tokenizer of {path!r} has none. {remedy}"
-            )
+            raise RecipeError(f"data.{given[0]} is for a chat template, and the tokenizer of {path!r} has none.")
         return Tokenizer(tokenizer, None)
     if data.template_date:
         tokenizer.chat_template = pin_date(template, data.template_date)
@@ -83,7 +76,10 @@ def load_tokenizer(recipe: Recipe, path: str, say: Callable[[str], None] = lambd
     return Tokenizer(tokenizer, template)
 
 
-def load_weights(recipe: Recipe, settings: Settings, path: str, *, trainable: bool = True) -> Any:
+def load_weights(
+    recipe: Recipe, settings: Settings, path: str, *, trainable: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> Any:  # fmt: skip
     """The policy before training, or (`trainable=False`) a reference of its own: base weights, quantised for QLoRA.
 
     Without an adapter of its own the recipe's new one is added later, by TRL; an adapter that is continued is loaded
@@ -102,9 +98,19 @@ def load_weights(recipe: Recipe, settings: Settings, path: str, *, trainable: bo
     with _explained("model", path):
         model = AutoModelForCausalLM.from_pretrained(path, **options)
     _keep_4bit_gradients_right(model)
+    if trainable and getattr(model, "peft_config", None):
+        remedy = f"To train it on, set model= to its base and adapter.continue_from={path}"
+        raise RecipeError(f"model={path!r} is an adapter, which a new one would replace. {remedy}")
     if trainable and adapter is not None and adapter.continue_from:
-        return _continued(model, os.path.expanduser(adapter.continue_from))
+        return _continued(model, os.path.expanduser(adapter.continue_from), path, say)
     return model
+
+
+def need_embeddings(model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer with more tokens than the model has embeddings, before a row that uses one of them."""
+    tokens, rows = len(tokenizer), model.get_input_embeddings().num_embeddings
+    if tokens > rows:
+        raise RecipeError(f"The tokenizer has {tokens} tokens, but the model {rows} embeddings: they do not match.")
 
 
 def _quantization(double_quant: bool, dtype: torch.dtype) -> Any:
@@ -128,21 +134,21 @@ def _keep_4bit_gradients_right(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _continued(model: Any, folder: str) -> Any:
+def _continued(model: Any, folder: str, path: str, say: Callable[[str], None]) -> Any:
     from peft import PeftConfig, PeftModel
 
     try:
         config = PeftConfig.from_pretrained(folder)
+        if config.peft_type != "LORA":
+            raise TypeError(f"it is a {config.peft_type.value} adapter")
+        model = PeftModel.from_pretrained(model, folder, is_trainable=True)
     except Exception as error:
-        raise RecipeError(
-            f"adapter.continue_from={folder!r} holds no adapter ({_short(error)}): it must be a folder with "
-            "adapter_config.json and adapter_model.safetensors, such as runs/.../model."
-        ) from error
-    if config.peft_type != "LORA":
-        raise RecipeError(
-            f"adapter.continue_from={folder!r} is a {config.peft_type.value} adapter; LoRA adapters can be continued."
-        )
-    model = PeftModel.from_pretrained(model, folder, is_trainable=True)
+        form = "a folder with adapter_config.json and adapter_model.safetensors, made on the same base"
+        at = f"adapter.continue_from={folder!r}"
+        raise RecipeError(f"{at} holds no LoRA adapter for this model: {_short(error)}. It must be {form}.") from error
+    made_on = str(config.base_model_name_or_path)
+    if os.path.realpath(made_on) != os.path.realpath(path):
+        say(f"The adapter {folder} was made on {made_on}, and is continued on {path}: they must be the same weights.")
     if getattr(model, "is_loaded_in_4bit", False):
         # TRL copies the adapter for the reference and casts the trained one to bf16 afterwards: cast first, so that
         # both start from the same rounded numbers.
@@ -224,6 +230,8 @@ def _explained(what: str, path: str) -> Iterator[None]:
         remedy = "Check model= and revision=; a gated model also needs `hf auth login`."
         if "trust_remote_code" in str(error):
             remedy = "The model brings its own code; read it, then set trust_remote_code=True in the recipe."
+        elif "attn" in str(error) or "attention" in str(error):
+            remedy = "Check attn_implementation."
         elif os.path.isdir(path):
             found = ", ".join(sorted(os.listdir(path))[:8]) or "nothing"
             remedy = f"A model folder has config.json, model.safetensors and tokenizer files; this one: {found}."

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers import TrainerCallback
 
@@ -15,24 +15,26 @@ SHOWN = (("loss", "loss"), ("rewards/accuracies", "accuracy"), ("rewards/margins
 
 
 class Bar(TrainerCallback):
-    """A rich progress bar in a terminal; elsewhere about ten plain lines for the whole run."""
+    """A rich progress bar in a terminal, elsewhere about ten plain lines; and every log as a line of `metrics`."""
 
-    def __init__(self, console: Console):
-        self.console = console
-        self.bar: Progress | None = None
-        self.task: Any = None
-        self.line = 0
+    def __init__(self, console: Console, metrics: Path):
+        self.console, self.metrics = console, metrics
+        self.bar: bars.Progress | None = None
+        self.task, self.line = bars.TaskID(0), 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.console.is_terminal and state.is_world_process_zero:
-            left = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
-            right = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-            self.bar = Progress(*left, *right, console=self.console)
+            usual = (*bars.Progress.get_default_columns(), bars.TextColumn("left"), bars.MofNCompleteColumn())
+            self.bar = bars.Progress(*usual, bars.TextColumn("{task.fields[numbers]}"), console=self.console)
             self.task = self.bar.add_task("training", total=state.max_steps, numbers="")
             self.bar.start()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not logs or "rewards/margins" not in logs or not state.is_world_process_zero:
+        if not logs or not state.is_world_process_zero:
+            return
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        if "rewards/margins" not in logs:
             return
         numbers = "  ".join(f"{word} {logs[name]:.3g}" for name, word in SHOWN if name in logs)
         if self.bar is not None:
@@ -45,18 +47,6 @@ class Bar(TrainerCallback):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
-
-
-class MetricsFile(TrainerCallback):
-    """Appends every log to metrics.jsonl, one line each, flushed at once."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and logs:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
 LINES = (

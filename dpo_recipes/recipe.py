@@ -117,7 +117,7 @@ class Recipe(Value):
 
     model: str  # hub id or folder
     data: Data
-    revision: str | None = None  # of the model, its tokenizer and the reference
+    revision: str | None = None  # of the model and its tokenizer, so also of a reference that is its start
     adapter: LoRA | QLoRA | None = None  # None: full fine-tuning
     reference: str | None = None  # None: the start weights; else hub id or folder of another model
     loss: str | dict[str | Callable[..., Any], float] | Callable[..., Any] = "sigmoid"
@@ -144,8 +144,8 @@ class Recipe(Value):
         dpoconfig.check(trl, self.loss_names, bool(self.plugins), precomputes)
         moving, precompute = trl.get("sync_ref_model"), trl.get("precompute_ref_log_probs")
         for refused, why in (
-            (full and self.dtype == "float16",
-             "dtype='float16' in full fine-tuning turns the weights to NaN: use 'bfloat16', 'float32', or an adapter."),
+            (full and self.dtype in ("float16", "bfloat16"),
+             f"dtype={self.dtype!r} in full fine-tuning: 16-bit weights swallow small steps, 'auto' keeps 32 bit."),
             (isinstance(self.adapter, QLoRA) and self.dtype != "auto",
              f"dtype={self.dtype!r} does nothing under QLoRA, which computes in bf16: delete it."),
             ((PREPARED in f"{self.model} {self.data.path} {self.reference}") != bool(self.prepare),
@@ -157,8 +157,8 @@ class Recipe(Value):
              "loss='exo_pair' needs trl.label_smoothing above 0; the EXO paper uses 0.001."),
             (self.adapter and self.adapter.dropout and trl.get("disable_dropout", True),
              "adapter.dropout does nothing, as TRL disables all dropout, without trl={'disable_dropout': False}."),
-            (moving and (precompute or self.reference or not full),
-             "trl.sync_ref_model needs adapter=None, reference=None and no precompute_ref_log_probs: it moves a copy."),
+            (moving and (precompute or self.reference or self.reward or not full),
+             "trl.sync_ref_model moves a copy: no adapter, reference, reward or precompute_ref_log_probs beside it."),
             (precompute is False and precomputes and not moving,
              "trl.precompute_ref_log_probs=False would keep a second model in memory: delete it."),
         ):  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -51,8 +52,10 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 def create(runs: Path, name: str) -> Run:
     """A new folder runs/<name>-<UTC time>; RecipeError where it cannot be written."""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    for attempt in range(100):
-        path = runs / (f"{name}-{stamp}" + (f"-{attempt + 1}" if attempt else ""))
+    attempt = 0
+    while True:
+        attempt += 1
+        path = runs / (f"{name}-{stamp}" + (f"-{attempt}" if attempt > 1 else ""))
         try:
             path.mkdir(parents=True)
             return Run(path)
@@ -61,17 +64,14 @@ def create(runs: Path, name: str) -> Run:
         except OSError as error:
             remedy = "Choose another place with --runs FOLDER."
             raise RecipeError(f"The run folder {path} cannot be made: {error.strerror}. {remedy}") from None
-    raise RecipeError(f"{runs} already holds 100 runs of {name} from this second.")
 
 
 def environment(seed: int, device: dict[str, Any]) -> dict[str, Any]:
     """Versions, git commit, machine and seed: what is needed to say why two runs differ."""
-    versions: dict[str, str | None] = {}
+    versions = {}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
     try:
         command = ["git", "rev-parse", "HEAD"]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
@@ -94,9 +94,6 @@ class Run:
             parent = self.path.parent
             near = nearest(self.path.name, [p.name for p in parent.iterdir() if p.is_dir()]) if parent.is_dir() else ""
             raise RecipeError(f"There is no run folder {self.path}.{near}")
-
-    def __repr__(self) -> str:
-        return f"Run({str(self.path)!r})"
 
     def _json(self, name: str, lines: bool = False) -> Any:
         try:

@@ -28,10 +28,14 @@ class Reply:
     ended: bool  # False: cut off by the cap on new tokens
 
 
-def prompt_ids(tokenizer: Any, prompt: Messages | str, chat_template_kwargs: dict[str, Any] | None = None) -> list[int]:
+def prompt_ids(
+    tokenizer: Any, prompt: Messages | str | list[int], chat_template_kwargs: dict[str, Any] | None = None
+) -> list[int]:
     """Token ids of a prompt, the chat template's opening of the reply included; a plain string has no template."""
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
+    if prompt and isinstance(prompt[0], int):
+        return list(prompt)  # token ids already
     how = {"add_generation_prompt": True, "return_dict": False, **(chat_template_kwargs or {})}
     return list(tokenizer.apply_chat_template(prompt, **how))
 
@@ -50,7 +54,7 @@ def _padded(rows: list[list[int]], pad: int, side: str) -> tuple[Tensor, Tensor]
 
 
 def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[Messages | str], *,
+    model: Any, tokenizer: Any, prompts: Sequence[Messages | str | list[int]], *,
     samples: int = 1, max_new_tokens: int = 256, temperature: float = 1.0, seed: int = 0, batch_size: int = 64,
     chat_template_kwargs: dict[str, Any] | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Reply]]:  # fmt: skip
@@ -146,9 +150,7 @@ def best_reward_at_kl(rewards: list[list[float]], kl: float) -> float:
     """
     r = torch.tensor(rewards, dtype=torch.float64)
     if not r.numel() or kl < 0:
-        raise RecipeError(
-            f"There is no best reward at kl={kl}: it takes a KL of 0 or more, and samples of each prompt."
-        )
+        raise RecipeError(f"No best reward at kl={kl}: it takes a KL of 0 or more, and samples of each prompt.")
 
     def tilted(log_inverse: float) -> Tensor:
         """Mean reward and mean KL of pi_ref exp(r/b) / Z, at log(1/b)."""

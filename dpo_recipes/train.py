@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,8 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         from transformers import PrinterCallback
         from transformers.utils.logging import disable_progress_bar
 
-        from . import data, model, progress
-        from .evaluate import answers, changes, held_out
+        from . import model, progress
+        from .evaluate import answers, held_out
         from .trainer import RecipeTrainer, config
 
         disable_progress_bar()  # of loading shards, which is quick or has a download bar
@@ -64,34 +65,25 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
 
     device = model.device(say, use_cpu=bool(recipe.trl.get("use_cpu")))
     settings = resolve(recipe, device)
-    tokenizer = model.load_tokenizer(recipe, model_path, say)
-    read = data.read(recipe.data, data_path, num_proc=recipe.trl.get("dataset_num_proc"))
-    if not read.text and tokenizer.template is None:
-        raise RecipeError(
-            f"The data are conversations, and the tokenizer of {model_path!r} has no chat template to render them. "
-            "Ways out: an instruct model, data.chat_template= in Jinja, or data.format=text for plain strings."
-        )
-    for note in read.report["notes"]:
-        say(note)
-    with console.status("loading the model"):
-        policy = model.load_weights(recipe, settings, model_path)
-
     run = rundir.create(Path(runs), recipe.name)
-    bar = progress.Bar(console)
+    bar = progress.Bar(console, run.path / "metrics.jsonl")
     try:
+        tokenizer = model.load_tokenizer(recipe, model_path, say)
+        read = _read(recipe, data_path, tokenizer, say)
+        with console.status("loading the model"):
+            policy = model.load_weights(recipe, settings, model_path, say=say)
+        model.need_embeddings(policy, tokenizer.tokenizer)
         arguments = config(dpo_config(recipe, settings, str(run.path / "checkpoints")))
-        load_reference = functools.partial(
-            model.load_weights, recipe, settings, reference_path or model_path, trainable=False
-        )
+        origin = reference_path or model_path
+        load_reference = functools.partial(model.load_weights, recipe, settings, origin, trainable=False)
         second = load_reference() if settings.reference in ("other model", "moving copy") else None
         try:
             trainer = RecipeTrainer(
                 recipe=recipe, settings=settings, model=policy, args=arguments, ref_model=second,
                 train_dataset=read.train, eval_dataset=read.eval, processing_class=tokenizer.tokenizer,
-                peft_config=model.peft_config(recipe.adapter),
-                callbacks=[bar, progress.MetricsFile(run.path / "metrics.jsonl")],
+                peft_config=model.peft_config(recipe.adapter), callbacks=[bar],
             )  # fmt: skip
-        except (ValueError, NotImplementedError) as error:
+        except (ValueError, NotImplementedError, RuntimeError) as error:
             raise RecipeError(f"TRL refuses the recipe: {str(error).strip()}") from error
         trainer.remove_callback(PrinterCallback)
         who = _who(trainer)
@@ -103,30 +95,50 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         reference = model.Reference(trainer.model, settings, load_reference)
         with console.status("held-out pairs before training"):
             metrics, start = trainer.held_out()
-        before = held_out(metrics, start, recipe.beta)
+        before = held_out(metrics, start, recipe.beta, start, trainer.health.same_start)
         trainer.train()
         bar.close()
         # The model first: whatever goes wrong from here on, the training is not lost.
         rundir.write_folder(run.path / "model", lambda where: _save(where, trainer, tokenizer))
         with console.status("held-out pairs after training"):
             metrics, end = trainer.held_out()
-        after = held_out(metrics, end, recipe.beta)
-        changes(before, after, start, end)
+        after = held_out(metrics, end, recipe.beta, start, trainer.health.same_start)
+        rundir.write_json(run.path / "evaluation.json", {"before": before, "after": after})
         rundir.write_text(run.path / "model" / "README.md", _card(recipe, who, after))
         with console.status("answers of reference and policy"), trainer.accelerator.autocast():
-            samples, truth = answers(recipe, trainer, reference, read.eval["prompt"])
+            samples, truth = answers(recipe, trainer, reference)
         rundir.write_jsonl(run.path / "samples.jsonl", samples)
         for numbers, more in zip((before, after), truth, strict=True):
             numbers.update(more)
         rundir.write_json(run.path / "evaluation.json", {"before": before, "after": after})
-    except BaseException:
+    except BaseException as error:
         bar.close()
         if not any((run.path / name).exists() for name in ("metrics.jsonl", "checkpoints")):
             shutil.rmtree(run.path, ignore_errors=True)  # nothing in it that anyone could miss
+        if isinstance(error, ImportError):
+            raise RecipeError(f"A package that the recipe asks for is missing: {error}") from error
         raise
     console.print(progress.table(before, after))
     say(f"{run.path} holds the model, the numbers and the answers.")
     return run
+
+
+def _read(recipe: Recipe, path: str, tokenizer: Tokenizer, say: Callable[[str], None]) -> Read:
+    from . import data
+
+    try:
+        read = data.read(recipe.data, path, num_proc=recipe.trl.get("dataset_num_proc"))
+    except OSError as error:
+        ways = "Connect and run again, or name a local file: data.path=/path/to/pairs.jsonl"
+        raise RecipeError(f"The data set {path} cannot be read: {error}. {ways}") from error
+    if not read.text and tokenizer.template is None:
+        raise RecipeError(
+            f"The data are conversations, and the tokenizer of {recipe.model!r} has no chat template to render them. "
+            "Ways out: an instruct model, data.chat_template= in Jinja, or data.format=text for plain strings."
+        )
+    for note in read.report["notes"]:
+        say(note)
+    return read
 
 
 def _who(trainer: RecipeTrainer) -> dict[str, Any]:
@@ -137,9 +149,8 @@ def _who(trainer: RecipeTrainer) -> dict[str, Any]:
     start = recipe.adapter and recipe.adapter.continue_from
     adapter = "all weights"
     if recipe.adapter:
-        adapter = type(recipe.adapter).__name__ + (
-            f" continued from {start}" if start else f" of rank {recipe.adapter.r}"
-        )
+        how = f"continued from {start}" if start else f"of rank {recipe.adapter.r}"
+        adapter = f"{type(recipe.adapter).__name__} {how}"
     trainable, total = trainer.parameter_counts()
     reference = {
         "adapter off": "the same model with the adapter off",
@@ -157,31 +168,32 @@ def _who(trainer: RecipeTrainer) -> dict[str, Any]:
 
 def _amounts(trainer: RecipeTrainer, device: Device) -> str:
     """Pairs, batch and precision, one sentence."""
-    settings = trainer.settings
-    batch = f"{settings.micro_batch_size} pairs x {settings.accumulation} accumulation"
-    batch += f" x {device.processes} processes" if device.processes > 1 else ""
+    settings, a_step, pairs = trainer.settings, trainer.recipe.global_batch_size, len(trainer.train_dataset)
     precision = "4-bit NF4 weights, computing in " if isinstance(trainer.recipe.adapter, QLoRA) else ""
     precision += settings.weights + (f" with {settings.autocast} autocast" if settings.autocast else "")
     return (
-        f"{len(trainer.train_dataset):,} pairs to train on, {len(trainer.eval_dataset):,} held out; "
-        f"{trainer.recipe.global_batch_size} pairs a step = {batch}; {precision} on {device.kind}."
+        f"{pairs:,} pairs to train on, {len(trainer.eval_dataset):,} held out; {a_step} pairs a step = "
+        f"{settings.micro_batch_size} pairs x {settings.accumulation} accumulation; {precision} on {device.kind}."
+        f"{' There are fewer pairs than one step takes.' if pairs < a_step else ''}"
     )
 
 
-def _drops(trainer: RecipeTrainer, read: Read) -> list[str]:
+def _drops(trainer: RecipeTrainer, read: Read) -> Iterator[str]:
     """One sentence for each reason that pairs of a split were dropped for."""
-    found = []
     for split in ("train", "eval"):
         for reason, drop in read.report[split]["dropped"].items():
-            found.append(f"{drop['count']:,} {split} pairs dropped, {reason}: rows {str(drop['rows'])[1:-1]} ...")
-        found += [f"{n:,} {split} pairs dropped, {reason}." for reason, n in trainer.dropped[split].items() if n]
-    return found
+            yield f"{drop['count']:,} {split} pairs dropped, {reason}: rows {str(drop['rows'])[1:-1]} ..."
+        yield from (f"{n:,} {split} pairs dropped, {reason}." for reason, n in trainer.dropped[split].items() if n)
 
 
 def _describe(run: rundir.Run, trainer: RecipeTrainer, device: Device, read: Read, who: dict[str, Any]) -> None:
     """Everything about a run that is known before its first step."""
     recipe = trainer.recipe
-    source = recipe.source.read_text(encoding="utf-8") if recipe.source else f"recipe = {recipe!r}\n"
+    source = (
+        recipe.source.read_text(encoding="utf-8")
+        if recipe.source
+        else f"from dpo_recipes import Data, LoRA, QLoRA, Recipe\n\nrecipe = {recipe!r}\n"
+    )
     rundir.write_text(run.path / "recipe.py", source)
     resolved = rows(recipe, trainer.settings).items()
     pairs = {"train_pairs": len(trainer.train_dataset), "eval_pairs": len(trainer.eval_dataset)}

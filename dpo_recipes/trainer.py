@@ -61,17 +61,6 @@ def config(arguments: dict[str, Any]) -> DPOConfig:
         raise RecipeError(f"DPOConfig refuses the recipe: {str(error).strip()}") from error
 
 
-class _Recorder:
-    """Stands in for the model in TRL's `_compute_loss`, and keeps what the one policy forward returned."""
-
-    def __init__(self, model: Any):
-        self.model, self.output = model, None
-
-    def __call__(self, **inputs: Any) -> Any:
-        self.output = self.model(**inputs)
-        return self.output
-
-
 class RecipeTrainer(DPOTrainer):
     """DPOTrainer with plugin losses, the guard's stops, counted drops and per-pair held-out numbers.
 
@@ -135,14 +124,19 @@ class RecipeTrainer(DPOTrainer):
         if "ref_chosen_logps" not in inputs:
             chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
             inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-        recorder = _Recorder(model)
+        forwards: list[Any] = []  # what the one policy forward in TRL's method returns
+
+        def recording(**model_inputs: Any) -> Any:
+            forwards.append(model(**model_inputs))
+            return forwards[0]
+
         live, self.precompute_ref_logps = self.precompute_ref_logps, True  # "the batch carries the reference"
         try:
-            result = super()._compute_loss(recorder, inputs, return_outputs)
+            result = super()._compute_loss(recording, inputs, return_outputs)
         finally:
             self.precompute_ref_logps = live
         loss, outputs = result if return_outputs else (result, None)
-        pairs = self._pairs(recorder.output, inputs)
+        pairs = self._pairs(forwards[0], inputs)
         for function, weight, own in self.plugins:
             loss = loss + weight * function(pairs, beta=self.beta, **own).mean()
         self._watch(loss, pairs.map(torch.Tensor.detach), inputs)

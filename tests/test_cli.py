@@ -234,7 +234,7 @@ def test_exit_codes_of_a_run(dpo, trained):
     assert dpo("train", RECIPE) == (1, "", "error: the data are [gone]\n")
     trained.fails = KeyboardInterrupt()
     code, _, err = dpo("train", RECIPE)
-    assert code == 130 and err == "\nStopped. What is in the run folder stays there.\n"
+    assert code == 130 and err == "\nStopped. What a run folder holds by now stays there.\n"
 
 
 def test_a_bug_of_ours_is_a_traceback(monkeypatch, trained):

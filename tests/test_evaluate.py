@@ -14,9 +14,9 @@ from peft import get_peft_model
 
 from dpo_recipes import Data, LoRA, Recipe, RecipeError, evaluate
 from dpo_recipes import model as models
-from dpo_recipes.evaluate import against_truth, changes, held_out, side_by_side, wilson
+from dpo_recipes.evaluate import against_truth, held_out, side_by_side, wilson
 from dpo_recipes.losses import PairLogps
-from dpo_recipes.sampling import Reply
+from dpo_recipes.sampling import Reply, prompt_ids
 from dpo_recipes.settings import Device, dpo_config, resolve
 from dpo_recipes.trainer import RecipeTrainer, config
 
@@ -50,8 +50,7 @@ def test_wilsons_ends_are_where_the_score_test_is_at_its_limit_with_ties_as_halv
     assert (1 - mirrored[1], 1 - mirrored[0]) == (pytest.approx(low, rel=1e-12), pytest.approx(high, rel=1e-12))
 
 
-def test_nothing_tried_is_nothing_known_and_no_interval_leaves_0_to_1():
-    assert wilson(0, 0) == (0.0, 1.0)
+def test_no_interval_leaves_0_to_1():
     for n in (1, 2, 7, 1000, 10**6):
         (none, some), (most, whole) = wilson(0, n), wilson(n, n)
         assert 0.0 <= none < 1e-12 < some < 1.0 and 0.0 < most < 1 - 1e-12 < whole <= 1.0
@@ -72,7 +71,7 @@ def four() -> PairLogps:
 
 def test_held_out_numbers_are_those_done_by_hand():
     metrics = {"loss": 0.61, "entropy": 1.25, "logits/chosen": 3.0, "runtime": 9.0, "rewards/accuracies": 0.123}
-    found = held_out(metrics, four(), beta=0.2)
+    found = held_out(metrics, four(), 0.2, moved(), same_start=False)
     margins = [0.5, -0.2, 0.0, 0.8]  # beta h
     mean = 1.1 / 4
     spread = math.sqrt(sum((m - mean) ** 2 for m in margins) / 3)
@@ -87,6 +86,8 @@ def test_held_out_numbers_are_those_done_by_hand():
         "rewards/rejected": 0.2 * (-1.5 + 0.5 + 0 - 3) / 4,
         "logps/chosen": -65 / 4,
         "logps/rejected": -72 / 4,
+        "logps/chosen_change_per_token": -3.7 / 37,
+        "logps/rejected_change_per_token": 1.6 / 32,
         "entropy": 1.25,
         "logits/chosen": 3.0,
     }
@@ -97,30 +98,46 @@ def test_held_out_numbers_are_those_done_by_hand():
 
 
 def test_one_pair_has_no_standard_error():
-    found = held_out({"loss": 0.5}, four().map(lambda t: t[:1]), beta=0.1)
+    one = four().map(lambda t: t[:1])
+    found = held_out({"loss": 0.5}, one, 0.1, one, same_start=False)
     assert found["rewards/margins_stderr"] is None and found["rewards/accuracies"] == 1.0
     assert found["rewards/accuracies_interval"][0] == pytest.approx(0.2065, abs=5e-5)
 
 
 def test_rewards_scale_with_beta_and_log_probabilities_do_not():
-    one, ten = (held_out({"loss": 0.5}, four(), beta=beta) for beta in (0.1, 1.0))
+    one, ten = (held_out({"loss": 0.5}, four(), beta, four(), same_start=False) for beta in (0.1, 1.0))
     for name in ("rewards/margins", "rewards/margins_stderr", "rewards/chosen", "rewards/rejected"):
         assert ten[name] == pytest.approx(10 * one[name], rel=1e-12)
     for name in ("rewards/accuracies", "logps/chosen"):
         assert ten[name] == one[name]
 
 
+def moved() -> PairLogps:
+    """The pairs of `four` after an update of one chosen and one rejected side."""
+    pairs = four()
+    pairs.policy_chosen[0] += 3.7
+    pairs.policy_rejected[3] -= 1.6
+    return pairs
+
+
 def test_changes_are_counted_from_the_start_of_training_not_from_the_reference():
-    start, end = four(), four()
-    end.policy_chosen[0] += 3.7
-    end.policy_rejected[3] -= 1.6
-    before, after = {"loss": 0.7}, {"logps/chosen_change_per_token": 99.0}
-    changes(before, after, start, end)
-    assert before == {"loss": 0.7, "logps/chosen_change_per_token": 0.0, "logps/rejected_change_per_token": 0.0}
-    assert after == {
-        "logps/chosen_change_per_token": pytest.approx(3.7 / 37, rel=1e-12),
-        "logps/rejected_change_per_token": pytest.approx(-1.6 / 32, rel=1e-12),
-    }
+    found = held_out({"loss": 0.5}, moved(), 0.1, four())
+    assert found["logps/chosen_change_per_token"] == pytest.approx(3.7 / 37, rel=1e-12)
+    assert found["logps/rejected_change_per_token"] == pytest.approx(-1.6 / 32, rel=1e-12)
+    unmoved = held_out({"loss": 0.5}, four(), 0.1, four())
+    assert unmoved["logps/chosen_change_per_token"] == unmoved["logps/rejected_change_per_token"] == 0
+
+
+def test_rounding_of_equal_models_is_a_tie_before_and_after():
+    rounding = torch.tensor([1e-6, -2e-6, 3e-6, 0.0], dtype=torch.float64)
+    pairs = four()
+    same = {"reference_chosen": pairs.policy_chosen - rounding, "reference_rejected": pairs.policy_rejected}
+    start = PairLogps(**{**vars(pairs), **same})
+    assert held_out({"loss": 0.5}, start, 0.1, start)["rewards/accuracies"] == 0.5
+    assert held_out({"loss": 0.5}, start, 0.1, start, same_start=False)["rewards/accuracies"] == 2.5 / 4
+    shift = torch.tensor([1.0, -1.0, 2e-6, 1.0], dtype=torch.float64)
+    end = PairLogps(**{**vars(start), "policy_chosen": start.reference_chosen + shift})
+    assert held_out({"loss": 0.5}, end, 0.1, start)["rewards/accuracies"] == 2.5 / 4
 
 
 # ------------------------------------------------------------------------------------------------------ the reference
@@ -214,6 +231,13 @@ def test_each_kind_of_reference_gives_the_numbers_of_freshly_loaded_weights(tiny
         assert again is model  # weights that are loaded once more are loaded once
 
 
+TWO = ["one", "two!"]
+
+
+def ids_of(tokenizer, prompts) -> list[list[int]]:
+    return [prompt_ids(tokenizer, prompt) for prompt in prompts]
+
+
 def sampled(trainer, reference, seed=0, samples=6, temperature=1.0):
     return side_by_side(
         trainer.model, reference, trainer.processing_class, ASKED, samples=samples, reference_samples=samples,
@@ -227,7 +251,7 @@ def vowels(prompt: str, completion: str) -> float:
 
 
 def judged(trainer, reference, theirs, ours, reward=vowels):
-    return against_truth(reward, trainer.model, reference, trainer.processing_class, ASKED, theirs, ours, {})
+    return against_truth(reward, trainer.model, reference, ASKED, ids_of(trainer.processing_class, ASKED), theirs, ours)
 
 
 @pytest.mark.parametrize("kind", KINDS[:3])
@@ -271,7 +295,7 @@ def test_the_models_flag_survives_an_error_while_sampling(tiny, start_adapter, t
         raise ZeroDivisionError
 
     theirs, ours = sampled(trainer, reference, samples=1)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(RecipeError, match=r"fails\(\) failed on a sampled answer: ZeroDivisionError"):
         judged(trainer, reference, theirs, ours, reward=fails)
     assert state(trainer.model) == held
 
@@ -322,7 +346,13 @@ def test_rewards_win_rates_and_errors_are_those_done_by_hand():
     theirs = said(["a", "bbb"], ["cc", "dd"])
     ours = said(["ee", "ffff", "g"], ["hh", "i", "jj"])
     before, after = against_truth(
-        by_length, Elsewhere(1.0), Other(Elsewhere(1.0)), tokenizer, ["one", "two!"], theirs, ours, {}
+        by_length,
+        Elsewhere(1.0),
+        Other(Elsewhere(1.0)),
+        ["one", "two!"],
+        ids_of(tokenizer, ["one", "two!"]),
+        theirs,
+        ours,
     )
     assert before["reward"] == 2.0 and before["reward_stderr"] == 0.0
     means = [7 / 3, 5 / 3]
@@ -339,7 +369,7 @@ def test_rewards_win_rates_and_errors_are_those_done_by_hand():
 def test_the_kl_is_the_sum_over_positions_of_two_known_distributions():
     policy, reference = Elsewhere(1.0), Elsewhere(0.5)
     theirs, ours = said(["xy"], ["xy"]), said(["a", "bcd"], ["ef", "g"])
-    _, after = against_truth(by_length, policy, Other(reference), tokenizer, ["one", "two!"], theirs, ours, {})
+    _, after = against_truth(by_length, policy, Other(reference), TWO, ids_of(tokenizer, TWO), theirs, ours)
     log_p, log_q = ((scale * policy.table.double()).log_softmax(-1) for scale in (1.0, 0.5))
     per_position = (log_p.exp() * (log_p - log_q)).sum(-1)
     # Position t predicts token t + 1; the prompts have 3 and 4 tokens.
@@ -354,12 +384,20 @@ def test_a_kl_that_rounding_puts_below_0_does_not_end_the_evaluation(monkeypatch
     monkeypatch.setattr(evaluate, "sequence_kl", lambda *args: torch.tensor([-3e-8, 1e-8]))
     theirs, ours = said(["a", "bbb"], ["cc", "d"]), said(["a"], ["cc"])
     _, after = against_truth(
-        by_length, Elsewhere(1.0), Other(Elsewhere(1.0)), tokenizer, ["one", "two"], theirs, ours, {}
+        by_length,
+        Elsewhere(1.0),
+        Other(Elsewhere(1.0)),
+        ["one", "two"],
+        ids_of(tokenizer, ["one", "two"]),
+        theirs,
+        ours,
     )
     assert after["kl"] == pytest.approx(-1e-8) and after["best_reward_at_kl"] == pytest.approx(1.75, abs=1e-6)
 
 
 def test_one_prompt_has_an_error_of_nothing():
     theirs, ours = said(["a"]), said(["bb"])
-    _, after = against_truth(by_length, Elsewhere(1.0), Other(Elsewhere(1.0)), tokenizer, ["p"], theirs, ours, {})
+    _, after = against_truth(
+        by_length, Elsewhere(1.0), Other(Elsewhere(1.0)), ["p"], ids_of(tokenizer, ["p"]), theirs, ours
+    )
     assert (after["win_rate"], after["win_rate_stderr"], after["reward_stderr"]) == (1.0, 0.0, 0.0)

@@ -160,6 +160,7 @@ class Run:
         self.args = SimpleNamespace(learning_rate=learning_rate, fp16=fp16)
         self.state = SimpleNamespace(global_step=0)
         self.health = guard.Health(declared=LN2, same_start=True)
+        self.control = SimpleNamespace(should_log=False)
         self.watch = guard.Watch(self.health)
         self.watch.on_train_begin(self.args, self.state, None, model=self.model)
 
@@ -173,7 +174,7 @@ class Run:
             optimizer.step_was_skipped = skipped
         self.watch.on_optimizer_step(self.args, self.state, None, optimizer=optimizer)
         self.state.global_step += 1
-        self.watch.on_step_end(self.args, self.state, None, model=self.model)
+        self.watch.on_step_end(self.args, self.state, self.control, model=self.model)
         self.watch.on_log(self.args, self.state, None, logs={"loss": 0.7, "grad_norm": norm})
 
     def end(self) -> None:
@@ -262,7 +263,7 @@ def test_a_gradient_norm_that_is_not_finite_stops_at_any_step(norm, step):
     run = Run()
     for _ in range(step - 1):
         run.step(1e-3, moves=1e-3, reward=0.1)
-    with pytest.raises(RecipeError, match=f"The gradient norm is {norm} at step {step} although the loss is finite"):
+    with pytest.raises(RecipeError, match=f"The gradient norm is {norm} at step {step}, the loss is finite"):
         run.step(1e-3, moves=1e-3, norm=norm, reward=0.1)
 
 

@@ -140,11 +140,11 @@ def test_each_name_is_asked_once_with_its_own_revision(world):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ((404, {"X-Error-Code": "RepoNotFound"}), "is not on the hub, or is private or gated: check the spelling"),
+        ((404, {"X-Error-Code": "RepoNotFound"}), "is not on the hub, or is private or gated. Check the spelling"),
         ((401, {}), "is not on the hub, or is private or gated"),  # how the hub says 404 to a stranger
-        ((403, {"X-Error-Code": "GatedRepo"}), "is private or gated: .* run `hf auth login`"),
-        ((403, {}), "is private or gated: .* run `hf auth login`"),
-        ((401, {"X-Error-Message": "Invalid credentials in Authorization header"}), "with a token that is still valid"),
+        ((403, {"X-Error-Code": "GatedRepo"}), "is private or gated. .* run `hf auth login`"),
+        ((403, {}), "is private or gated. .* run `hf auth login`"),
+        ((401, {"X-Error-Message": "Invalid credentials in Authorization header"}), "hf auth login"),
         ((404, {"X-Error-Code": "RevisionNotFound"}), "has no revision 'v9' on the hub"),
     ],
 )
@@ -314,7 +314,7 @@ def test_a_changed_source_makes_a_new_world(cache, tmp_path):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, RecipeError])
 def test_a_function_that_fails_leaves_nothing_and_runs_again(cache, error):
     for _ in range(2):
-        with pytest.raises(error):
+        with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else RecipeError):
             fill(functools.partial(breaks, error=error))
         assert os.listdir(cache) == []
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +20,7 @@ LOGS = {"loss": 0.6543, "rewards/accuracies": 0.75, "rewards/margins": 0.01234, 
 def show(steps: int, logs=LOGS, every: int = 1, terminal: bool = False, main: bool = True) -> str:
     """All that a run of so many steps writes to its console."""
     out = io.StringIO()
-    bar = progress.Bar(Console(file=out, force_terminal=terminal, width=120, color_system=None))
+    bar = progress.Bar(Console(file=out, force_terminal=terminal, width=120, color_system=None), Path(os.devnull))
     state = SimpleNamespace(max_steps=steps, global_step=0, is_world_process_zero=main)
     bar.on_train_begin(None, state, None)
     for step in range(every, steps + 1, every):
@@ -59,7 +61,7 @@ def test_only_the_main_process_writes(terminal):
 
 
 def test_a_run_of_no_known_length_does_not_divide_by_zero():
-    bar = progress.Bar(Console(file=io.StringIO(), width=120))
+    bar = progress.Bar(Console(file=io.StringIO(), width=120), Path(os.devnull))
     bar.on_log(None, SimpleNamespace(max_steps=0, global_step=1, is_world_process_zero=True), None, logs=LOGS)
     assert bar.line == 10
 
@@ -72,7 +74,7 @@ def test_a_terminal_gets_a_bar_with_the_numbers_and_the_steps():
 
 
 def test_a_bar_is_closed_once_and_closing_without_one_is_nothing():
-    bar = progress.Bar(Console(file=io.StringIO(), force_terminal=True, width=120))
+    bar = progress.Bar(Console(file=io.StringIO(), force_terminal=True, width=120), Path(os.devnull))
     bar.close()
     bar.on_train_begin(None, SimpleNamespace(max_steps=3, is_world_process_zero=True), None)
     inner = bar.bar
@@ -87,7 +89,7 @@ def test_a_bar_is_closed_once_and_closing_without_one_is_nothing():
 
 def test_every_log_is_one_line_with_its_step(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    file = progress.MetricsFile(path)
+    file = progress.Bar(Console(file=io.StringIO()), path)
     state = SimpleNamespace(global_step=0, is_world_process_zero=True)
     for step in (1, 2, 3):
         state.global_step = step
@@ -100,7 +102,7 @@ def test_every_log_is_one_line_with_its_step(tmp_path):
 
 
 def test_other_processes_write_no_metrics(tmp_path):
-    file = progress.MetricsFile(tmp_path / "metrics.jsonl")
+    file = progress.Bar(Console(file=io.StringIO()), tmp_path / "metrics.jsonl")
     file.on_log(None, SimpleNamespace(global_step=1, is_world_process_zero=False), None, logs=LOGS)
     assert not (tmp_path / "metrics.jsonl").exists()
 

@@ -35,7 +35,6 @@ def make(**changes: Any) -> Recipe:
         (None, "auto", CPU, "float32", None), (LoRA(), "auto", CPU, "float32", None),
         (QLoRA(), "auto", CPU, "bfloat16", "bf16"),
         (LoRA(), "auto", MAC, "float32", None), (LoRA(), "float32", GPU, "float32", None),
-        (None, "bfloat16", GPU, "bfloat16", "bf16"),
         (LoRA(), "float16", OLD, "float16", "fp16"), (LoRA(), "bfloat16", CPU, "bfloat16", "bf16"),
     ],
 )  # fmt: skip
@@ -52,7 +51,7 @@ def test_precision_by_mode(adapter, dtype, device, weights, autocast):
     [
         ({"dtype": "float16", "adapter": LoRA()}, CPU,
          "dtype='float16' does not train on a CPU: use 'float32' or 'bfloat16'."),
-        ({"dtype": "bfloat16"}, OLD,
+        ({"dtype": "bfloat16", "adapter": LoRA()}, OLD,
          "dtype='bfloat16' is not native to this GPU: use 'auto', or 'float16' with an adapter."),
     ],
 )  # fmt: skip

@@ -152,7 +152,7 @@ def test_plain_strings_train_without_a_template_and_end_with_the_end_token(tiny,
 def test_conversations_need_a_template_and_the_message_names_the_ways_out(tiny, pairs_file, tmp_path):
     with pytest.raises(RecipeError, match=r"has no chat template .* data\.chat_template= .* data\.format=text"):
         run_it(quick(tiny, pairs_file, model=str(tiny(template=None))), tmp_path)
-    assert not (tmp_path / "runs").exists()
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_a_run_that_stops_before_its_first_log_leaves_no_folder(tiny, pairs_file, tmp_path):
