@@ -235,3 +235,25 @@ def test_several_gpus_or_processes_are_refused_with_what_to_set(monkeypatch):
     monkeypatch.setattr(models, "Device", lambda: Device(processes=2))
     with pytest.raises(RecipeError, match="one process; a launcher started 2"):
         models.device()
+
+
+def test_an_adapter_given_as_the_model_is_refused_with_what_to_write(tiny, start_adapter):
+    for adapter in (LoRA(), None):
+        with pytest.raises(RecipeError, match=f"is an adapter.* adapter.continue_from={start_adapter}"):
+            weights(start_adapter, adapter=adapter)
+
+
+def test_an_adapter_of_another_base_is_said(tiny, start_adapter):
+    said: list[str] = []
+    for folder, lines in ((tiny(), 0), (tiny(seed=3), 1)):
+        recipe = recipe_for(folder, adapter=LoRA(continue_from=str(start_adapter)))
+        models.load_weights(recipe, resolve(recipe, Device()), str(folder), say=said.append)
+        assert len(said) == lines
+    assert str(tiny()) in said[0] and str(tiny(seed=3)) in said[0]
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tiny):
+    small = tiny(vocab_size=259)
+    recipe = recipe_for(small)
+    with pytest.raises(RecipeError, match="The tokenizer has 260 tokens, but the model 259 embeddings"):
+        models.need_embeddings(weights(small), models.load_tokenizer(recipe, str(small)).tokenizer)

@@ -229,3 +229,40 @@ def test_the_run_folder_keeps_the_recipe_file_and_can_train_again(tiny, pairs_fi
     assert run.path.name.startswith("mine-") and (run.path / "recipe.py").read_text() == source
     again, _ = run_it(load(run.path / "recipe.py"), tmp_path)
     assert again.evaluation == run.evaluation
+
+
+def test_answers_start_from_the_tokens_of_training_and_skip_dropped_prompts(tiny, tmp_path, monkeypatch):
+    """Each row's own template switches are in the prompt that is answered; a dropped row is not asked at all."""
+    from conftest import DATED
+
+    from dpo_recipes import evaluate
+
+    asked: list[list[int]] = []
+    real = evaluate.generate
+    monkeypatch.setattr(
+        evaluate, "generate", lambda m, t, prompts, **how: asked.extend(prompts) or real(m, t, prompts, **how)
+    )
+    rows = make_pairs(10)
+    for row in rows:
+        row["chat_template_kwargs"] = {"enable_thinking": False}
+    rows[7]["prompt"][0]["content"] = "long " * 60
+    paths = [write_jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("train", rows[:5]), ("eval", rows[5:]))]
+    data = Data(str(paths[0]), eval=str(paths[1]), template_date="2025-07-08", max_dropped=0.5)
+    recipe = quick(
+        tiny, None, model=str(tiny(template=DATED)), data=data, adapter=LoRA(r=4), global_batch_size=3, max_length=192
+    )
+    run, said = run_it(recipe, tmp_path)
+    tokenizer = run.load_model()[1]
+    assert "1 eval pairs dropped, prompt fills max_length." in said and len(run.samples) == 4 and len(asked) == 8
+    texts = [tokenizer.decode(ids) for ids in asked]
+    assert all("/no_think" in text and "08 July 2025" in text for text in texts)
+
+
+def test_a_reward_that_fails_loses_neither_the_model_nor_the_numbers(tiny, pairs_file, tmp_path):
+    def broken(prompt: str, completion: str) -> float:
+        raise KeyError("no such item")
+
+    with pytest.raises(RecipeError, match=r"broken\(\) failed on a sampled answer: KeyError"):
+        run_it(quick(tiny, pairs_file, adapter=LoRA(r=4), reward=broken), tmp_path)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert Run(folder).evaluation["after"]["pairs"] == 6 and (folder / "model" / "adapter_model.safetensors").is_file()
