@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .errors import RecipeError
-from .losses import PairLogps
+from .losses import PairLogps, name_of
 from .model import Reference
 from .recipe import Recipe
 from .sampling import Reply, best_reward_at_kl, generate, question, sequence_kl
@@ -141,7 +141,7 @@ def _scores(score: Callable[[str, str], float], prompts: list[Any], replies: lis
     try:
         return [[float(score(text, r.text)) for r in sampled] for text, sampled in zip(texts, replies, strict=True)]
     except Exception as error:  # the user's function
-        raise RecipeError(f"{score.__name__}() failed on a sampled answer: {type(error).__name__}: {error}.") from error
+        raise RecipeError(f"{name_of(score)}() failed on a sampled answer: {type(error).__name__}: {error}.") from error
 
 
 def _mean(name: str, values: list[list[float]]) -> dict[str, float]:

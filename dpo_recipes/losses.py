@@ -97,7 +97,7 @@ cdpo.at_start = lambda beta, **_: math.log(2)  # type: ignore[attr-defined]
 ipo_sum.at_start = lambda beta, **_: 1 / (2 * beta) ** 2  # type: ignore[attr-defined]
 
 
-def name_of(loss: str | Loss) -> str:
+def name_of(loss: str | Callable[..., Any]) -> str:
     """The name a loss, or any function, goes by in a recipe, in files and in messages."""
     return loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
 

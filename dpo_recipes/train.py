@@ -40,8 +40,9 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         os.path.expanduser(text.replace(PREPARED, str(folder)))
         for text in (recipe.model, recipe.data.path, recipe.reference or "")
     )
-    other = [reference_path] if reference_path else []
-    hub.require([model_path, *other], recipe.revision, data_path, recipe.data.revision)
+    hub.require(
+        [path for path in (model_path, reference_path) if path], recipe.revision, data_path, recipe.data.revision
+    )
     with console.status("loading the libraries"):
         # bitsandbytes announces an optional kernel that is not installed, at every import on a CPU.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -89,7 +90,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         who = _who(trainer)
         _describe(run, trainer, device, read, who)
         say(f"Policy: {who['policy']}. Reference: {who['reference']}.")
-        for line in (*_drops(trainer, read), _amounts(trainer, device)):
+        for line in (*_drops(trainer, read), _amounts(trainer)):
             say(line)
 
         reference = model.Reference(trainer.model, settings, load_reference)
@@ -166,14 +167,14 @@ def _who(trainer: RecipeTrainer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _amounts(trainer: RecipeTrainer, device: Device) -> str:
+def _amounts(trainer: RecipeTrainer) -> str:
     """Pairs, batch and precision, one sentence."""
     settings, a_step, pairs = trainer.settings, trainer.recipe.global_batch_size, len(trainer.train_dataset)
     precision = "4-bit NF4 weights, computing in " if isinstance(trainer.recipe.adapter, QLoRA) else ""
     precision += settings.weights + (f" with {settings.autocast} autocast" if settings.autocast else "")
     return (
         f"{pairs:,} pairs to train on, {len(trainer.eval_dataset):,} held out; {a_step} pairs a step = "
-        f"{settings.micro_batch_size} pairs x {settings.accumulation} accumulation; {precision} on {device.kind}."
+        f"{settings.micro_batch_size} pairs x {settings.accumulation} accumulation; {precision} on {settings.device}."
         f"{' There are fewer pairs than one step takes.' if pairs < a_step else ''}"
     )
 

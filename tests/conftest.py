@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 # Before anything imports a Hugging Face library: a cache of our own, no hub, no GPU.
 _SCRATCH = tempfile.mkdtemp(prefix="dpo-recipes-tests-")
 os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = _SCRATCH
@@ -16,8 +18,6 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait for each other cost more than they bring
 os.environ.setdefault("COLUMNS", "160")  # rich wraps at the terminal's width
-
-import pytest  # noqa: E402
 
 CHATML = (
     "{%- for m in messages -%}{%- if not loop.first -%}{{ '\\n' }}{%- endif -%}"

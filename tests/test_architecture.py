@@ -197,5 +197,6 @@ def test_public_names_are_what_they_say_however_they_are_reached(tmp_path):
     assert dpo_recipes.train is module.train and callable(dpo_recipes.train)
     for name in dpo_recipes.__all__:
         assert getattr(dpo_recipes, name) is not None
+    mistyped = "trian"
     with pytest.raises(AttributeError, match="module 'dpo_recipes' has no attribute 'trian'"):
-        dpo_recipes.trian  # noqa: B018
+        getattr(dpo_recipes, mistyped)

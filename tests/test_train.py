@@ -258,6 +258,17 @@ def test_answers_start_from_the_tokens_of_training_and_skip_dropped_prompts(tiny
     assert all("/no_think" in text and "08 July 2025" in text for text in texts)
 
 
+def test_a_reward_without_a_name_that_fails_is_still_one_message(tiny, pairs_file, tmp_path):
+    import functools
+
+    def broken(prompt: str, completion: str, least: int) -> float:
+        raise KeyError(least)
+
+    nameless = functools.partial(broken, least=3)
+    with pytest.raises(RecipeError, match=r"failed on a sampled answer: KeyError: 3"):
+        run_it(quick(tiny, pairs_file, adapter=LoRA(r=4), reward=nameless), tmp_path)
+
+
 def test_a_reward_that_fails_loses_neither_the_model_nor_the_numbers(tiny, pairs_file, tmp_path):
     def broken(prompt: str, completion: str) -> float:
         raise KeyError("no such item")
