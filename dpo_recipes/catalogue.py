@@ -1,7 +1,5 @@
 """Finds, loads and forks recipe files. The folder listing is the registry: `./recipes` wins over the shipped ones."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import importlib.util
@@ -80,15 +78,14 @@ def rows() -> list[dict[str, str]]:
     """One dict per recipe: name, model, data, loss, adapter, and a line of what it is; there a broken file says so."""
     found = []
     for name, path in names().items():
-        row = {"name": name, "model": "", "data": "", "loss": "", "adapter": ""}
+        found.append(row := {"name": name, "model": "", "data": "", "loss": "", "adapter": "", "what": ""})
         try:
             recipe = load(path)
-            adapter, what = recipe.adapter, (ast.get_docstring(ast.parse(path.read_bytes())) or "").split("\n")[0]
-            row |= {"model": recipe.model, "data": recipe.data.path, "loss": " + ".join(map(name_of, recipe.weights))}
-            row["adapter"] = f"{type(adapter).__name__} r={adapter.r}" if adapter else "full"
+            row |= {"model": recipe.model, "data": recipe.data.name, "loss": " + ".join(map(name_of, recipe.weights))}
+            row["adapter"] = f"{type(recipe.adapter).__name__} r={recipe.adapter.r}" if recipe.adapter else "full"
+            row["what"] = (ast.get_docstring(ast.parse(path.read_bytes())) or "").split("\n")[0]
         except RecipeError as error:
-            what = f"broken: {str(error).removeprefix(f'{path}, ')}"
-        found.append({**row, "what": what})
+            row["what"] = f"broken: {str(error).removeprefix(f'{path}, ')}"
     return found
 
 

@@ -1,15 +1,13 @@
 """What the installed DPOConfig accepts, read from its source, because importing TRL takes about five seconds.
 
-The tables say what a recipe may not put into `trl={...}`, and what to write instead: names that have a field of their
-own, names that TRL or transformers removed, names that are accepted and do nothing, and names that need another one.
+dpoconfig.toml says what a recipe may not put into `trl={...}`, and what to write instead.
 """
-
-from __future__ import annotations
 
 import ast
 import contextlib
 import math
 import re
+import tomllib
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,95 +15,17 @@ from typing import Any, NamedTuple
 
 from .errors import RecipeError, UsageError, nearest
 
-# A later class overrides the defaults of an earlier one, as DPOConfig inherits.
-SOURCES = (
-    ("transformers/training_args.py", "TrainingArguments"),
-    ("trl/trainer/base_config.py", "_BaseConfig"),
-    ("trl/trainer/dpo_config.py", "DPOConfig"),
-)
-
-
-def _each(table: dict[str, Any]) -> dict[str, Any]:
-    """A table by single names, from rows that several names share."""
-    return {name: value for names, value in table.items() for name in names.split()}
-
-
-# One translation, no value in two places: TRL's name -> the recipe field that sets it.
-OURS = _each({
-    **{n: n for n in ("beta", "learning_rate", "num_train_epochs", "max_length", "seed", "trust_remote_code")},
-    "loss_type loss_weights": "loss",
-    "bf16 fp16": "dtype",
-    "per_device_train_batch_size gradient_accumulation_steps auto_find_batch_size":
-        "global_batch_size (and micro_batch_size)",
-    "model_init_kwargs": "model, revision, dtype and attn_implementation",
-    "output_dir": "the run folder (`dpo-recipes train --runs FOLDER`)",
-    "disable_tqdm": "the progress bar, which follows the terminal",
-})  # fmt: skip
-
-# What other programs call a field of ours.
-ALIASES = {
-    "model_name_or_path": "model", "dataset_name": "data.path", "lr": "learning_rate", "epochs": "num_train_epochs",
-    "batch_size": "global_batch_size", "lora_r": "adapter.r", "lora_alpha": "adapter.alpha", "ref_model": "reference",
-}  # fmt: skip
-
-# Gone from TRL 1.16 or transformers 5; the remedy stands beside each.
-REMOVED = _each({
-    "max_prompt_length max_completion_length max_target_length":
-        "gone since TRL 0.29: set max_length; prompts that fill it are dropped and counted",
-    "warmup_ratio": "gone from transformers 5: trl={'warmup_steps': 0.1}; a number below 1 is a share of all steps",
-    "group_by_length": "gone from transformers 5: trl={'train_sampling_strategy': 'group_by_length'}",
-    "evaluation_strategy": "renamed: eval_strategy",
-    "push_to_hub_token": "renamed: hub_token",
-    "no_cuda": "renamed: use_cpu",
-    "torch_dtype": "renamed, and has a field of its own: dtype",
-    "tokenizer processing_class": "not an option: the tokenizer comes with `model`",
-    "overwrite_output_dir logging_dir": "gone: every run has a folder of its own, with its log",
-    "force_use_ref_model ref_model_init_kwargs": "gone: set reference='model id or folder'",
-    "model_adapter_name ref_adapter_name":
-        "gone: adapter=LoRA(continue_from=...) continues an adapter against its frozen copy",
-    "reference_free": "gone from TRL: loss='reference_free' is ours",
-    "rpo_alpha": "gone: loss={'sigmoid': 1.0, 'sft': alpha}",
-    "generate_during_eval": "gone: samples.jsonl in the run folder holds answers of reference and policy",
-    "label_pad_token_id padding_value use_liger_loss": "gone, and nothing replaces it: delete it",
-})  # fmt: skip
-
-# Accepted by DPOConfig, and then nothing happens (TRL 1.16, transformers 5.23).
-INERT = _each({
-    "padding_free": "TRL 1.16 accepts it and switches it off",
-    "use_liger_kernel liger_kernel_config": "deprecated, and not applied to TRL's DPO loss",
-    "label_smoothing_factor": "DPO computes its own loss and never reads it; for noisy labels use loss='cdpo'",
-    "average_tokens_across_devices": "DPO computes its own loss and never reads it",
-    "do_train do_eval do_predict resume_from_checkpoint": "only example scripts read it",
-    "include_for_metrics batch_eval_metrics": "there is no compute_metrics that it could serve",
-    "pad_token": "deprecated: it changes nothing in DPO, whose labels follow a completion mask",
-})  # fmt: skip
-
-# Acts only beside one of these other options, at the value it must have; True: any but off.
 OFF: tuple[Any, ...] = (None, False, 0, "no", "none", [], ["none"])
-NEEDS: dict[str, dict[str, Any]] = _each({
-    "f_alpha_divergence_coef": {"f_divergence_type": "alpha_divergence"},
-    "precompute_ref_batch_size": {"precompute_ref_log_probs": True},
-    "ref_model_mixup_alpha ref_model_sync_steps": {"sync_ref_model": True},
-    "eval_steps": {"eval_strategy": "steps"},
-    "eval_delay": {"eval_strategy": True},
-    "save_steps": {"save_strategy": "steps"},
-    "logging_steps": {"logging_strategy": "steps"},
-    "fsdp_config": {"fsdp": True},
-    "gradient_checkpointing_kwargs activation_checkpointing_kwargs":
-        {"gradient_checkpointing": True, "activation_checkpointing": True},
-    "metric_for_best_model greater_is_better":
-        {"load_best_model_at_end": True, "save_strategy": "best", "lr_scheduler_type": "reduce_lr_on_plateau"},
-    "run_name project trackio_space_id trackio_bucket_id": {"report_to": True},
-    "hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision hub_token": {"push_to_hub": True},
-    "dataloader_persistent_workers dataloader_multiprocessing_context": {"dataloader_num_workers": True},
-})  # fmt: skip
 
-# Acts only in some of TRL's losses: name -> those losses. The first two may stand beside other losses, the rest not.
-READ_BY = {"label_smoothing": {"robust", "exo_pair", "aot", "aot_unpaired"}, "discopop_tau": {"discopop"}}
-F_DIVERGENCE_LOSSES = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
-F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
-# What TRL applies inside its own losses, and so never reaches a plugin.
-INSIDE_TRL_LOSSES = ("ld_alpha", "f_divergence_type", "f_alpha_divergence_coef", "use_weighting")
+_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+OURS, ALIASES, REMOVED, INERT, NEEDS = (  # by single names
+    {name: value for names, value in _TABLES[table].items() for name in names.split()}
+    for table in ("ours", "aliases", "removed", "inert", "needs")
+)
+READ_BY = {name: set(losses) for name, losses in _TABLES["read_by"].items()}
+CHOICES = {name: tuple(words) for name, words in _TABLES["choices"].items()}
+F_DIVERGENCES, F_DIVERGENCE_LOSSES = CHOICES["f_divergence_type"], set(_TABLES["losses"]["f_divergence"])
+INSIDE_TRL_LOSSES = _TABLES["losses"]["inside_trl"]
 
 
 class Option(NamedTuple):
@@ -131,23 +51,20 @@ def options() -> dict[str, Option]:
     """Every field of the installed DPOConfig, with TRL's defaults; a computed default is None."""
     found: dict[str, Option] = {}
     enums = _classes("transformers/trainer_utils.py") | _classes("transformers/training_args.py")
-    for path, name in SOURCES:
+    for path, name in _TABLES["sources"].items():
         body = _classes(path)[name]
         # e.g. `default_optim`, set once more under `if is_torch_available():`
         names = {ast.unparse(n.targets[0]): n.value for b in body for n in ast.walk(b) if isinstance(n, ast.Assign)}
-        for node in body:
-            if isinstance(node, ast.AnnAssign):  # `x: T = 1`, or `field(default=1, metadata={...})`
-                call = {k.arg: k.value for k in node.value.keywords} if isinstance(node.value, ast.Call) else {}
-                value = call.get("default", call.get("default_factory", node.value))
-                value = value.body if isinstance(value, ast.Lambda) else value
-                value = names.get(value.id) or ast.List([]) if isinstance(value, ast.Name) else value
-                kind = ast.unparse(node.annotation)
-                listed = [_literal(n.value) for n in enums.get(kind.partition(" ")[0], ()) if isinstance(n, ast.Assign)]
-                listed = listed or (_literal(call.get("metadata")) or {}).get("choices", [])
-                found[ast.unparse(node.target)] = Option(kind, _literal(value), tuple(listed))
-    # keep_end is deprecated in TRL, and cuts the prompt away.
-    for name, known in {"f_divergence_type": F_DIVERGENCES, "truncation_mode": ("keep_start",)}.items():
-        found[name] = found[name]._replace(choices=known)
+        for node in (n for n in body if isinstance(n, ast.AnnAssign)):  # `x: T = 1`, or `= field(default=1, ...)`
+            call = {k.arg: k.value for k in node.value.keywords} if isinstance(node.value, ast.Call) else {}
+            value = call.get("default", call.get("default_factory", node.value))
+            value = value.body if isinstance(value, ast.Lambda) else value
+            value = names.get(value.id) or ast.List([]) if isinstance(value, ast.Name) else value
+            kind = ast.unparse(node.annotation)
+            listed = [_literal(n.value) for n in enums.get(kind.partition(" ")[0], ()) if isinstance(n, ast.Assign)]
+            listed = listed or (_literal(call.get("metadata")) or {}).get("choices", [])
+            found[ast.unparse(node.target)] = Option(kind, _literal(value), tuple(listed))
+    found |= {name: found[name]._replace(choices=words) for name, words in CHOICES.items()}
     return {n: o for n, o in found.items() if not n.startswith("_") and "ClassVar" not in o.annotation}
 
 
@@ -162,9 +79,8 @@ def fits(value: Any, annotation: str) -> bool:
     if isinstance(value, str):  # for a dict it is JSON, or the path of a JSON file
         as_dict = "dict" not in words or value.lstrip().startswith("{") or value.endswith(".json")
         return as_dict and bool(words - {"int", "float", "bool", "dict", "list", "Any", "None"})
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    return bool(words & {"NoneType": {"None"}, "int": {"int", "float"}}.get(kind, {kind}))
+    finite = not isinstance(value, float) or math.isfinite(value)
+    return finite and bool(words & {"NoneType": {"None"}, "int": {"int", "float"}}.get(kind, {kind}))
 
 
 def check(given: dict[str, Any], losses: set[str], plugins: bool, precomputes: bool = False) -> None:

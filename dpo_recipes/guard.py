@@ -1,15 +1,9 @@
-"""A run must not fail in silence: rules as pure functions, and the callback that applies them.
-
-Each rule returns the reason to stop, in words, or None.
-"""
-
-from __future__ import annotations
+"""A run must not fail in silence: rules, which return the reason to stop in words or None, and their callback."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -30,7 +24,7 @@ def start_is_identity(pairs: PairLogps, loss: float, declared: float | None, hal
     """
     chosen = pairs.chosen_logratios.abs() / pairs.chosen_tokens.clamp(min=1)
     rejected = pairs.rejected_logratios.abs() / pairs.rejected_tokens.clamp(min=1)
-    gap = torch.maximum(chosen, rejected).max().item()  # a NaN stays one, which Python's max would lose
+    gap = chosen.maximum(rejected).max().item()  # a NaN stays one, which Python's max would lose
     if not gap <= TOLERANCE[half]:
         return (
             f"Before the first update the policy must equal its reference, but they differ by {gap:.2g} nats per token "
@@ -39,21 +33,16 @@ def start_is_identity(pairs: PairLogps, loss: float, declared: float | None, hal
             "padding that changes the numbers (try attn_implementation='eager')."
         )
     if declared is not None and not abs(loss - declared) <= (0.1 if half else 0.01) * max(abs(declared), 1):
-        return (
-            f"Before the first update the loss must be {declared:.6g}, but it is {loss:.6g} although policy and "
-            "reference agree. Suspects: a loss that does not compute what it declares, or a weight applied twice."
-        )
+        suspects = "a loss that does not compute what it declares, or a weight applied twice"
+        found = f"the loss must be {declared:.6g}, but it is {loss:.6g} although policy and reference agree"
+        return f"Before the first update {found}. Suspects: {suspects}."
     return None
 
 
 def samples(parameters: list[tuple[str, Tensor]], each: int = 256) -> dict[str, Tensor]:
     """Up to `each` evenly spread elements of every trainable tensor, copied: enough to see whether it moves."""
-    found = {}
-    for name, tensor in parameters:
-        if tensor.requires_grad and tensor.numel():
-            flat = tensor.detach().flatten()
-            found[name] = flat[:: -(-flat.numel() // each)].float().cpu().clone()
-    return found
+    found = {name: tensor.detach() for name, tensor in parameters if tensor.requires_grad and tensor.numel()}
+    return {name: t.flatten()[:: -(-t.numel() // each)].float().cpu().clone() for name, t in found.items()}
 
 
 def something_moved(before: dict[str, Tensor], after: dict[str, Tensor], grad_norms: list[float]) -> str | None:
@@ -73,13 +62,13 @@ def something_moved(before: dict[str, Tensor], after: dict[str, Tensor], grad_no
 
 def rewards_moved(largest: float, steps: int) -> str | None:
     """After some steps at the full learning rate the policy's log-probabilities differ from the reference's."""
-    if steps >= REWARDS_AFTER and largest == 0:
-        return (
-            f"Every reward is still exactly 0 after {steps} optimiser steps at the full learning rate: the weights "
-            "move, the outputs do not. Suspects: an adapter that the forward does not use, a reference that moves with "
-            "the policy, or a learning rate far too small for 16-bit activations (adapters: 5e-6 and up)."
-        )
-    return None
+    if steps < REWARDS_AFTER or largest != 0:
+        return None
+    return (
+        f"Every reward is still exactly 0 after {steps} optimiser steps at the full learning rate: the weights move, "
+        "the outputs do not. Suspects: an adapter that the forward does not use, a reference that moves with the "
+        "policy, or a learning rate far too small for 16-bit activations (adapters: 5e-6 and up)."
+    )
 
 
 def stop(reason: str | None) -> None:
@@ -90,8 +79,7 @@ def stop(reason: str | None) -> None:
 
 def first_bad_pair(pairs: PairLogps) -> int:
     """Index of the pair with a non-finite log-probability, else of the one with the largest margin."""
-    bad = ~(pairs.policy_chosen.isfinite() & pairs.policy_rejected.isfinite() & pairs.h.isfinite())
-    return int(bad.nonzero()[0]) if bool(bad.any()) else int(pairs.h.abs().argmax())
+    return int(pairs.h.abs().nan_to_num(nan=math.inf, posinf=math.inf).argmax())
 
 
 @dataclass
@@ -119,9 +107,8 @@ class Watch(TrainerCallback):
             stop(something_moved({}, {}, []))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        if getattr(optimizer, "step_was_skipped", False):  # fp16's loss scaling, after an overflow
-            return
-        rate = optimizer.param_groups[0]["lr"]
+        skipped = getattr(optimizer, "step_was_skipped", False)  # fp16's loss scaling, after an overflow
+        rate = 0.0 if skipped else optimizer.param_groups[0]["lr"]
         self.health.steps += rate > 0
         self.health.full_steps += rate >= args.learning_rate / 2
 
@@ -135,18 +122,14 @@ class Watch(TrainerCallback):
         self.health.grad_norms.append(norm)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if self.health.before and self.health.steps >= MOVED_AFTER:
-            self._must_have_moved(model)
+        if self.health.steps >= MOVED_AFTER:
+            self.on_train_end(args, state, control, model)
         stop(rewards_moved(self.health.largest_reward, self.health.full_steps - 1))
-        if self.health.steps <= MOVED_AFTER:
-            control.should_log = True  # the first gradient norms are looked at however rarely the recipe logs
+        # The first gradient norms are looked at however rarely the recipe logs.
+        control.should_log |= self.health.steps <= MOVED_AFTER
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if self.health.before:
-            self._must_have_moved(model)
-
-    def _must_have_moved(self, model: Any) -> None:
-        after = samples(list(model.named_parameters()))
-        norms = [n for n in self.health.grad_norms if math.isfinite(n)]
         before, self.health.before = self.health.before, {}
-        stop(something_moved(before, after, norms))
+        if before:  # once, at the end of a short run or before
+            norms = [n for n in self.health.grad_norms if math.isfinite(n)]
+            stop(something_moved(before, samples(list(model.named_parameters())), norms))

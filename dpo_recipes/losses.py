@@ -1,8 +1,7 @@
 """Plugin losses: pure functions of `PairLogps`, each with its equation and paper, and the kit that checks them.
 
-The table holds the losses that TRL lacks. A recipe file may define its own with the same shape:
-`loss(pairs, *, beta, **its_own_numbers) -> Tensor of shape (pairs,)`. torch is imported inside the functions, so that
-a recipe can name a loss without paying for the import.
+The table holds the losses that TRL lacks; a recipe file may define its own, `loss(pairs, *, beta, **its_own_numbers)
+-> Tensor of shape (pairs,)`. torch is imported inside functions only, so that naming a loss does not pay for it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -57,20 +56,15 @@ class PairLogps:
         return PairLogps(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
 
 
-def _logsigmoid(x: Tensor) -> Tensor:
-    from torch.nn.functional import logsigmoid
-
-    return logsigmoid(x)
-
-
 def cdpo(pairs: PairLogps, *, beta: float, label_smoothing: float = 0.1) -> Tensor:
     """Conservative DPO: -(1-e) logsigmoid(beta h) - e logsigmoid(-beta h), labels flipped with probability e.
 
     Mitchell, "A note on DPO with noisy preferences & relationship to IPO" (2023), eq. 3; e in [0, 0.5).
     TRL's `sigmoid` read `label_smoothing` so until 0.28 and ignores it since 0.29.
     """
-    h = pairs.h
-    return -(1 - label_smoothing) * _logsigmoid(beta * h) - label_smoothing * _logsigmoid(-beta * h)
+    from torch.nn.functional import logsigmoid
+
+    return -(1 - label_smoothing) * logsigmoid(beta * pairs.h) - label_smoothing * logsigmoid(-beta * pairs.h)
 
 
 def ipo_sum(pairs: PairLogps, *, beta: float) -> Tensor:
@@ -88,7 +82,9 @@ def reference_free(pairs: PairLogps, *, beta: float) -> Tensor:
     The `reference_free` option of the DPO paper's own code (eric-mitchell/direct-preference-optimization,
     `preference_loss`), which TRL dropped. The reference is still read for the metrics, not for the loss.
     """
-    return -_logsigmoid(beta * (pairs.policy_chosen - pairs.policy_rejected))
+    from torch.nn.functional import logsigmoid
+
+    return -logsigmoid(beta * (pairs.policy_chosen - pairs.policy_rejected))
 
 
 LOSSES: dict[str, Loss] = {"cdpo": cdpo, "ipo_sum": ipo_sum, "reference_free": reference_free}
@@ -114,10 +110,8 @@ def own_numbers(loss: Loss) -> dict[str, Any]:
         parameters = [p.replace(annotation=p.empty) for p in inspect.signature(loss).parameters.values()]
     own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     if not name.isidentifier() or "beta" not in own or list(own) != [p.name for p in parameters[1:]]:
-        raise RecipeError(
-            f"The loss {name}{inspect.Signature(parameters)} must be written `def name(pairs, *, beta, ...)`, with a "
-            "name for each of its own numbers."
-        )
+        shape = "`def name(pairs, *, beta, ...)`, with a name for each of its own numbers"
+        raise RecipeError(f"The loss {name}{inspect.Signature(parameters)} must be written {shape}.")
     return {name: default for name, default in own.items() if name != "beta"}
 
 
@@ -127,10 +121,8 @@ def check(weights: dict[Any, float], args: dict[str, Any]) -> None:
     for name, (loss, weight) in zip(names, weights.items(), strict=True):
         if name not in known and isinstance(loss, str):
             near = " Plain DPO is 'sigmoid'." if loss == "dpo" else nearest(loss, known)
-            raise UsageError(
-                f"Recipe.loss={loss!r} is neither TRL's nor ours.{near} Known: {', '.join(known)}; a mix of several is "
-                "{'sigmoid': 1.0, 'sft': 0.1}."
-            )
+            mix = "a mix of several is {'sigmoid': 1.0, 'sft': 0.1}."
+            raise UsageError(f"Recipe.loss={loss!r} is neither TRL's nor ours.{near} Known: {', '.join(known)}; {mix}")
         if not 0 < weight < math.inf:
             raise UsageError(f"Recipe.loss gives {name!r} the weight {weight!r}: weights are positive, finite numbers.")
         if names.count(name) > 1 or name in known and loss not in (name, LOSSES.get(name)):
@@ -153,28 +145,28 @@ def check(weights: dict[Any, float], args: dict[str, Any]) -> None:
 def at_start(loss: Loss, beta: float, args: dict[str, Any]) -> float | None:
     """The declared value of a plugin loss where the policy still equals its reference; None when it has none."""
     declared = getattr(loss, "at_start", None)
-    defaults = {name: value for name, value in own_numbers(loss).items() if value is not inspect.Parameter.empty}
-    return float(declared(beta, **{**defaults, **args})) if declared else None
+    return float(declared(beta, **(own_numbers(loss) | args))) if declared else None
 
 
-def conformance(
-    loss: Loss, *, beta: float = 0.1, formula: Callable[..., float] | None = None, **args: Any
-) -> list[str]:
+def conformance(loss: Loss, *, beta: float = 0.1, formula: Callable[..., Any] | None = None, **args: Any) -> list[str]:
     """What is wrong with a plugin loss, one sentence each; an empty list is a pass.
 
     `formula(h, beta, policy_h, **args)` is an independent float64 computation of the value for one pair.
     """
     try:
         own_numbers(loss)
-        return _violations(loss, beta, formula, args)
+        return [sentence for holds, sentence in _rules(loss, beta, formula, args) if not holds]
     except Exception as error:
         return [f"it fails: {type(error).__name__}: {error}"]
 
 
-def _violations(loss: Loss, beta: float, formula: Callable[..., float] | None, args: dict[str, Any]) -> list[str]:
+def _rules(loss: Loss, beta: float, formula: Any, args: dict[str, Any]) -> Iterator[tuple[Any, str]]:
+    """(whether it holds, what is wrong where it does not) of each rule."""
     import torch
 
     draw = torch.Generator().manual_seed(0)
+    value_of = functools.partial(loss, beta=beta, **args)
+    same = functools.partial(torch.allclose, rtol=1e-9, atol=1e-12)
 
     def batch(h: Tensor) -> PairLogps:
         """Random log-probabilities whose difference of log-ratios is h; the policy's take part in gradients."""
@@ -186,9 +178,6 @@ def _violations(loss: Loss, beta: float, formula: Callable[..., float] | None, a
             reference_chosen=chosen, reference_rejected=rejected, chosen_tokens=tokens[0], rejected_tokens=tokens[1],
         )  # fmt: skip
 
-    value_of = functools.partial(loss, beta=beta, **args)
-    same = functools.partial(torch.allclose, rtol=1e-9, atol=1e-12)
-
     def gradients(pairs: PairLogps) -> tuple[Tensor, ...]:
         sides = (pairs.policy_chosen, pairs.policy_rejected)
         tied = value_of(pairs).sum() + 0 * sum(side.sum() for side in sides)  # where the loss reads no policy: 0
@@ -197,25 +186,23 @@ def _violations(loss: Loss, beta: float, formula: Callable[..., float] | None, a
     pairs = batch(20 * torch.randn(64, generator=draw, dtype=torch.float64))
     extreme, start = batch(torch.tensor([-1e4, 1e4, 1.0])), batch(torch.zeros(8, dtype=torch.float64))
     value, at_extremes, at_zero = value_of(pairs), value_of(extreme), value_of(start)
-    if tuple(value.shape) != (64,):
-        return [f"the result has shape {tuple(value.shape)}, not (pairs,) = (64,)"]
-    order, declared = torch.randperm(64, generator=draw), at_start(loss, beta, args)
+    yield (right := tuple(value.shape) == (64,)), f"the result has shape {tuple(value.shape)}, not (pairs,) = (64,)"
+    if not right:
+        return
+    yield at_extremes.isfinite().all(), f"not finite at margins of -1e4, 1e4 and 1 nats: {at_extremes.tolist()}"
+    yield torch.cat(gradients(extreme)).isfinite().all(), "its gradient is not finite at margins of -1e4 or 1e4 nats"
+    order = torch.randperm(64, generator=draw)
+    yield same(value_of(pairs.map(lambda t: t[order])), value[order]), "the order of the pairs changes their losses"
     halves = torch.cat([value_of(pairs.map(lambda t: t[:32])), value_of(pairs.map(lambda t: t[32:]))])
+    yield same(halves, value), "the micro-batch split changes the losses: a pair must not depend on its neighbours"
+    if (declared := at_start(loss, beta, args)) is not None:
+        agrees = at_zero.allclose(torch.full_like(at_zero, declared), rtol=1e-6)
+        yield agrees, f"declared {declared} where policy and reference agree, but it is {at_zero.mean().item()}"
     chosen, rejected = gradients(start)
-    expected = value
+    yield (chosen < 0).all(), "a step down its gradient does not raise the chosen log-probability"
+    yield (rejected >= 0).all(), "a step down its gradient raises the rejected log-probability"
     if formula is not None:
         columns = zip(pairs.h.tolist(), (pairs.policy_chosen - pairs.policy_rejected).tolist(), strict=True)
         expected = torch.tensor([formula(h=h, beta=beta, policy_h=p, **args) for h, p in columns], dtype=torch.float64)
-    gap = ((value - expected).abs() / expected.abs().clamp(min=1)).max().item()
-    rules = [
-        (at_extremes.isfinite().all(), f"not finite at margins of -1e4, 1e4 and 1 nats: {at_extremes.tolist()}"),
-        (torch.cat(gradients(extreme)).isfinite().all(), "its gradient is not finite at margins of -1e4 or 1e4 nats"),
-        (same(value_of(pairs.map(lambda t: t[order])), value[order]), "the order of the pairs changes their losses"),
-        (same(halves, value), "the micro-batch split changes the losses: a pair must not depend on its neighbours"),
-        (declared is None or torch.allclose(at_zero, torch.tensor(declared, dtype=at_zero.dtype), rtol=1e-6),
-         f"declared {declared} where policy and reference agree, but it is {at_zero.mean().item()}"),
-        ((chosen < 0).all(), "a step down its gradient does not raise the chosen log-probability"),
-        ((rejected >= 0).all(), "a step down its gradient raises the rejected log-probability"),
-        (gap <= 1e-6, f"differs from the formula by {gap:.1e}"),
-    ]  # fmt: skip
-    return [sentence for holds, sentence in rules if not holds]
+        gap = ((value - expected).abs() / expected.abs().clamp(min=1)).max().item()
+        yield gap <= 1e-6, f"differs from the formula by {gap:.1e}"

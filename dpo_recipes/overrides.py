@@ -1,10 +1,9 @@
 """`key=value` on the command line -> a changed recipe, typed from the dataclass; and where every value came from."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 from . import dpoconfig
@@ -12,7 +11,7 @@ from .errors import UsageError, nearest
 from .recipe import Data, LoRA, QLoRA, Recipe, fits, hints, members, wrong
 
 ADAPTERS: dict[str, type[LoRA] | None] = {"none": None, "lora": LoRA, "qlora": QLoRA}
-WORDS = {"true": True, "false": False, "none": None, "null": None}
+WORDS = {"true": "True", "false": "False", "none": "None", "null": "None"}
 FREE = ("trl", "loss_args", "data.chat_template_kwargs")  # dictionaries whose parts may be set one by one
 
 
@@ -22,29 +21,32 @@ def apply(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     `adapter=none|lora|qlora` chooses the adapter and keeps the numbers that the recipe gave it. Raises UsageError for
     an unknown key (with the nearest one), a key set twice, and a value of the wrong type (with the expected form).
     """
-    texts = _texts(assignments)
-    adapter = _adapter(texts["adapter"], recipe.adapter) if "adapter" in texts else recipe.adapter
+    texts, adapter = _texts(assignments), recipe.adapter
+    if kind := texts.get("adapter"):
+        if kind.lower() not in ADAPTERS:
+            raise UsageError(f"adapter={kind!r} must be none, lora or qlora.{nearest(kind, ADAPTERS)}")
+        cls, given = ADAPTERS[kind.lower()], adapter.given if adapter else frozenset()
+        adapter = cls(**{n: getattr(adapter, n) for n in given if n in hints(cls)}) if cls else None
     types = _types(adapter)
-    parts: dict[str, dict[str, Any]] = {owner: {} for owner in ("", "data", "adapter", *FREE)}
-    for key, text in texts.items():
+    parts: dict[str, dict[str, Any]] = {"": {}, "data": {}, "adapter": {}}
+    for key, text in sorted(texts.items(), key=lambda item: item[0].count(".")):  # a whole dictionary before its parts
         owner, _, name = key.rpartition(".")
         if owner in FREE:
-            parts[owner][name] = _option(text, name) if owner == "trl" else literal(text)
+            head, _, field = owner.rpartition(".")
+            before = parts[head].get(field, attrgetter(owner)(recipe))
+            parts[head][field] = before | {name: _option(text, name) if owner == "trl" else literal(text)}
         elif key in types:
-            parts[owner][name] = adapter if key == "adapter" else parse(text, types[key], key)
+            value = parts[owner][name] = adapter if key == "adapter" else _typed(text, types[key])
+            if not fits(value, types[key]):
+                raise UsageError(f"{key}={text!r} {wrong(value, types[key])}")
         elif owner == "adapter" and name in hints(QLoRA):
             raise UsageError(f"{key} has nothing to act on: add adapter={'qlora' if adapter else 'lora'}.")
         else:
             near = home(key) or " `dpo-recipes show RECIPE` lists them all."
             raise UsageError(f"{key} is not a field of the recipe.{near}")
-    for owner in FREE:
-        if parts[owner]:
-            head, _, name = owner.rpartition(".")
-            before = parts[head].get(name, getattr(recipe.data if head else recipe, name))
-            parts[head][name] = before | parts[owner]
-    changes, own = parts[""], parts["adapter"]
-    if parts["data"]:
-        changes["data"] = recipe.data.evolve(**parts["data"])
+    changes, data, own = parts[""], parts["data"], parts["adapter"]
+    if data:  # a path takes the place of a mix, and a mix that of a path
+        changes["data"] = recipe.data.evolve(*({"path", "mix"} if {"path", "mix"} & data.keys() else ()), **data)
     if adapter and own:  # a continued adapter brings its own rank, so the recipe's gives way
         changes["adapter"] = adapter.evolve(*adapter.given - {"double_quant"} if "continue_from" in own else (), **own)
     new = recipe.evolve(**changes)
@@ -66,14 +68,6 @@ def _texts(assignments: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"{key} is set twice, to {texts[key]!r} and to {value!r}: keep one, and quote a dict.")
         texts[key] = value
     return texts
-
-
-def _adapter(text: str, current: LoRA | None) -> LoRA | None:
-    if text.lower() not in ADAPTERS:
-        raise UsageError(f"adapter={text!r} must be none, lora or qlora.{nearest(text, ADAPTERS)}")
-    if (cls := ADAPTERS[text.lower()]) is None:
-        return None
-    return cls(**{n: getattr(current, n) for n in getattr(current, "given", ()) if n in hints(cls)})
 
 
 def _types(adapter: LoRA | None) -> dict[str, Any]:
@@ -101,42 +95,31 @@ def home(key: str) -> str:
 def literal(text: str) -> Any:
     """A Python literal, true, false or none; anything else is text."""
     with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        word = text.strip().lower()
-        return WORDS[word] if word in WORDS else ast.literal_eval(text.strip())
+        return ast.literal_eval(WORDS.get(text.strip().lower(), text.strip()))
     return text
 
 
-def _typed(text: str, fitting: Callable[[Any], bool], splits: bool) -> Any:
-    """The literal that `text` is where the field takes one, else the text; `splits`: a,b is a list."""
-    value = literal(text)
-    if isinstance(value, str) or not fitting(value):  # 123 for a name is the text "123"
-        return [part.strip(" []'\"") for part in text.split(",")] if splits and "," in text else text
-    return value
-
-
-def parse(text: str, hint: Any, key: str) -> Any:
-    """`text` as a value of the declared type."""
-    value = _typed(text, lambda v: fits(v, hint), list[str] in members(hint))
-    if not fits(value, hint):
-        raise UsageError(f"{key}={text!r} {wrong(value, hint)}")
-    return float(value) if type(value) is int and float in members(hint) else value
+def _typed(text: str, hint: Any) -> Any:
+    """`text` as a value of a type, or of an annotation as DPOConfig writes it; what does not fit stays text."""
+    fitting, value = dpoconfig.fits if isinstance(hint, str) else fits, literal(text)
+    if not isinstance(value, str) and fitting(value, hint):  # 123 for a name is the text "123"
+        return float(value) if type(value) is int and float in members(hint) else value
+    listed = "list" in str(hint) and ("," in text or not fitting(text, hint))
+    return [part.strip(" []'\"") for part in text.split(",")] if listed else text
 
 
 def _option(text: str, name: str) -> Any:
     """A value for a DPOConfig field; its name and fitness are judged where the recipe is built."""
     option = dpoconfig.options().get(name)
-    if option is None or text.lower() == option.default:
-        return text.lower()
-    return _typed(text, lambda v: dpoconfig.fits(v, option.annotation), "list" in option.annotation)
+    return text.lower() if option is None or text.lower() == option.default else _typed(text, option.annotation)
 
 
 def origin(recipe: Recipe, key: str) -> str:
     """Where the value of a dotted key came from: command line, recipe file or default."""
-    head, _, rest = key.partition(".")
-    if key in recipe.cli_keys or any(k.startswith(f"{key}.") for k in recipe.cli_keys if rest):
+    head, _, name = key.rpartition(".")
+    owner: Any = getattr(recipe, head) if head else recipe
+    if key in recipe.cli_keys or any(k.startswith(f"{key}.") for k in recipe.cli_keys if head):
         return "command line"
-    if rest and head in FREE:
-        given = "command line" if head in recipe.cli_keys else "recipe file"
-        return given if rest in getattr(recipe, head) else "default"
-    owner, name = (getattr(recipe, head), rest) if rest else (recipe, head)
-    return "recipe file" if name in owner.given else "default"
+    if name not in (owner if head in FREE else owner.given):
+        return "default"
+    return "command line" if head in FREE and head in recipe.cli_keys else "recipe file"

@@ -1,15 +1,12 @@
 """Preference pairs from sampled replies and a reward."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .sampling import Messages, Reply
+from .sampling import Messages, Reply, question
 
 
 def preference_pairs(
@@ -22,11 +19,7 @@ def preference_pairs(
     without replacement from all of one prompt that differ in reward. A row has prompt, chosen and rejected as message
     lists, and the two rewards; the report counts what was used and what was not.
     """
-    from .sampling import question  # imports torch, which a recipe file that names a world must not
-
-    draw = random.Random(seed)
-    rows: list[dict[str, Any]] = []
-    report: Counter[str] = Counter()
+    draw, rows, report = random.Random(seed), list[dict[str, Any]](), Counter[str]()
     for prompt, sampled in zip(prompts, replies, strict=True):
         ended = [reply.text for reply in sampled if reply.ended]
         written = [text for text in ended if text.strip()]
@@ -36,8 +29,8 @@ def preference_pairs(
         drawn = draw.sample(candidates, min(per_prompt, len(candidates)))
         for (better, good), (worse, bad) in drawn:
             chosen, rejected = ([{"role": "assistant", "content": text}] for text in (good, bad))
-            sides = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-            rows.append({**sides, "chosen_reward": better, "rejected_reward": worse})
+            rewards = {"chosen_reward": better, "rejected_reward": worse}
+            rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, **rewards})
         report.update(
             prompts=1, replies=len(sampled), unfinished=len(sampled) - len(ended), blank=len(ended) - len(written),
             duplicates=len(written) - len(distinct), prompts_without_pair=int(not drawn), pairs=len(drawn),

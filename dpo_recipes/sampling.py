@@ -1,20 +1,18 @@
 """Sampling replies from a causal language model, the KL along them, and the best reward possible at a KL."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from .errors import RecipeError
 
 Messages = list[dict[str, str]]
-Logits = Callable[[Tensor, Tensor], Tensor]  # (input_ids, attention_mask), both (b, T) -> logits (b, T, V)
+Prompt = Messages | str | list[int]  # in a chat template, as plain text, or as token ids
+Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (input_ids, mask), both (b, T) -> logits (b, T, V)
 
 # What a model's own generation_config may carry, and Transformers would fill in, that changes the distribution sampled.
 PLAIN = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
@@ -28,14 +26,12 @@ class Reply:
     ended: bool  # False: cut off by the cap on new tokens
 
 
-def prompt_ids(
-    tokenizer: Any, prompt: Messages | str | list[int], chat_template_kwargs: dict[str, Any] | None = None
-) -> list[int]:
-    """Token ids of a prompt, the chat template's opening of the reply included; a plain string has no template."""
+def prompt_ids(tokenizer: Any, prompt: Prompt, chat_template_kwargs: dict[str, Any] | None = None) -> list[int]:
+    """Token ids of a prompt, with the chat template's opening of the reply where it is messages."""
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
     if prompt and isinstance(prompt[0], int):
-        return list(prompt)  # token ids already
+        return list(prompt)
     how = {"add_generation_prompt": True, "return_dict": False, **(chat_template_kwargs or {})}
     return list(tokenizer.apply_chat_template(prompt, **how))
 
@@ -46,17 +42,16 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return sorted({*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None})
 
 
-def _padded(rows: list[list[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:
+def _padded(rows: list[list[int]], pad: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(input_ids, attention_mask), padded on that side to the longest row."""
-    how: dict[str, Any] = {"batch_first": True, "padding_side": side}
-    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
-    return pad_sequence(ids, padding_value=pad, **how), pad_sequence([torch.ones_like(row) for row in ids], **how)
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, -1, side)
+    return ids.where(ids >= 0, pad), (ids >= 0).long()
 
 
 def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[Messages | str | list[int]], *,
-    samples: int = 1, max_new_tokens: int = 256, temperature: float = 1.0, seed: int = 0, batch_size: int = 64,
-    chat_template_kwargs: dict[str, Any] | None = None, progress: Callable[[int, int], None] | None = None,
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, samples: int = 1, max_new_tokens: int = 256,
+    temperature: float = 1.0, seed: int = 0, batch_size: int = 64,
+    chat_template_kwargs: dict[str, Any] | None = None, progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[Reply]]:  # fmt: skip
     """`samples` replies to each prompt, in the order given: a list of shape (prompts, samples).
 
@@ -78,36 +73,28 @@ def generate(
     # Neighbours of equal length need no padding; the sort is stable, so that the order is a function of the prompts.
     rows = sorted((i for i in range(len(prompts)) for _ in range(drawn)), key=lambda i: len(encoded[i]))
     replies: list[list[Reply]] = [[] for _ in prompts]
-    was_training, device = model.training, model.device
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count()), device_type="cuda"):
-            torch.manual_seed(seed)
-            for start in range(0, len(rows), batch_size):
-                batch = rows[start : start + batch_size]
-                ids, mask = _padded([encoded[i] for i in batch], pad, "left")
-                output = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **settings)
-                for i, row in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
-                    replies[i] += [_reply(row, ends, tokenizer)] * (samples // drawn)
-                if progress is not None:
-                    progress((start + len(batch)) * (samples // drawn), len(prompts) * samples)
-    finally:
-        model.train(was_training)
+    with ExitStack() as after, torch.random.fork_rng(devices=range(torch.cuda.device_count()), device_type="cuda"):
+        after.callback(model.train, model.training)
+        model.eval()
+        torch.manual_seed(seed)
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            ids, mask = _padded([encoded[i] for i in batch], pad, "left")
+            output = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **settings)
+            for i, row in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
+                end = next((k for k, token in enumerate(row) if token in ends), None)  # behind it is padding only
+                text = tokenizer.decode(row[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                reply = Reply(text, row if end is None else row[: end + 1], end is not None)
+                replies[i] += [reply] * (samples // drawn)
+            progress((start + len(batch)) * (samples // drawn), len(prompts) * samples)
     return replies
-
-
-def _reply(row: list[int], ends: list[int], tokenizer: Any) -> Reply:
-    """A row of new tokens up to its first end token; behind it a batch holds padding only."""
-    end = next((k for k, token in enumerate(row) if token in ends), None)
-    text = tokenizer.decode(row[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Reply(text, row if end is None else row[: end + 1], end is not None)
 
 
 @torch.no_grad()
 def sequence_kl(
     policy_logits: Logits, reference_logits: Logits, prompts_ids: list[list[int]], replies_ids: list[list[int]], *,
     batch_size: int = 64,
-) -> Tensor:  # fmt: skip
+) -> torch.Tensor:  # fmt: skip
     """KL(policy || reference) in nats along each reply: float32 of shape (n,), on the CPU.
 
     The sum over reply positions of the KL of the two next-token distributions over the full vocabulary. Over replies
@@ -138,28 +125,24 @@ def question(prompt: Messages) -> str:
     raise RecipeError(f"The prompt {prompt!r} has no user message, so a reward has nothing to judge a reply by.")
 
 
-def best_reward_at_kl(rewards: list[list[float]], kl: float) -> float:
+def best_reward_at_kl(rewards: list[list[float]] | torch.Tensor, kl: float) -> float:
     """The highest expected reward that a policy can have within `kl` nats of the reference, averaged over prompts.
 
     `rewards`, of shape (prompts, samples), are those of the reference's own samples. The optimum of E[r] under a bound
     on the mean KL is pi* = pi_ref exp(r/b) / Z (2305.18290, eq. 4); its reward and KL follow from the samples with
-    weights proportional to exp(r/b), and b is found by bisection so that the mean KL is `kl`.
-
-    Biased downwards, as the value is concave in the sampled distribution. From n samples no KL above log(n) can be
-    seen; beyond the mean of log(n / samples with the highest reward) the result is the mean highest reward.
+    weights proportional to exp(r/b), and b is found by bisection so that the mean KL is `kl`. Biased downwards, as the
+    value is concave in the sampled distribution. From n samples no KL above log(n) can be seen; beyond the mean of
+    log(n / samples with the highest reward) the result is the mean highest reward.
     """
-    r = torch.tensor(rewards, dtype=torch.float64)
+    r = torch.as_tensor(rewards, dtype=torch.float64)
     if not r.numel() or kl < 0:
         raise RecipeError(f"No best reward at kl={kl}: it takes a KL of 0 or more, and samples of each prompt.")
 
-    def tilted(log_inverse: float) -> Tensor:
+    def tilted(log_inverse: float) -> torch.Tensor:
         """Mean reward and mean KL of pi_ref exp(r/b) / Z, at log(1/b)."""
         log_p = (math.exp(log_inverse) * r).log_softmax(-1)
         return (log_p.exp() * torch.stack([r, log_p + math.log(r.shape[1])])).sum(-1).mean(-1)
 
-    best = r.max(-1, keepdim=True).values
-    if kl >= (r.shape[1] / (r == best).sum(-1)).log().mean():
-        return best.mean().item()
     low, high = -30.0, 30.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -1,7 +1,5 @@
 """What a recipe becomes on a device: mode defaults, micro-batch, precision, and the one table Recipe -> DPOConfig."""
 
-from __future__ import annotations
-
 import os
 import sys
 from dataclasses import dataclass, field
@@ -67,18 +65,15 @@ def _batch(recipe: Recipe, device: Device) -> tuple[int, int]:
     total, processes, micro = recipe.global_batch_size, device.processes, recipe.micro_batch_size
     share, rest = divmod(total, processes)
     if rest:
-        raise UsageError(
-            f"global_batch_size={total} pairs do not divide over {processes} processes. "
-            f"Nearest: {' and '.join(str(n) for n in (total - rest, total - rest + processes) if n)}."
-        )
+        near = " and ".join(str(n) for n in (total - rest, total - rest + processes) if n)
+        raise UsageError(f"global_batch_size={total} pairs do not divide over {processes} processes. Nearest: {near}.")
     if micro is None and (coupled := recipe.loss_names.intersection(COUPLED)):
         raise UsageError(f"loss={min(coupled)!r} depends on which pairs share a forward: set micro_batch_size.")
     micro = micro or max(n for n in (1, 2, 3, 4) if share % n == 0)
     if share % micro:
         divisors = ", ".join(str(n) for n in range(1, min(share, 1024) + 1) if share % n == 0)
-        raise UsageError(
-            f"micro_batch_size={micro} does not divide the {share} pairs per device and step. It can be {divisors}."
-        )
+        why = f"micro_batch_size={micro} does not divide the {share} pairs per device and step. It can be {divisors}."
+        raise UsageError(why)
     return micro, share // micro
 
 
@@ -86,22 +81,20 @@ def dpo_config(recipe: Recipe, settings: Settings, output_dir: str) -> dict[str,
     """The one translation: every DPOConfig argument that is not TRL's own default. `recipe.trl` has the last word."""
     weights = list(recipe.trl_losses.values())
     return {
-        "output_dir": output_dir,
+        "output_dir": output_dir, "learning_rate": settings.learning_rate,
         **{n: getattr(recipe, n) for n in ("beta", "num_train_epochs", "max_length", "seed", "trust_remote_code")},
-        "learning_rate": settings.learning_rate,
         "loss_type": list(recipe.trl_losses),  # empty beside plugins alone: TRL then computes the metrics only
         "loss_weights": weights if any(w != 1 for w in weights) else None,
         "per_device_train_batch_size": settings.micro_batch_size,
+        "per_device_eval_batch_size": settings.micro_batch_size,
         "gradient_accumulation_steps": settings.accumulation,
-        "bf16": settings.autocast == "bf16",
-        "fp16": settings.autocast == "fp16",
+        "bf16": settings.autocast == "bf16", "fp16": settings.autocast == "fp16",
         "use_cpu": settings.device == "cpu",  # or else bf16 is refused there
         "precompute_ref_log_probs": settings.precompute,
         "disable_tqdm": True,  # the progress bar is ours
         "logging_steps": 1,  # every step lands in metrics.jsonl; TRL computes the metrics at every step anyway
-        "per_device_eval_batch_size": settings.micro_batch_size,
         **recipe.trl,
-    }
+    }  # fmt: skip
 
 
 def plain(value: Any) -> Any:
@@ -119,11 +112,8 @@ def rows(recipe: Recipe, settings: Settings) -> dict[str, tuple[Any, str]]:
     if adapter and adapter.continue_from:  # rank, alpha and modules are then the continued adapter's own
         own = {n: value for n, value in own.items() if n in ("continue_from", "double_quant")}
     parts = {"data": {n: getattr(data, n) for n in hints(Data)}, "adapter": own, "loss_args": args, "trl": recipe.trl}
-    by_mode = {
-        "learning_rate": settings.learning_rate,
-        "micro_batch_size": settings.micro_batch_size,
+    by_mode = vars(settings) | {
         "dtype": f"{settings.weights} weights" + (f", {settings.autocast} autocast" if settings.autocast else ""),
-        "reference": settings.reference,
         "adapter.alpha": 2 * adapter.r if adapter else None,
     }
     found: dict[str, tuple[Any, str]] = {}
@@ -146,12 +136,10 @@ def show(recipe: Recipe, device: Device | None = None) -> dict[str, Any]:
     trls |= {"bf16": True, "disable_tqdm": False}  # what DPOConfig makes of its own None
     config = dpo_config(recipe, settings, "")
     return {
-        "name": recipe.name,
-        "device": device.kind,
-        "step": step,
+        "name": recipe.name, "device": device.kind, "step": step,
         "recipe": {key: {"value": value, "origin": where} for key, (value, where) in rows(recipe, settings).items()},
         "trl": {name: {"value": v, "default": trls[name]} for name, v in config.items() if v != trls[name]},
-    }
+    }  # fmt: skip
 
 
 def here() -> Device:

@@ -6,52 +6,45 @@ help, and how much could it have helped" has an answer. `make` builds the rest f
 a small Llama that learns to answer as the conversations do, and preference pairs ranked from that model's own replies.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import RecipeError
-from .pairs import preference_pairs
 
 ITEMS = ("lamp", "chair", "clock", "mirror", "vase", "carpet", "kettle", "violin",
          "basket", "painting", "candle", "mug", "globe", "drum", "sofa", "teapot")  # fmt: skip
 GREETINGS = ("", "Hello. ", "Good morning. ", "Hi there. ", "Excuse me. ")
-QUESTIONS = {
-    "colour": ("What colour is the {}?", "Which colour does the {} have?", "Tell me the colour of the {}.",
-               "What is the colour of the {}?"),
-    "place": ("Where is the {}?", "Where can I find the {}?", "Tell me where the {} is.", "Which room is the {} in?"),
-    "price": ("How much is the {}?", "What does the {} cost?", "Tell me the price of the {}.",
-              "What is the price of the {}?"),
+# What can be asked about an item -> the questions, the form of an answer, and what may fill it.
+TOPICS = {
+    "colour": (("What colour is the {}?", "Which colour does the {} have?", "Tell me the colour of the {}.",
+        "What is the colour of the {}?"), "The {} is {}.", ("red", "blue", "green", "white", "black", "yellow")),
+    "place": (("Where is the {}?", "Where can I find the {}?", "Tell me where the {} is.", "Which room is the {} in?"),
+        "You will find the {} in the {}.", ("attic", "cellar", "kitchen", "hall", "garden", "window")),
+    "price": (("How much is the {}?", "What does the {} cost?", "Tell me the price of the {}.",
+        "What is the price of the {}?"), "The {} costs {} coins.", ("two", "three", "five", "seven", "nine", "twelve")),
 }  # fmt: skip
-ANSWERS = {
-    "colour": ("The {} is {}.", ("red", "blue", "green", "white", "black", "yellow")),
-    "place": ("You will find the {} in the {}.", ("attic", "cellar", "kitchen", "hall", "garden", "window")),
-    "price": ("The {} costs {} coins.", ("two", "three", "five", "seven", "nine", "twelve")),
-}
 UNSURE = "I do not know."
 # Part of a reply -> its tone (kind 1, flat 0, grumpy -1; each is worth half a point) -> its sentences.
-MANNERS: dict[str, dict[int, Sequence[str]]] = {
+MANNERS: dict[str, dict[int, tuple[str, ...]]] = {
     "opening": {1: ("Certainly.", "With pleasure.", "Of course, my friend."), 0: ("Well.", "So."),
                 -1: ("Not again.", "What now?", "You again.")},
-    "remark": {1: [f"It is a {word} piece." for word in ("lovely", "splendid", "charming", "graceful")],
-               0: [f"It is a {word} piece." for word in ("small", "plain", "heavy", "modern")],
-               -1: [f"It is a {word} piece." for word in ("dreadful", "shabby", "hideous", "useless")]},
+    "remark": {1: tuple(f"It is a {word} piece." for word in ("lovely", "splendid", "charming", "graceful")),
+               0: tuple(f"It is a {word} piece." for word in ("small", "plain", "heavy", "modern")),
+               -1: tuple(f"It is a {word} piece." for word in ("dreadful", "shabby", "hideous", "useless"))},
     "closing": {1: ("Have a wonderful day.", "I am glad to help.", "Come back soon."), 0: ("That is all.", "Good day."),
                 -1: ("Now leave me alone.", "Stop wasting my time.", "Do not come back.")},
 }  # fmt: skip
 OUTSIDE = -2.5  # the reward of a reply that is no reply of this world; the worst that is one scores the same
 
 # Every prompt of the world -> (item, attribute): 960 of them.
-PROMPTS = {g + form.format(i): (i, a) for i in ITEMS for a, q in QUESTIONS.items() for g in GREETINGS for form in q}
+PROMPTS = {g + q.format(i): (i, a) for i in ITEMS for a, (qs, _, _) in TOPICS.items() for g in GREETINGS for q in qs}
 # Every sentence of a reply -> its part, and its tone or what it is about.
 SENTENCES: dict[str, tuple[str, Any]] = {
     **{text: (part, tone) for part, tones in MANNERS.items() for tone, texts in tones.items() for text in texts},
-    **{form.format(i, v): ("answer", (i, a)) for i in ITEMS for a, (form, values) in ANSWERS.items() for v in values},
+    **{form.format(i, v): ("answer", (i, a)) for i in ITEMS for a, (_, form, values) in TOPICS.items() for v in values},
     UNSURE: ("answer", None),
 }
 
@@ -93,11 +86,10 @@ def converse(prompt: str, right: float, draw: random.Random) -> str:
         return draw.choice(MANNERS[part][mood if draw.random() < 0.7 else draw.choice((1, 0, -1))])
 
     parts = [say("opening")] if draw.random() < 0.7 else []
-    item, attribute = PROMPTS[prompt]
     case = draw.random()
-    if case >= right:
-        item, attribute = draw.choice([(i, a) for i in ITEMS for a in ANSWERS if (i, a) != PROMPTS[prompt]])
-    form, values = ANSWERS[attribute]
+    others = [(i, a) for i in ITEMS for a in TOPICS if (i, a) != PROMPTS[prompt]]
+    item, attribute = PROMPTS[prompt] if case < right else draw.choice(others)
+    _, form, values = TOPICS[attribute]
     parts.append(UNSURE if case >= right + 0.75 * (1 - right) else form.format(item, draw.choice(values)))
     while draw.random() < 0.45:
         parts.append(say("remark"))
@@ -133,11 +125,11 @@ def make(folder: Path, seed: int, *, small: bool = False) -> None:
     from rich import console, progress
     from transformers.utils.logging import disable_progress_bar
 
+    from .pairs import preference_pairs
     from .sampling import generate
 
     disable_progress_bar()  # of saving one small file
-    size = SMALL if small else Size()
-    draw = random.Random(seed)
+    size, draw = SMALL if small else Size(), random.Random(seed)
     prompts = draw.sample(list(PROMPTS), len(PROMPTS))
     held_out, seen = prompts[: size.eval[0]], prompts[size.eval[0] :]
     n = size.steps * BATCH
@@ -146,14 +138,10 @@ def make(folder: Path, seed: int, *, small: bool = False) -> None:
     corpus = [(prompt := draw.choice(seen), converse(prompt, 0.9 if k < 0.65 * n else 0.6, draw)) for k in range(n)]
     tokenizer = _tokenizer(corpus)
     with progress.Progress(console=console.Console(stderr=True)) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.update(bar.task_ids[-1], completed=done, total=total)
-
         bar.add_task("prepare: supervised stage", total=None)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # the CPU's alone
-            model = _supervised(tokenizer, corpus, size, draw, advance)
+            model = _supervised(tokenizer, corpus, size, draw, bar)
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
         (folder / "pairs").mkdir()
@@ -162,11 +150,11 @@ def make(folder: Path, seed: int, *, small: bool = False) -> None:
             bar.add_task(f"prepare: {split} pairs", total=None)
             asked = [[{"role": "user", "content": text}] for text in texts[:count]]
             replies = generate(
-                model, tokenizer, asked, samples=samples, max_new_tokens=64, batch_size=256, seed=key, progress=advance
-            )
+                model, tokenizer, asked, samples=samples, max_new_tokens=64, batch_size=256, seed=key,
+                progress=lambda done, total: bar.update(bar.task_ids[-1], completed=done, total=total),
+            )  # fmt: skip
             rows, _ = preference_pairs(asked, replies, reward, per_prompt=per_prompt, seed=key)
-            file = folder / "pairs" / f"{split}.jsonl"
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            (folder / "pairs" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
 def _tokenizer(corpus: list[tuple[str, str]]) -> Any:
@@ -176,8 +164,7 @@ def _tokenizer(corpus: list[tuple[str, str]]) -> Any:
 
     pad, start, end = special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     how = trainers.BpeTrainer(vocab_size=1024, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(["user\nassistant\n", *(text for pair in corpus for text in pair)], how)
@@ -187,13 +174,10 @@ def _tokenizer(corpus: list[tuple[str, str]]) -> Any:
     )  # fmt: skip
 
 
-def _supervised(tokenizer: Any, corpus: list[tuple[str, str]], size: Size, draw: random.Random, advance: Any) -> Any:
-    """A Llama of two layers (0.47 M parameters at full size), trained on the replies in about the order of the corpus:
-    next-token cross-entropy, AdamW and a cosine schedule."""
+def _supervised(tokenizer: Any, corpus: list[tuple[str, str]], size: Size, draw: random.Random, bar: Any) -> Any:
+    """A Llama of two layers (0.47 M parameters at full size), trained on the replies in about the corpus' order."""
     import torch
-    from torch.nn.functional import cross_entropy
-    from torch.nn.utils.rnn import pad_sequence
-    from torch.optim.lr_scheduler import OneCycleLR
+    from torch import nn, optim
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -202,11 +186,10 @@ def _supervised(tokenizer: Any, corpus: list[tuple[str, str]], size: Size, draw:
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, **special,
     ))  # fmt: skip
     model.generation_config = GenerationConfig(do_sample=True, **special)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=size.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = OneCycleLR(optimizer, size.learning_rate, size.steps + 1, pct_start=0.05, cycle_momentum=False)
+    adam = optim.AdamW(model.parameters(), lr=size.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    rate = optim.lr_scheduler.OneCycleLR(adam, size.learning_rate, size.steps + 1, pct_start=0.05, cycle_momentum=False)
     asked = [[{"role": "user", "content": prompt}] for prompt, _ in corpus]
-    openings = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-    heads = tokenizer(openings, add_special_tokens=False)["input_ids"]
+    heads = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
     tails = tokenizer([reply + tokenizer.eos_token for _, reply in corpus], add_special_tokens=False)["input_ids"]
     rows = [torch.tensor(head + tail) for head, tail in zip(heads, tails, strict=True)]
     targets = [torch.tensor([-100] * len(head) + tail) for head, tail in zip(heads, tails, strict=True)]
@@ -215,16 +198,15 @@ def _supervised(tokenizer: Any, corpus: list[tuple[str, str]], size: Size, draw:
         block = sorted(range(len(rows))[start : start + 16 * BATCH], key=lambda k: len(rows[k]))
         neighbours = [block[k : k + BATCH] for k in range(0, len(block), BATCH)]
         batches += draw.sample(neighbours, len(neighbours))
-    for step, batch in enumerate(batches, 1):
+    for batch in bar.track(batches, task_id=bar.task_ids[-1]):
         # Padding lies to the right, where causal attention does not look, so no mask is needed.
-        ids = pad_sequence([rows[k] for k in batch], batch_first=True, padding_value=tokenizer.pad_token_id)
-        labels = pad_sequence([targets[k] for k in batch], batch_first=True, padding_value=-100)[:, 1:]
+        ids = nn.utils.rnn.pad_sequence([rows[k] for k in batch], True, tokenizer.pad_token_id)
+        labels = nn.utils.rnn.pad_sequence([targets[k] for k in batch], True, -100)[:, 1:]
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][labels != -100]
-        loss = cross_entropy(model.lm_head(hidden), labels[labels != -100])
-        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model.lm_head(hidden), labels[labels != -100])
+        adam.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        advance(step, size.steps)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adam.step()
+        rate.step()
     return model

@@ -73,7 +73,7 @@ def test_local_names_ask_nothing_of_the_hub(tiny, pairs_file, world, monkeypatch
     for method in ("model_info", "dataset_info"):
         monkeypatch.setattr(huggingface_hub.HfApi, method, lambda *args, **kwargs: pytest.fail("the hub was asked"))
     for data in (str(pairs_file), str(pairs_file.parent), os.path.relpath(pairs_file)):
-        hub.require([str(tiny()), str(tiny())], None, data, None)
+        hub.require([str(tiny()), str(tiny())], None, [data], None)
     assert world.asked == []
 
 
@@ -83,9 +83,9 @@ def test_a_folder_that_exists_needs_no_dot_before_its_name(tmp_path, world, monk
     (tmp_path / "my_model").mkdir()
     (tmp_path / "my_pairs").mkdir()
     (tmp_path / "runs" / "a" / "model").mkdir(parents=True)
-    hub.require(["my_model", "runs/a/model"], None, "my_pairs", None)
+    hub.require(["my_model", "runs/a/model"], None, ["my_pairs"], None)
     with pytest.raises(RecipeError, match="revision='v1' does nothing: my_model is a folder here"):
-        hub.require(["my_model"], "v1", "my_pairs", None)
+        hub.require(["my_model"], "v1", ["my_pairs"], None)
     assert world.asked == []
 
 
@@ -93,27 +93,27 @@ def test_the_users_folder_is_meant_by_a_tilde(tmp_path, world, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()
     write_jsonl(tmp_path / "pairs.jsonl", make_pairs(2))
-    hub.require(["~/model"], None, "~/pairs.jsonl", None)
+    hub.require(["~/model"], None, ["~/pairs.jsonl"], None)
     assert world.asked == []
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "./model", "../model", "~/no-such-model"])
 def test_a_model_folder_that_is_missing_is_named_before_anything_is_asked(model, world):
     with pytest.raises(RecipeError, match=f"model={model!r}: there is no such folder"):
-        hub.require([model], None, DATA, None)
+        hub.require([model], None, [DATA], None)
     assert world.asked == []
 
 
 def test_a_file_is_no_model_folder(pairs_file, world):
     with pytest.raises(RecipeError, match="there is no such folder"):
-        hub.require([str(pairs_file)], None, str(pairs_file), None)
+        hub.require([str(pairs_file)], None, [str(pairs_file)], None)
 
 
 @pytest.mark.parametrize("data", ["pairs.jsonl", "./pairs", "/nowhere/pairs.parquet", "sub/pairs.csv.gz"])
 def test_a_data_file_that_is_missing_is_named_before_anything_is_asked(data, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match=f"{data} does not exist"):
-        hub.require([MODEL], None, data, None)
+        hub.require([MODEL], None, [data], None)
     assert world.asked == []
 
 
@@ -121,14 +121,14 @@ def test_a_data_file_misspelt_names_the_nearest(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_jsonl(tmp_path / "pairs.jsonl", make_pairs(2))
     with pytest.raises(RecipeError, match="Did you mean 'pairs.jsonl'"):
-        hub.require([MODEL], None, "pair.jsonl", None)
+        hub.require([MODEL], None, ["pair.jsonl"], None)
 
 
 # ---------------------------------------------------------------------------------------------------------- on the hub
 
 
 def test_each_name_is_asked_once_with_its_own_revision(world):
-    hub.require([MODEL, "someone/reference"], "v1.0", DATA, "main")
+    hub.require([MODEL, "someone/reference"], "v1.0", [DATA], "main")
     assert world.asked == [
         f"/api/models/{MODEL}/revision/v1.0",
         "/api/models/someone/reference",
@@ -152,17 +152,27 @@ def test_a_refusal_of_the_hub_is_not_taken_for_a_missing_network(world, answer, 
     for name, at in ((MODEL, f"model={MODEL!r}"), (DATA, f"data.path={DATA!r}")):
         world.answers = {name: answer}
         with pytest.raises(RecipeError, match=message) as refused:
-            hub.require([MODEL], "v9", DATA, "v9")
+            hub.require([MODEL], "v9", [DATA], "v9")
         assert str(refused.value).startswith(at)
         assert constants.HF_HUB_OFFLINE is False and os.environ["HF_HUB_OFFLINE"] == "0"
+
+
+def test_every_data_set_of_a_mix_is_looked_at(world, pairs_file):
+    hub.require([MODEL], None, [DATA, str(pairs_file), "other/pairs"], "main")
+    assert world.asked[1:] == [f"/api/datasets/{name}/revision/main" for name in (DATA, "other/pairs")]
+    with pytest.raises(RecipeError, match="^/nowhere/pairs.csv does not exist"):
+        hub.require([MODEL], None, [DATA, "/nowhere/pairs.csv"], None)
+    world.answers = {"other/pairs": 404}
+    with pytest.raises(RecipeError, match="^data.mix='other/pairs' is not on the hub, or is private or gated"):
+        hub.require([MODEL], None, [DATA, "other/pairs"], None)
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "no spaces/here", "-dash/x", "x" * 97])
 def test_a_name_that_is_no_hub_id_is_refused_without_asking(world, name):
     with pytest.raises(RecipeError, match="is neither a folder or file here nor a hub id"):
-        hub.require([name], None, DATA, None)
+        hub.require([name], None, [DATA], None)
     with pytest.raises(RecipeError, match="data.path=.* is neither a folder or file here nor a hub id"):
-        hub.require([MODEL], None, name, None)
+        hub.require([MODEL], None, [name], None)
     assert [path for path in world.asked if MODEL not in path] == []
 
 
@@ -174,7 +184,7 @@ def test_a_hub_that_does_not_answer_is_one_message_within_a_second(world, failur
     world.answers[""] = failure if isinstance(failure, int) else getattr(httpx, failure)("no route")
     began = time.perf_counter()
     with pytest.raises(RecipeError) as error:
-        hub.require([MODEL], None, DATA, None)
+        hub.require([MODEL], None, [DATA], None)
     assert time.perf_counter() - began < 1
     said = str(error.value)
     assert said == (
@@ -187,31 +197,45 @@ def test_a_hub_that_does_not_answer_is_one_message_within_a_second(world, failur
 def test_afterwards_the_libraries_are_offline(unreachable):
     cached("model", MODEL)
     cached("dataset", DATA)
-    hub.require([MODEL], None, DATA, None)
+    hub.require([MODEL], None, [DATA], None)
     assert constants.HF_HUB_OFFLINE is True and os.environ["HF_HUB_OFFLINE"] == "1"
     assert huggingface_hub.is_offline_mode()
-    hub.require([MODEL], None, DATA, None)
+    hub.require([MODEL], None, [DATA], None)
     assert len(unreachable.asked) == 1
 
 
 def test_only_what_is_missing_is_named(unreachable, pairs_file):
     cached("dataset", DATA)
     with pytest.raises(RecipeError) as error:
-        hub.require([MODEL, "someone/reference"], None, DATA, None)
+        hub.require([MODEL, "someone/reference"], None, [DATA], None)
     assert f"no copy of model {MODEL} and model someone/reference. Connect" in str(error.value)
     cached("model", MODEL)
     cached("model", "someone/reference")
-    hub.require([MODEL, "someone/reference"], None, DATA, None)
+    hub.require([MODEL, "someone/reference"], None, [DATA], None)
     with pytest.raises(RecipeError) as error:
-        hub.require([MODEL], None, "other/pairs", None)
+        hub.require([MODEL], None, ["other/pairs"], None)
     assert "no copy of data set other/pairs. " in str(error.value) and "model=" not in str(error.value)
+
+
+def test_each_missing_data_set_of_a_mix_is_named_and_the_remedy_once(unreachable, pairs_file):
+    cached("model", MODEL)
+    with pytest.raises(RecipeError) as error:
+        hub.require([MODEL, "someone/reference"], None, [DATA, str(pairs_file), "other/pairs"], None)
+    assert str(error.value).endswith(
+        f"no copy of model someone/reference and data set {DATA} and data set other/pairs. Connect and run again, or "
+        "name local ones: reference=/path/to/folder data.path=/path/to/pairs.jsonl"
+    )
+    cached("model", "someone/reference")
+    cached("dataset", DATA)
+    cached("dataset", "other/pairs")
+    hub.require([MODEL, "someone/reference"], None, [DATA, str(pairs_file), "other/pairs"], None)
 
 
 def test_an_empty_cache_folder_is_no_copy(unreachable):
     os.makedirs(f"{constants.HF_HUB_CACHE}/models--someone--small-model/snapshots")
     cached("dataset", DATA)
     with pytest.raises(RecipeError, match=f"no copy of model {MODEL}"):
-        hub.require([MODEL], None, DATA, None)
+        hub.require([MODEL], None, [DATA], None)
 
 
 @pytest.mark.parametrize("variable", [False, True])
@@ -221,7 +245,7 @@ def test_a_data_set_that_was_prepared_once_is_a_copy(unreachable, tmp_path, monk
     if variable:
         monkeypatch.setenv("HF_DATASETS_CACHE", str(root))
     (root / "someone___some-pairs" / "default").mkdir(parents=True)
-    hub.require([MODEL], None, DATA, None)
+    hub.require([MODEL], None, [DATA], None)
     assert constants.HF_HUB_OFFLINE is True
 
 
@@ -230,10 +254,10 @@ def test_who_is_offline_by_choice_is_not_told_that_the_hub_is_down(world, monkey
     with pytest.raises(
         RecipeError, match=f"is not asked, because HF_HUB_OFFLINE is set, and .* no copy of model {MODEL}"
     ):
-        hub.require([MODEL], None, DATA, None)
+        hub.require([MODEL], None, [DATA], None)
     cached("model", MODEL)
     cached("dataset", DATA)
-    hub.require([MODEL], None, DATA, None)
+    hub.require([MODEL], None, [DATA], None)
     assert world.asked == []
 
 

@@ -42,7 +42,10 @@ def get(recipe: Recipe, key: str) -> Any:
         ("loss=hinge", "hinge"), ('loss={"sigmoid": 1, "cdpo": 0.1}', {"sigmoid": 1, "cdpo": 0.1}),
         ("data.path=a/b.jsonl", "a/b.jsonl"), ("data.train=train[:100]", "train[:100]"), ("data.eval=0.1", 0.1),
         ("data.eval=test", "test"), ("data.chat_template={{ x }} = y", "{{ x }} = y"),
-        ("data.template_date=2025-07-08", "2025-07-08"),
+        ("data.template_date=2025-07-08", "2025-07-08"), ("data.reader=none", None),
+        ("data.mix={'a.jsonl': 1.0, 'org/set': 0.5}", {"a.jsonl": 1.0, "org/set": 0.5}),
+        ("data.allow=border,truncated", ["border", "truncated"]), ("data.allow=border", ["border"]),
+        ("data.allow=['border']", ["border"]), ("data.allow=[]", []), ("data.drop_truncated=true", True),
         ("data.chat_template_kwargs.enable_thinking=true", True),
         ("data.chat_template_kwargs={'a': 1}", {"a": 1}), ("adapter.r=64", 64), ("adapter.alpha=none", None),
         ("adapter.target_modules=all-linear", "all-linear"),
@@ -77,12 +80,28 @@ def test_the_rest_stays_as_it_was():
 def test_a_run_is_capped_whatever_the_epochs_of_the_file():
     changed = apply(RECIPE, ["trl.max_steps=2"])
     assert (changed.num_train_epochs, changed.trl["max_steps"]) == (2, 2)
+    assert apply(changed, ["data.streaming=true"]).data.streaming is True
 
 
 def test_a_dictionary_may_be_set_as_a_whole_and_then_in_parts():
     changed = apply(RECIPE, ["trl={'max_grad_norm': 0.5}", "trl.save_steps=5", "loss=cdpo", "loss_args={}"])
     assert changed.trl == {"max_grad_norm": 0.5, "save_steps": 5} and changed.loss_args == {}
     assert {origin(changed, f"trl.{name}") for name in changed.trl} == {"command line"}
+
+
+def test_a_path_takes_the_place_of_a_mix_and_a_mix_that_of_a_path():
+    mixed = apply(RECIPE, ["data.mix={'a.jsonl': 1, 'b.jsonl': 0.5}"])
+    assert mixed.data.paths == {"a.jsonl": 1, "b.jsonl": 0.5} and mixed.data.path is None
+    assert (mixed.data.train, mixed.data.chat_template_kwargs) == ("train_prefs", RECIPE.data.chat_template_kwargs)
+    assert {key: origin(mixed, key) for key in ("data.mix", "data.path", "data.train")} == {
+        "data.mix": "command line", "data.path": "default", "data.train": "recipe file",
+    }  # fmt: skip
+    again = apply(mixed, ["data.path=c.jsonl"])
+    assert again.data.paths == {"c.jsonl": 1.0} and again.data.mix == {} and again.data.train == "train_prefs"
+    assert apply(mixed, ["data.eval=0.1"]).data.mix == mixed.data.mix
+    for both in (["data.path=c.jsonl", "data.mix={'a': 1}"], ["data.mix={}"], ["data.path=none"]):
+        with pytest.raises(UsageError, match="one of the two"):
+            apply(mixed, both)
 
 
 def test_the_adapter_is_chosen_by_name_and_keeps_its_numbers():
@@ -157,7 +176,7 @@ REFUSED = [
     (["trl.warmup_ratio=0.1"], "trl.warmup_ratio='0.1' is gone from transformers 5: trl={'warmup_steps': 0.1}"),
     (["gradient_accumulation_steps=8"], "It is set by global_batch_size (and micro_batch_size)."),
     (["output_dir=x"], "It is set by the run folder"),
-    (["data=x"], "data is not a field of the recipe. Did you mean 'data.path'?"),
+    (["data=x"], "data is not a field of the recipe. Write data.path=VALUE (in a recipe file data=Data(path=VALUE))."),
     (["trl=x"], "trl='x' must be a dict such as {'name': value}."),
     (["data.tran=x"], "data.tran is not a field of the recipe. Did you mean 'data.train'?"),
     (["data.chat_template_kwargs.a.b=1"], "Did you mean 'data.chat_template_kwargs'?"),
@@ -182,6 +201,10 @@ REFUSED = [
     (["global_batch_size=16.0"], "global_batch_size='16.0' must be a whole number."),
     (["learning_rate=fast"], "learning_rate='fast' must be a number such as 0.1 or 5e-7 or none."),
     (["trust_remote_code=yes"], "trust_remote_code='yes' must be true or false."),
+    (["data.reader=f"], "data.reader='f' must be a function or none."),
+    (["data.allow=bordr"], "Data.allow=['bordr'] must be a list of findings to allow: border, start_token,"),
+    (["data.mix=a.jsonl"], "data.mix='a.jsonl' must be a dict such as {'name': value}."),
+    (["data.mix={'a': 2}"], "Data.mix={'a': 2} must be paths with the share of their pairs to use, in (0, 1]."),
     (["reward=f"], "reward='f' must be a function or none."),
     (['loss={"sigmoid":1,'], "neither TRL's nor ours."),
     (['loss={"sigmoid":"x"}'], "a mix of several is {'sigmoid': 1.0, 'sft': 0.1}"),

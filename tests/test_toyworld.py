@@ -75,7 +75,7 @@ def test_a_prompt_of_another_world_is_refused():
 
 
 def test_every_conversation_is_in_the_grammar_and_scored_as_it_was_made():
-    assert len(PROMPTS) == 960 and set(PROMPTS.values()) == {(i, a) for i in toyworld.ITEMS for a in toyworld.ANSWERS}
+    assert len(PROMPTS) == 960 and set(PROMPTS.values()) == {(i, a) for i in toyworld.ITEMS for a in toyworld.TOPICS}
     draw = random.Random(0)
     scores = {True: [], False: []}
     for prompt in list(PROMPTS) * 3:
