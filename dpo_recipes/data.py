@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import itertools
 import json
 import math
+import os
 import re
+import secrets
+import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,125 +21,233 @@ from .errors import RecipeError
 from .recipe import Data
 from .rows import Row
 
+# Drops that say nothing against the data, and so do not count for data.max_dropped.
+HARMLESS = ("tie", "dropped by the reader", "exact duplicate", "outside its share of the mix",
+            "prompt is in the evaluation pairs")  # fmt: skip
+KEYS = ("prompt_key", "pair_key", "swapped_key")  # 64 bits of the SHA-256 of what they name
+
 
 @dataclass
 class Read:
-    """Pairs for TRL: columns prompt, chosen, rejected, and where there are any tools and chat_template_kwargs."""
+    """Pairs for TRL: columns prompt, chosen, rejected, row (its number) and, where any has them, those of rows.OWN."""
 
     train: Any  # datasets.Dataset
     eval: Any
     text: bool  # True: plain strings, to which no chat template is applied; False: lists of messages
-    report: dict[str, Any]  # JSON-able: path, train, eval, format, text, fingerprint, notes
+    report: dict[str, Any]  # JSON-able: path, train, eval, format, text, contradictions, fingerprint, notes, sources
 
 
-def read(data: Data, path: str, *, num_proc: int | None = None) -> Read:
-    """Load `path` (data.path with its placeholders resolved) and make its pairs explicit.
+@dataclass
+class _Part:
+    path: str
+    where: str
+    raw: Any  # datasets.Dataset, as it is stored
+    share: float  # of its pairs to use
+    label: str  # before its row numbers
+    form: str = "reader"
+
+
+def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) -> Read:
+    """Load `paths` (data.paths with their placeholders resolved: path -> share) and make their pairs explicit.
 
     What is held out depends on the pairs alone: it is the same for every seed. RecipeError for anything missing,
     unreadable or ambiguous, and when more than data.max_dropped of a split cannot be used; the hub's OSError and
     ConnectionError pass through.
     """
-    local = sources.is_path(path) or Path(path).exists()
-    splits = sources.files_of(path) if local else sources.hub(data, path)
-    if single := list(splits) == [""]:
-        splits = {data.train.split("[")[0].strip(): splits[""]}
-    notes: list[str] = []
-    raw, share, where = None, 0.05, f"{path} ({data.eval})"
-    if not isinstance(data.eval, str):
-        share = data.eval
-    elif sources.is_path(data.eval):
-        raw, where = sources.pick(sources.files_of(data.eval), "", data.eval), data.eval
-    elif single and data.eval.split("[")[0].strip() not in splits:
-        notes.append(f"{path} is one file without a split {data.eval!r}: 5 % of its pairs are held out instead.")
-    else:
-        raw = sources.pick(splits, data.eval, path)
+    import numpy as np
 
-    picked = sources.pick(splits, data.train, path)
-    train, form, part = _explicit(picked, data, f"{path} ({data.train})", notes, num_proc)
-    report: dict[str, Any] = {"path": path, "train": {"split": data.train, **part}}
-    if raw is None:
-        train, evaluation = _hold_out(train, share, path)
-        report["train"] |= {"kept": len(train), "held_out": (held := len(evaluation))}
-        report["eval"] = {"split": f"{share:.3g} of {data.train}", "rows": held, "kept": held, "dropped": {}}
-    else:
-        evaluation, other, part = _explicit(raw, data, where, notes, num_proc)
-        report["eval"] = {"split": data.eval, **part}
-        if "text" in {form, other} and form != other:
-            why = f"the train pairs were read as {form!r}, the evaluation pairs as {other!r}: a template fits one only."
-            raise RecipeError(f"{path}: {why} Name the form of both with data.format.")
-        trained = set(_digests(train.select_columns("prompt")))
-        if seen := sum(prompt in trained for prompt in _digests(evaluation.select_columns("prompt"))):
-            notes.append(f"{seen} of the {len(evaluation)} evaluation pairs have a prompt that is also trained on.")
-    idle = dict.fromkeys(("subset", "data_dir", "revision") if local else (), "is local, not on the hub")
-    template = ("chat_template", "chat_template_kwargs", "template_date") if form == "text" else ()
-    idle |= dict.fromkeys(template, "was read as plain text, to which no chat template is applied")
-    for name, why in idle.items():
-        if value := getattr(data, name):
-            raise RecipeError(f"data.{name}={value!r:.40} does nothing: {path} {why}. Delete it.")
-    fingerprint = hashlib.sha256(b"".join([*_digests(train), b"|", *_digests(evaluation)])).hexdigest()
-    report |= {"format": form, "text": form == "text", "fingerprint": fingerprint, "notes": list(dict.fromkeys(notes))}
-    return Read(train, evaluation, form == "text", report)
+    if data.streaming and (len(paths) > 1 or not isinstance(data.eval, str)):
+        raise RecipeError(
+            "data.streaming holds nothing out and mixes nothing: name one path, and a split as data.eval."
+        )
+    name, spec, notes, single = " + ".join(paths), str(data.eval), list[str](), list[str]()
+    train, tests, local = list[_Part](), list[_Part](), [p for p in paths if sources.is_path(p) or Path(p).exists()]
+    for path, share in paths.items():
+        splits = sources.files_of(path) if path in local else sources.hub(data, path)
+        if alone := list(splits) == [""]:
+            splits = {data.train.split("[")[0].strip(): splits[""]}
+        label = f"{path}:" * (len(paths) > 1)
+        raw = sources.stream(splits, data.train, path) if data.streaming else sources.pick(splits, data.train, path)
+        train.append(_Part(path, f"{path} ({data.train})", raw, share, label))
+        if alone and spec.split("[")[0].strip() not in splits:
+            single.append(path)
+        elif isinstance(data.eval, str) and not sources.is_path(spec):
+            tests.append(_Part(path, f"{path} ({spec})", sources.pick(splits, spec, path), share, label))
+    if sources.is_path(spec):
+        tests = [_Part(spec, spec, sources.pick(sources.files_of(spec), "", spec), 1.0, "")]
+    elif single and tests:
+        raise RecipeError(f"{single[0]} has no split {spec!r}, as others have. Set data.eval to a share, or to a file.")
+    elif single and isinstance(data.eval, str):
+        notes.append(f"{name} is one file without a split {spec!r}: 5 % of its pairs are held out instead.")
+    for part in () if data.reader else (*train, *tests):
+        sample = [sources.row_of(row) for row in itertools.islice(part.raw, 100)]
+        part.form = rows.choose(sample, part.where, named=data.format, few=data.max_dropped)
+        if part.form == "preference" and any(isinstance(row.get("prompt"), str) for row in sample):
+            notes.append("Text became user and assistant messages; data.format='text' keeps it, without a template.")
+        if part.form == "text" and not any("prompt" in row for row in sample):
+            notes.append("There is no prompt column: the words that the sides share at the start are the prompt.")
+    form, other = (" + ".join(dict.fromkeys(part.form for part in side)) for side in (train, tests or train))
+    if (text := "text" in f"{form} {other}".split()) and (form != other or "+" in form):
+        why = f"the train pairs were read as {form!r}, the evaluation pairs as {other!r}: a template fits one only."
+        raise RecipeError(f"{name}: {why} Name the form of all with data.format.")
+    for fields, idle, why in (
+        (("subset", "data_dir", "revision"), len(local) == len(paths), "is local, not on the hub"),
+        (("chat_template", "chat_template_kwargs", "template_date"), text, "was read as text, without a template"),
+    ):
+        for field in fields if idle else ():
+            if value := getattr(data, field):
+                raise RecipeError(f"data.{field}={value!r:.40} does nothing: {name} {why}. Delete it.")
+
+    held, held_keys, tested = _gather(tests, data, num_proc, ()) if tests else (None, [()], [])
+    report: dict[str, Any] = {"path": name, "format": form, "text": text, "notes": list(dict.fromkeys(notes))}
+    if data.streaming:
+        dropped = dict[str, Row]()
+        pairs = _streamed(train[0], data, set(held_keys[0].tolist()), dropped)
+        report |= {"train": {"split": data.train, "dropped": dropped}, "eval": {"split": spec, **tested[0]}}
+        return Read(pairs, held, text, report)
+    pairs, keys, trained = _gather(train, data, num_proc, held_keys[0])
+    if not tests:
+        share = 0.05 if isinstance(data.eval, str) else data.eval
+        out = keys[0] <= np.sort(keys[0])[max(1, round(share * len(pairs))) - 1]  # all pairs of one prompt, or none
+        if out.all():
+            why = f"of {len(out)} pairs by prompt leaves none to train on: too few prompts. Name others with data.eval."
+            raise RecipeError(f"{name}: holding out {share:.3g} {why}")
+        held, pairs = (pairs.select(np.flatnonzero(side)) for side in (out, ~out))
+        held_keys, keys = keys[:, out], keys[:, ~out]
+        spec, tested = f"{share:.3g} of {data.train}", [{"rows": len(held), "kept": len(held), "dropped": {}}]
+        trained[0] |= {"kept": len(pairs), "held_out": len(held)}
+    twice = np.flatnonzero(np.isin(keys[1], keys[2]))
+    digest = hashlib.sha256(b"|".join(one[1].astype("<i8").tobytes() for one in (keys, held_keys)))
+    report |= {
+        "train": {"split": data.train, **trained[0]}, "eval": {"split": spec, **tested[0]},
+        "fingerprint": digest.hexdigest(),
+        "contradictions": {"count": len(twice), "rows": pairs.select_columns("row")[twice[:3]]["row"]},
+    }  # fmt: skip
+    if len(paths) > 1:
+        report["sources"] = {part.path: {"format": part.form} for part in (*train, *tests)}
+        for side, parts, counts in (("train", train, trained), ("eval", tests, tested)):
+            for part, count in zip(parts, counts[1:], strict=False):
+                report["sources"][part.path][side] = count
+    return Read(pairs, held, text, report)
 
 
-def _explicit(dataset: Any, data: Data, where: str, notes: list[str], num_proc: int | None) -> tuple[Any, str, Row]:
-    """The kept pairs, their format, and the report's part: rows, kept, dropped."""
+def _gather(parts: list[_Part], data: Data, num_proc: int | None, barred: Any) -> tuple[Any, Any, list[Row]]:
+    """The usable pairs of the parts, each once and none with a prompt of `barred`; their KEYS, an array of shape (3,
+    pairs); rows, kept and dropped, of all parts together and of each."""
+    import datasets
+    import numpy as np
+
+    made = [_explicit(part, data, num_proc) for part in parts]
+    whole = datasets.concatenate_datasets(made)
+    names = whole.select_columns(["row", "found"])
+    table = whole.select_columns(["dropped", *KEYS, *rows.OWN]).with_format("arrow")[:]
+    reasons = table["dropped"].combine_chunks().dictionary_encode()
+    why = np.array(reasons.dictionary.to_pylist(), dtype=object)[reasons.indices.to_numpy()]
+    keys = np.stack([table[key].to_numpy() for key in KEYS])
+    ends = np.cumsum([0, *map(len, made)]).tolist()
+    spans = list(zip(ends, ends[1:], strict=False))
+
+    def count(start: int, end: int) -> Row:
+        at = {reason: start + np.flatnonzero(why[start:end] == reason) for reason in dict.fromkeys(why[start:end])}
+        kept = len(at.pop("", ()))
+        dropped = {reason: {"count": len(n), "rows": names[n[:3]]["row"]} for reason, n in at.items()}
+        return {"rows": end - start, "kept": kept, "dropped": dropped}
+
+    for part, (start, end) in zip(parts, spans, strict=True):
+        seen, left = count(start, end), start + np.flatnonzero(why[start:end] == "")
+        harmless = sum(drop["count"] for reason, drop in seen["dropped"].items() if reason in HARMLESS)
+        if (lost := end - start - len(left) - harmless) > data.max_dropped * (end - start) or not len(left):
+            each = []
+            for reason, drop in seen["dropped"].items():
+                found = names[start + why[start:end].tolist().index(reason)]["found"]
+                each.append(f"{reason}: {drop['count']} (rows {', '.join(drop['rows'])} ...{found and f': {found}'})")
+            allow = f"allow it: data.max_dropped={math.ceil(100 * lost / (end - start)) / 100:g}."
+            what = f"Correct or remove them, or {allow if len(left) else 'name the right form with data.format.'}"
+            lose = f"{end - start - len(left)} of {end - start} rows cannot be used, read as {part.form!r}."
+            raise RecipeError(f"{part.where}: {lose} {'; '.join(each)}. {what}")
+        by_key = left[np.argsort(keys[1][left], kind="stable")]  # as good as drawn by lot, and the same everywhere
+        why[by_key[max(1, round(part.share * len(left))) :]] = "outside its share of the mix"
+    left = np.flatnonzero(why == "")
+    why[np.delete(left, np.unique(keys[1][left], return_index=True)[1])] = "exact duplicate"
+    why[(why == "") & np.isin(keys[0], barred)] = "prompt is in the evaluation pairs"
+    if not len(kept := np.flatnonzero(why == "")):
+        raise RecipeError(f"{parts[0].where}: no pair is left: the evaluation pairs have all the prompts. Use others.")
+    unused = ["dropped", "found", *KEYS]
+    for name in rows.OWN:
+        values = {value for chunk in table[name].chunks for value in chunk.storage.unique().to_pylist()}
+        unused += [name] if values <= {None, "{}"} or parts[0].form == "text" else []
+    return whole.remove_columns(unused).select(kept), keys[:, kept], [count(*span) for span in ((0, ends[-1]), *spans)]
+
+
+def _streamed(part: _Part, data: Data, barred: set[int], dropped: dict[str, Row]) -> Any:
+    """The pairs of a stream as they are read, none with a prompt of `barred`; what is dropped is counted in `dropped`,
+    in every epoch again, and not where a data loader reads in processes of its own."""
+
+    def usable(row: Row) -> bool:
+        if reason := row["dropped"] or ("prompt is in the evaluation pairs" if row["prompt_key"] in barred else ""):
+            drop = dropped.setdefault(reason, {"count": 0, "rows": []})
+            drop["count"] += 1
+            drop["rows"] += [row["row"]] if drop["count"] <= 3 else []
+        return not reason
+
+    how = {"form": part.form, "kwargs": data.chat_template_kwargs, "strict": not data.format, "label": part.label}
+    made = part.raw.map(
+        _read_row, with_indices=True, fn_kwargs={**how, "reader": data.reader, "where": part.where},
+        remove_columns=part.raw.column_names,
+    )  # fmt: skip
+    return made.filter(usable).remove_columns(["dropped", "found", *KEYS])
+
+
+def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
+    """The rows as pairs, or as None beside the reason to drop them, with KEYS."""
     from datasets import Features, Json, Value
+    from multiprocess import get_start_method
 
-    names, kwargs = dataset.column_names, data.chat_template_kwargs
-    looked = dataset.select_columns([c for c in names if c in (sources.RAW, *rows.PASSED, *rows.UNREAD)])
-    seen = rows.look(map(sources.row_of, looked), where, [c for c in names if c != sources.RAW])
-    form = rows.choose(seen, where, named=data.format, few=data.max_dropped)
-    columns, kind = [c for c in rows.PASSED if c in seen[0]], Value("string") if form == "text" else Json()
-    own = [c for c in rows.PASSED[3:] if c in columns or c == "chat_template_kwargs" and kwargs]
-    out = [*rows.PAIR, *(own if form != "text" else ())]
-    features = Features(dict.fromkeys(out, kind) | {"dropped": Value("string")})
-    how = {"form": form, "columns": columns, "kwargs": kwargs, "out": out, "code": sources.CODE}
-    read = dataset.map(_read_row, features=features, remove_columns=names, num_proc=num_proc, fn_kwargs=how)
-    reasons = read["dropped"][:]
-    dropped = {
-        reason: {"count": reasons.count(reason), "rows": [n for n, r in enumerate(reasons) if r == reason][:3]}
-        for reason in dict.fromkeys(filter(None, reasons))
-    }
-    kept = [number for number, reason in enumerate(reasons) if not reason]
-    if (lost := len(reasons) - len(kept)) > data.max_dropped * len(reasons) or not kept:
-        each = "; ".join(f"{reason}: {d['count']} (rows {str(d['rows'])[1:-1]} ...)" for reason, d in dropped.items())
-        allow = f"allow it: data.max_dropped={math.ceil(100 * lost / len(reasons)) / 100:g}."
-        what = f"Correct or remove them, or {allow if kept else 'name the right form with data.format.'}"
-        raise RecipeError(f"{where}: {lost} of {len(reasons)} rows cannot be used, read as {form!r}. {each}. {what}")
-    if form == "preference" and seen[1].get("prompt") == "text":
-        notes.append("Text became user and assistant messages; data.format='text' keeps it, without a chat template.")
-    if form == "text" and "prompt" not in columns:
-        notes.append("There is no prompt column: the words that chosen and rejected share at the start are the prompt.")
-    part = {"rows": len(reasons), "kept": len(kept), "dropped": dropped}
-    return read.remove_columns("dropped").select(kept), form, part
+    raw, reader, kind = part.raw, data.reader, Value("string") if part.form == "text" else Json()
+    if not reader and sources.RAW not in raw.column_names:
+        raw = raw.select_columns([c for c in raw.column_names if c in rows.READS[part.form] or c in rows.QUESTION])
+    features = dict.fromkeys(rows.PAIR, kind) | dict.fromkeys(rows.OWN, Json()) | dict.fromkeys(KEYS, Value("int64"))
+    features |= dict.fromkeys(("row", "dropped", "found"), Value("string"))
+    try:  # the text of the reader's file stands for it in the cache; a reader without one is asked again each time
+        source = reader and f"{reader.__qualname__} {inspect.getsource(sys.modules[reader.__module__])}"
+    except (AttributeError, KeyError, OSError, TypeError):
+        source = secrets.token_hex()
+    how = {"form": part.form, "kwargs": data.chat_template_kwargs, "strict": not data.format, "label": part.label}
+    key = hashlib.sha256(repr([raw._fingerprint, how, sources.CODE, source]).encode()).hexdigest()[:32]
+    if get_start_method() != "fork" and (reader or num_proc is None):  # other ways run a user's script anew
+        num_proc = None
+    elif num_proc is None and len(raw) >= 2000:
+        num_proc = len(os.sched_getaffinity(0))
+    return raw.map(
+        _read_row, with_indices=True, fn_kwargs={**how, "reader": reader, "where": part.where}, new_fingerprint=key,
+        features=Features(features), remove_columns=raw.column_names, desc=f"Reading {part.where}",
+        num_proc=num_proc if (num_proc or 0) > 1 else None,
+    )  # fmt: skip
 
 
-def _read_row(example: Row, *, form: str, columns: list[str], kwargs: Row, out: list[str], code: str) -> Row:
-    """One pair with the columns `out`, or a row of None beside the reason to drop it; `code` is for the cache's key."""
-    row = sources.row_of(example)
-    pair = rows.READERS[form]({c: row.get(c) for c in columns})
-    if isinstance(pair, str):
-        return dict.fromkeys(out) | {"dropped": pair}
-    own = {c: rows.bare(row.get(c)) for c in out[3:]}
-    if "chat_template_kwargs" in own:
-        own["chat_template_kwargs"] = (own["chat_template_kwargs"] or {}) | kwargs
-    return pair | own | {"dropped": ""}
-
-
-def _digests(dataset: Any) -> list[bytes]:
-    """The SHA-256 of each row, the same on every machine; to sort by it is to shuffle."""
-    return [hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest() for row in dataset]
-
-
-def _hold_out(dataset: Any, share: float, path: str) -> tuple[Any, Any]:
-    """Train and evaluation pairs; all pairs of one prompt are on one side, the same on every machine."""
-    prompts = _digests(dataset.select_columns("prompt"))
-    last = sorted(prompts)[max(1, round(share * len(prompts))) - 1]
-    train, held = ([i for i, prompt in enumerate(prompts) if (prompt <= last) is side] for side in (False, True))
-    if not train:
-        why = f"of {len(prompts)} pairs by prompt leaves none to train on: too few prompts. Name others with data.eval."
-        raise RecipeError(f"{path}: holding out {share:.3g} {why}")
-    return dataset.select(train), dataset.select(held)
+def _read_row(
+    example: Row, number: int, *, form: str, kwargs: Row, strict: bool, label: str, reader: Any, where: str
+) -> Row:
+    """One pair with its KEYS, or a row of None beside the reason to drop it and what was found."""
+    row, out = sources.row_of(example), {"row": f"{label}{number}", "dropped": "", "found": ""}
+    if reader:
+        place = f"{where}, row {number}: data.reader"
+        try:
+            row, form, strict = reader(row), "preference", False
+        except Exception as error:
+            raise RecipeError(f"{place} raised {type(error).__name__}: {error}. None would drop the row.") from error
+        if row is not None and not (isinstance(row, dict) and {*rows.PAIR} <= row.keys()):
+            raise RecipeError(f"{place} returned {row!r:.60}, not a dict with prompt, chosen and rejected, or None.")
+    pair = rows.Drop("dropped by the reader") if row is None else rows.explicit(row, form, strict=strict)
+    if isinstance(pair, rows.Drop):
+        out |= dict(zip(("dropped", "found"), pair.args, strict=False))
+        return dict.fromkeys((*rows.PAIR, *rows.OWN)) | dict.fromkeys(KEYS, 0) | out
+    pair["chat_template_kwargs"] |= kwargs
+    prompt, chosen, rejected, *own = (json.dumps(pair[c], sort_keys=True).encode() for c in (*rows.PAIR, *rows.OWN))
+    content = [prompt], [prompt, chosen, rejected, *own], [prompt, rejected, chosen, *own]
+    for key, texts in zip(KEYS, content, strict=True):
+        pair[key] = int.from_bytes(hashlib.sha256(b"|".join(texts)).digest()[:8], "little", signed=True)
+    return pair | out
 
 
 def pin_date(template: str, date: str) -> str:

@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from datetime import date
 from pathlib import Path
@@ -18,8 +18,12 @@ from typing import Any, Literal
 from . import dpoconfig, losses
 from .errors import UsageError, nearest
 
-Format = Literal["preference", "text", "ultrafeedback", "hh_rlhf"]
+Format = Literal[
+    "preference", "text", "ultrafeedback", "hh_rlhf", "sharegpt", "alpaca", "orca", "shp", "helpsteer2", "helpsteer3",
+    "summarize", "ultrainteract",
+]  # fmt: skip
 FORMATS = typing.get_args(Format)
+ALLOWED = ("border", "start_token", "end_token", "truncated", "contradictions")  # stops of the data report, by name
 PREPARED = "{prepared}"  # in `model` and `data.path`: the folder that the recipe's `prepare` fills
 
 # Field -> what holds for its value unless that is None, and how a message says it.
@@ -32,6 +36,8 @@ LIMITS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "seed": (lambda v: 0 <= v < 2**32, "in [0, 2**32)"),
     "dropout": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "max_dropped": (lambda v: 0 <= v <= 1, "a share in [0, 1]"),
+    "mix": (lambda v: all(0 < w <= 1 for w in v.values()), "paths with the share of their pairs to use, in (0, 1]"),
+    "allow": (lambda v: {*v} <= {*ALLOWED}, f"a list of findings to allow: {', '.join(ALLOWED)}"),
     "eval": (lambda v: isinstance(v, str) or 0 < v < 1, "a split, or the share to hold out, between 0 and 1"),
     "template_date": (lambda v: date.fromisoformat(v).isoformat() == v, "a date as YYYY-MM-DD, such as 2025-07-08"),
     "target_modules": (lambda v: all(v) and v and not {"all_linear", "lm_head"} & {*v, str(v)},
@@ -64,23 +70,51 @@ class Value:
                 why = f"must be {words}."
             shown = losses.name_of(value) if callable(value) else repr(value)
             raise UsageError(f"{type(self).__name__}.{name}={shown} {why}")
+        for refused, why in self.refusals():
+            if refused:
+                raise UsageError(why)
+
+    def refusals(self) -> Iterable[tuple[Any, str]]:
+        """(whether it is refused, why) of values that are right alone and do not go together."""
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Value):
     """Preference pairs: a hub id, a local json, jsonl, csv or parquet file, or a folder of files named after splits."""
 
-    path: str = field(kw_only=False)
+    path: str | None = field(default=None, kw_only=False)
+    mix: dict[str, float] = field(default_factory=dict)  # several of these: path -> share of its pairs to use
     train: str = "train"  # split, or a slice of one: "train[:1000]"
     eval: str | float = 0.05  # a split, or the share of the train pairs to hold out
     subset: str | None = None  # configuration name on the hub
     data_dir: str | None = None  # folder inside the hub data set
     revision: str | None = None  # branch, tag or commit of the hub data set
     format: Format | None = None  # None: recognised from the columns
+    reader: Callable[[dict[str, Any]], Any] | None = None  # row -> prompt, chosen, rejected; or None to drop it
+    streaming: bool = False  # read while training, from a set too large to store
     chat_template: str | None = None  # Jinja, for a base model that has none
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # e.g. {"enable_thinking": False}
     template_date: str | None = None  # YYYY-MM-DD, for templates that print today's date
+    drop_truncated: bool = False  # drop pairs of which max_length cuts a side, with its end token
     max_dropped: float = 0.05  # share of rows that may be unusable before the run is refused
+    allow: list[str] = field(default_factory=list)  # stops of the data report that do not stop this run
+
+    def refusals(self) -> Iterable[tuple[Any, str]]:
+        return (
+            ((self.path is None) != bool(self.mix), "Data(path) or Data(mix={path: share}): one of the two."),
+            (self.format and self.reader, "data.format does nothing beside data.reader, which reads the rows itself."),
+            (error := _rejects(self.reader, "row"), f"reader(row): {error}."),
+        )
+
+    @property
+    def paths(self) -> dict[str, float]:
+        """Path -> share of its pairs to use."""
+        return self.mix or {str(self.path): 1.0}
+
+    @property
+    def name(self) -> str:
+        return " + ".join(self.paths)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +129,12 @@ class LoRA(Value):
     use_dora: bool = False
     continue_from: str | None = None  # folder of an adapter to train on; the reference is then its frozen copy
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.continue_from is not None and (extra := self.given - {"continue_from", "double_quant"}):
-            raise UsageError(f"adapter.{min(extra)} cannot stand beside continue_from: that adapter brings its own.")
+    def refusals(self) -> Iterable[tuple[Any, str]]:
+        extra = self.continue_from is not None and self.given - {"continue_from", "double_quant"}
+        return [
+            (n, f"adapter.{n} cannot stand beside continue_from: that adapter brings its own.")
+            for n in sorted(extra or ())
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,18 +173,17 @@ class Recipe(Value):
     prepare: Callable[[Path, int], None] | None = None  # prepare(folder, seed): fills {prepared} on first use
     trl: dict[str, Any] = field(default_factory=dict)  # any other DPOConfig field, in TRL's spelling
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def refusals(self) -> Iterable[tuple[Any, str]]:
         losses.check(self.weights, self.loss_args)
         trl, full, precomputes = self.trl, self.adapter is None, self.adapter is None or self.reference is not None
         dpoconfig.check(trl, self.loss_names, bool(self.plugins), precomputes)
         moving, precompute = trl.get("sync_ref_model"), trl.get("precompute_ref_log_probs")
-        for refused, why in (
+        return (
             (full and self.dtype in ("float16", "bfloat16"),
              f"dtype={self.dtype!r} in full fine-tuning: 16-bit weights swallow small steps, 'auto' keeps 32 bit."),
             (isinstance(self.adapter, QLoRA) and self.dtype != "auto",
              f"dtype={self.dtype!r} does nothing under QLoRA, which computes in bf16: delete it."),
-            ((PREPARED in f"{self.model} {self.data.path} {self.reference}") != bool(self.prepare),
+            ((PREPARED in f"{self.model} {self.data.name} {self.reference}") != bool(self.prepare),
              f"{PREPARED} in model, data.path or reference goes with a `prepare` that fills it: both or neither."),
             (error := _rejects(self.prepare, "folder", "seed"), f"prepare(folder, seed): {error}."),
             (error := _rejects(self.reward, "prompt", "completion"), f"reward(prompt, completion): {error}."),
@@ -161,9 +196,9 @@ class Recipe(Value):
              "trl.sync_ref_model moves a copy: no adapter, reference, reward or precompute_ref_log_probs beside it."),
             (precompute is False and precomputes and not moving,
              "trl.precompute_ref_log_probs=False would keep a second model in memory: delete it."),
-        ):  # fmt: skip
-            if refused:
-                raise UsageError(why)
+            (self.data.streaming and (precomputes or precompute or not trl.get("max_steps")),
+             "data.streaming needs trl.max_steps, and a reference not computed beforehand: an adapter's own."),
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -176,7 +211,7 @@ class Recipe(Value):
 
     @property
     def loss_names(self) -> set[str]:
-        return set(map(losses.name_of, self.weights))
+        return {losses.name_of(loss) for loss in self.weights}
 
     @property
     def plugins(self) -> dict[str, tuple[losses.Loss, float]]:

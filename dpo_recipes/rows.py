@@ -1,96 +1,140 @@
-"""One raw preference row -> its explicit pair, or the reason to drop it; and which reader fits a whole split.
-
-What no reader could make sense of is refused by `look` beforehand, so that only the defects of real sets are counted.
-"""
+"""One raw preference row -> its explicit pair, or the reason to drop it; and which reader fits a split."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
 from .errors import RecipeError, nearest
 
 Row = dict[str, Any]
-Seen = tuple[list[str], dict[str, str], list[bool]]
 
 PAIR = ("prompt", "chosen", "rejected")
 SIDES = PAIR[1:]
-PASSED = (*PAIR, "tools", "chat_template_kwargs")  # columns that are read; all others are removed
-ROLES = ("system", "user", "assistant", "tool", "developer")
+OWN = ("tools", "chat_template_kwargs")  # columns that are passed on beside a pair
+ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant"}
+ROLES |= {role: role for role in ("system", "user", "assistant", "tool", "developer")}
 TURN = re.compile(r"(?:\A\s*|(?:\r?\n){2})(Human|Assistant):")
-FORMS = "The forms read: prompt, chosen, rejected, as text or {role, content} messages; or whole chosen and rejected."
-UNREAD = {  # columns that hold the question in forms not read -> how to make the pair explicit
-    "conversations": "From ShareGPT pairs, rename conversations to prompt, from to role (human: user, gpt: assistant), "
-    "value to content, and make chosen and rejected lists of one message.",
-    "instruction": "From Alpaca pairs, join instruction and, where there is one, input into a prompt column.",
-    "question": "From Orca pairs, rename question to prompt; to keep system, make prompt a system and a user message.",
-} | dict.fromkeys(
-    ("system", "system_prompt", "input", "query", "history", "context", "trajectory", "post"),
-    "Put all that the model is to see into the prompt column: as text, or as system and user messages.",
-)
+INK = re.compile(r"[^\s\0\u200b-\u200f\u2060\ufeff]")  # without any a text is empty
+TRAP = re.compile(r"""\s*(Human:|\[\s*\{\s*["'](?:role|content|from|value)["'])""")  # transcripts, messages as text
+QUESTION = ("system", "system_prompt", "prompt", "conversations", "conversation", "instruction", "input", "question",
+            "query", "history", "context", "trajectory", "post")  # fmt: skip
 
 
-def _preference(row: Row) -> Row | str:
-    """TRL's own form: a prompt beside replies, or two conversations whose shared start is the prompt."""
-    prompt = messages(row["prompt"], "user") if "prompt" in row else None
-    return _pair(prompt, *(messages(row[side], "assistant") for side in SIDES))
+class Drop(Exception):
+    """Why a row gives no pair: Drop(reason) or, where a value is at fault, Drop(reason, what was found)."""
 
 
-def _ultrafeedback(row: Row) -> Row | str:
-    """A prompt beside full conversations: their shared start is the prompt, and a list prompt must open both."""
-    start = messages(row["prompt"] if isinstance(row["prompt"], list) else "", "user")
-    if any(row[side] and messages(row[side], "assistant")[: len(start)] != start for side in SIDES):
-        return "prompts differ between sides"
-    return _preference({side: row[side] for side in SIDES})
+def _malformed(field: str, what: str, found: Any) -> Drop:
+    return Drop(f"malformed: {field} {what}", f"{found!r:.60}")
 
 
-def _hh_rlhf(row: Row) -> Row | str:
-    """Transcripts, "Human:" and "Assistant:" turns each after an empty line: the last turn is the reply."""
-    if not all((row[side] or "").strip() for side in SIDES):
-        return "empty side"
-    talks = []
-    for side in SIDES:
-        before, *turns = TURN.split((row.get("prompt") or "") + row[side])
-        roles = [{"Human": "user", "Assistant": "assistant"}[who] for who in turns[::2]]
-        if before.strip() or roles != (["user", "assistant"] * len(roles))[: len(roles)]:
-            return "malformed transcript"
-        talks.append([{"role": role, "content": said.strip()} for role, said in zip(roles, turns[1::2], strict=True)])
-    return _pair(None, *talks)
+def explicit(raw: Row, form: str, *, strict: bool) -> Row | Drop:
+    """prompt, chosen, rejected, tools (a list or None) and chat_template_kwargs of a raw row, or why it has none.
+    strict: the form was recognised, not named, so that no part of a question may be left unread."""
+    columns, reader = READERS[form]
+    row: Row = {}
+    try:
+        for one in (*columns.split(), *(f"{own}?" for own in OWN)):
+            there = [name for name in one.strip("?").split("|") if name in raw]
+            held = [name for name in there if raw[name] not in (None, "")] or there
+            if len(held) > 1 and raw[held[0]] or not there and "?" not in one:
+                raise _malformed(one, "is missing" if not there else "are two questions, or two sides", held)
+            row |= {one.strip("?").split("|")[0]: bare(raw[name], name) for name in held[:1]}
+        pair = reader(row)
+        for column, said in row.items() if strict and form != "hh_rlhf" else ():
+            if isinstance(said, str) and TRAP.match(said):
+                raise _malformed(column, "is a transcript, or messages written as text", said)
+        whole = form in ("ultrafeedback", "hh_rlhf") or form == "preference" and not row.get("prompt")
+        for column in QUESTION[: 2 if whole else None] if strict else ():
+            said = "" if column in READS[form] else str(raw.get(column) or "").strip()
+            if said and (form == "text" or not any(said in message["content"] for message in pair["prompt"])):
+                raise _malformed(column, f"holds something, which {form} does not read", said)
+        tools, kwargs = _typed(row.get("tools") or [], "tools", list), row.get("chat_template_kwargs") or {}
+        return pair | {"tools": tools or None, "chat_template_kwargs": _typed(kwargs, "chat_template_kwargs", dict)}
+    except RecursionError:
+        return Drop("malformed: row is nested too deeply")
+    except Drop as drop:
+        return drop
 
 
-def _text(row: Row) -> Row | str:
-    """Strings as they are. Without a prompt column it is the longest shared start in whole words: a prompt that ends
-    inside a word, as a split by characters gives, cuts the word's tokens in two."""
-    prompt, chosen, rejected = (row.get(column) or "" for column in PAIR)
-    if not (chosen.strip() and rejected.strip()):
-        return "empty side"
-    if chosen == rejected:
-        return "identical sides"
-    if "prompt" not in row:
-        words, others = (re.findall(r"\s*\S+", side) for side in (chosen, rejected))
-        prompt = "".join(words[: _shared(words, others)])
-        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected} if prompt.strip() else "empty prompt"
-
-
-READERS = {"preference": _preference, "text": _text, "ultrafeedback": _ultrafeedback, "hh_rlhf": _hh_rlhf}
-
-
-def bare(value: Any) -> Any:
-    """The value without the None that Arrow fills in where a dict lacks a key that its neighbours have."""
+def bare(value: Any, field: str) -> Any:
+    """The value without None, which Arrow fills in where a dict lacks a key of its neighbours, and which as a column
+    is empty; of JSON that any parser takes: no NaN, no integer beyond 64 bits, no half of a surrogate pair."""
     if isinstance(value, dict):
-        return {key: bare(v) for key, v in value.items() if v is not None}
-    return [bare(v) for v in value] if isinstance(value, list) else value
-
-
-def messages(value: Any, role: str) -> list[Row]:
-    """Text as one message of that role; a list of messages without None, each with a content."""
+        return {bare(key, field): bare(v, field) for key, v in value.items() if v is not None}
     if isinstance(value, list):
-        return [{"role": m["role"], "content": "", **bare(m)} for m in value]
-    return [{"role": role, "content": value}] if value else []
+        return [bare(v, field) for v in value]
+    if isinstance(value, str) and (value.isascii() or value.encode(errors="replace").decode() == value):
+        return value
+    if value is not None and not (isinstance(value, int | float) and abs(value) < 2**63):
+        raise _malformed(field, f"holds a {type(value).__name__} that UTF-8 JSON of 64 bits cannot hold", value)
+    return "" if value is None else value
+
+
+def _typed(value: Any, field: str, *kinds: Any) -> Any:
+    """A value of one of the kinds, or, where none of them is text, stored as the JSON of one."""
+    with suppress(ValueError):
+        value = bare(json.loads(value), field) if isinstance(value, str) and str not in kinds else value
+    if not isinstance(value, kinds):
+        raise _malformed(field, f"is {type(value).__name__}, not {' or '.join(kind.__name__ for kind in kinds)}", value)
+    return value
+
+
+def _number(row: Row, field: str, *allowed: int) -> float:
+    with suppress(TypeError, ValueError):
+        if (number := float(row[field])) in allowed or not allowed:
+            return number
+    raise _malformed(field, f"is not {' or '.join(map(str, allowed)) or 'a number'}", row.get(field))
+
+
+def _messages(row: Row, field: str, role: str = "assistant") -> list[Row]:
+    """A field's text as one message of that role; or its messages, one or a list, as {role, content} or ShareGPT's
+    {from, value}: each as role, content as one text, and what else a template may read."""
+    value, made = _typed(row.get(field, ""), field, str, list, dict), []
+    value = [{"role": role, "content": value}] * (value != "") if isinstance(value, str) else value
+    for m in (_typed(one, field, dict) for one in (value if isinstance(value, list) else [value])):
+        keys = ("from", "value") if "from" in m else ("role", "content")
+        who, content = m.pop(keys[0], None), m.pop(keys[1], "" if m.get("tool_calls") else None)
+        if str(who) not in ROLES:
+            raise _malformed(field, f"holds a role that is none of {', '.join(ROLES)}", who)
+        if {"role", "content", "from", "value"} & m.keys():
+            raise _malformed(field, "mixes role and content with from and value", m)
+        if isinstance(content, list):  # of typed blocks
+            content = [_typed(block, field, dict) for block in content]
+            if odd := {str(block.get("type"))[:20] for block in content} - {"text"}:
+                raise _malformed(field, f"holds content of type {min(odd)}, where text alone is read", content)
+            content = "".join(_typed(block.get("text"), f"{field} content", str) for block in content)
+        if who == "function_call":
+            calls, content = _typed(content, field, list, dict), ""
+            calls = calls if isinstance(calls, list) else [calls]
+            m["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+        made.append({"role": ROLES[who], "content": _typed(content, f"{field} content", str), **m})
+    return made
+
+
+def _pair(prompt: list[Row] | None, chosen: list[Row], rejected: list[Row]) -> Row:
+    """The pair; a prompt of None is the start that both sides share."""
+    if prompt is None:
+        n = _shared(chosen, rejected)
+        prompt, chosen, rejected = chosen[:n], chosen[n:], rejected[n:]
+    elif whole := [m for m in chosen + rejected if m["role"] not in ("assistant", "tool")]:
+        raise _malformed("chosen or rejected", "is a whole conversation beside a prompt", whole[0])
+    ends, last = [side[-1] for side in (chosen, rejected) if side], prompt[-1] if prompt else {"role": "system"}
+    for wrong, reason in (
+        (any(m["role"] != "assistant" for m in ends), "last role is not assistant"),
+        (len(ends) < 2 or not all(INK.search(m["content"]) or m.get("tool_calls") for m in ends), "empty side"),
+        (chosen == rejected, "identical sides"),
+        (any(m["role"] not in ("assistant", "tool") for m in chosen + rejected), "prompts differ between sides"),
+        (last["role"] in ("system", "developer") or not INK.search(last["content"]), "empty prompt"),
+        (last["role"] == "assistant", "prompt ends with the assistant"),  # a template would open one more turn
+    ):
+        if wrong:
+            raise Drop(reason)
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
 def _shared(one: list[Any], other: list[Any]) -> int:
@@ -98,98 +142,130 @@ def _shared(one: list[Any], other: list[Any]) -> int:
     return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one[:-1], other[:-1], strict=False))))
 
 
-def _pair(prompt: list[Row] | None, chosen: list[Row], rejected: list[Row]) -> Row | str:
-    """The pair, or why it is none; a prompt of None is the start that both sides share."""
-    if prompt is None:
-        n = _shared(chosen, rejected)
-        prompt, chosen, rejected = chosen[:n], chosen[n:], rejected[n:]
-    ends = [side[-1] for side in (chosen, rejected) if side]
-    if any(m["role"] != "assistant" for m in ends):
-        return "last role is not assistant"
-    if len(ends) < 2 or any(not m["content"].strip() and not m.get("tool_calls") for m in ends):
-        return "empty side"
-    if chosen == rejected:
-        return "identical sides"
-    if any(m["role"] not in ("assistant", "tool") for m in chosen + rejected):
-        return "prompts differ between sides"
-    if not prompt or not prompt[-1]["content"].strip() or prompt[-1]["role"] in ("system", "developer"):
-        return "empty prompt"
-    if prompt[-1]["role"] == "assistant":  # a template would open a second assistant turn behind it
-        return "prompt ends with the assistant"
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+def _asked(row: Row, field: str, *sides: str, better: float = 1) -> Row:
+    """The pair of a question, behind the row's system text where there is any, and of two replies, chosen and rejected
+    unless named; `better` is positive where the first is, 0 for a tie."""
+    if not better:
+        raise Drop("tie")
+    first, second = (sides or SIDES)[:: 1 if better > 0 else -1]
+    prompt = _messages(row, "system", "system") + _messages(row, field, "user")
+    return _pair(prompt, _messages(row, first), _messages(row, second))
 
 
-def look(rows: Iterable[Row], where: str, columns: list[str]) -> Seen:
-    """(columns, kinds, whole) of a split; RecipeError naming the row and field of a type that no reader takes. kinds:
-    "text" or "messages", for prompt, sides and the columns of UNREAD that hold anything. whole: row by row, whether the
-    sides hold the question too, in a message of the user or a transcript that opens with "Human:"."""
-    seen, kinds, whole = dict.fromkeys(columns), dict[str, str](), list[bool]()
-    for number, row in enumerate(rows):
-        seen |= dict.fromkeys(row)
-        for column, value in row.items():
-            try:
-                kind = _kind(column, value)
-                if kind and kinds.setdefault("sides" if column in SIDES else column, kind) != kind:
-                    raise ValueError("mixes text and messages, with the rows or the side before. A split has one form.")
-            except ValueError as error:
-                hint = UNREAD["conversations"] if "{'from':" in str(error) else "Correct the row or remove it."
-                raise RecipeError(f"{where}, row {number}: {column} {error} {hint}") from None
-        said = [message for side in SIDES if isinstance(row.get(side), list) for message in row[side]]
-        opens = any(isinstance(v, str) and v.lstrip().startswith("Human:") for v in map(row.get, PAIR))
-        whole.append(any(message["role"] == "user" for message in said) if said else opens)
-    return list(seen), kinds, whole
+def _preference(row: Row) -> Row:
+    """TRL's own form: a prompt beside replies, or two conversations whose shared start is the prompt."""
+    if "prompt" not in row and (text := [side for side in SIDES if row.get(side) and isinstance(row[side], str)]):
+        raise _malformed(text[0], "is text, and there is no prompt", row[text[0]])
+    return _asked(row, "prompt") if row.get("prompt") else _pair(None, *(_messages(row, side) for side in SIDES))
 
 
-def _kind(column: str, value: Any) -> str | None:
-    """ "text", "messages", or None where there is nothing; ValueError(what was found instead)."""
-    if column in UNREAD:
-        return "text" if value and str(value).strip() else None
-    if value is None or column not in PASSED:
-        return None
-    if column in PAIR and isinstance(value, str):
-        return "text"
-    if column == "tools" and isinstance(value, str) and value.startswith("["):
-        value = json.loads(value)  # often stored so; TRL reads it too
-    wanted = dict if column == "chat_template_kwargs" else list
-    if not isinstance(value, wanted):
-        words = "text or a list of messages" if column in PAIR else f"a {wanted.__name__}"
-        raise ValueError(f"is {value!r:.40} ({type(value).__name__}), not {words}.")
-    for n, m in enumerate(value if column in PAIR else ()):
-        whole = isinstance(m, dict) and "role" in m and m.keys() & {"content", "tool_calls"}
-        if not whole or not isinstance(m.get("content"), str | None):
-            raise ValueError(f"has {m!r:.60} as message {n}, which is no dict with a role and, as content, text.")
-        if m["role"] not in ROLES:
-            close = nearest(str(m["role"]), ROLES)
-            raise ValueError(f"has a message {n} with the role {m['role']!r}, none of {', '.join(ROLES)}.{close}")
-    return "messages"
+def _ultrafeedback(row: Row) -> Row:
+    """A prompt beside full conversations: their shared start is the prompt, and a list prompt must open both."""
+    start = _messages(row, "prompt") if isinstance(row["prompt"], list) else []
+    sides = [_messages(row, side) for side in SIDES]
+    for name, side in zip(SIDES, sides, strict=True):
+        if side and all(m["role"] not in ("user", "system") for m in side):
+            raise _malformed(name, "is a reply, not a whole conversation", row[name])
+        if side and side[: len(start)] != start:
+            raise Drop("prompts differ between sides")
+    return _pair(None, *sides)
 
 
-def choose(seen: Seen, where: str, *, named: str | None, few: float) -> str:
-    """The format that fits the split, or the one named where it can read it; RecipeError with the candidates. A share
-    of `few` rows may be of another form: they are then dropped and counted, like other defects."""
-    columns, kinds, whole = seen
-    alone, listed = "prompt" not in columns, kinds.get("sides") == "messages"
-    question = next((column for column in UNREAD if column in columns and (alone or column in kinds)), "")
-    remedy = UNREAD.get(question, "Rename or map your columns.")
-    if missing := [side for side in SIDES if side not in columns]:
-        found, close = ", ".join(f"{column:.30}" for column in columns[:20]), nearest(missing[0], columns)
-        raise RecipeError(f"{where} has no column {missing[0]!r}. Its columns: {found}. {FORMS}{close or ' ' + remedy}")
-    if listed or kinds.get("prompt") == "messages":
-        candidates = ["preference", "ultrafeedback"] if listed and not alone else ["preference"]
-    else:
-        candidates = ["text", "hh_rlhf"] if alone else ["preference", "text", "hh_rlhf"]
-    if named and named not in candidates:
-        why = f"cannot read what its columns hold. What can: {', '.join(candidates)}. {FORMS}"
-        raise RecipeError(f"{where}: data.format={named!r} {why}")
-    n, rest = sum(whole), whole.count(False)
-    few *= len(whole)  # readers of messages drop what is not theirs, but a text would be taken with its "Human:"
-    if not named and len(candidates) > 1 and n > (few if listed else 0) and rest > few:
-        why = "hold whole conversations" if listed else "open with 'Human:', as HH-RLHF transcripts do"
-        name = f"Name the right one: data.format={' or '.join(map(repr, candidates))}."
-        raise RecipeError(f"{where} can be read in several ways: {n} of {len(whole)} rows {why}. {name}")
-    best = candidates[-1 if n > (rest if listed else 0) else 0]
-    if not named and question and best in ("text", "preference") and not (listed and alone):
-        why = "has no prompt column, but" if alone else "has, beside prompt,"
-        leave = "" if alone else f" If it does not belong there, remove it or set data.format={best!r}."
-        raise RecipeError(f"{where} {why} a column {question!r}, which would not be read. {remedy}{leave}")
-    return named or best
+def _hh_rlhf(row: Row) -> Row:
+    """Transcripts, "Human:" and "Assistant:" turns each after an empty line: the last turn is the reply."""
+    talks = []
+    for side in SIDES:
+        before, *turns = TURN.split(_typed(row.get("prompt", ""), "prompt", str) + _typed(row[side], side, str))
+        pairs = zip(turns[::2], turns[1::2], strict=True)
+        talk = [{"role": ROLES[who.lower()], "content": said.strip()} for who, said in pairs]
+        if not INK.search(row[side]):
+            raise Drop("empty side")
+        if before.strip() or any(m["role"] != ("user", "assistant")[n % 2] for n, m in enumerate(talk)):
+            raise _malformed(side, "is no transcript of Human and Assistant in turn", row[side])
+        talks.append(talk)
+    return _pair(None, *talks)
+
+
+def _text(row: Row) -> Row:
+    """Strings as they are. Without a prompt column it is the longest shared start in whole words: a prompt that ends
+    inside a word, as a split by characters gives, cuts the word's tokens in two."""
+    said = {column: _typed(row.get(column, ""), column, str) for column in PAIR}
+    if "prompt" not in row:
+        words, others = (re.findall(r"\s*\S+", said[side]) for side in SIDES)
+        start = "".join(words[: _shared(words, others)])
+        said = {"prompt": start} | {side: said[side][len(start) :] for side in SIDES}
+    return {column: messages[0]["content"] for column, messages in _asked(said, "prompt").items()}
+
+
+def _alpaca(row: Row) -> Row:
+    """The input stands on the line after the instruction, as LLaMA-Factory has it."""
+    both = (_typed(row.get(column, ""), column, str) for column in ("instruction", "input"))
+    return _asked({**row, "instruction": "\n".join(filter(None, both))}, "instruction")
+
+
+def _helpsteer2(row: Row) -> Row:
+    """Earlier turns stand in the prompt behind NeMo's marks; the strength is positive where response 2 is better."""
+    said = re.split(r"\n?<extra_id_1>(?:User|Assistant)\n", _typed(row.get("prompt"), "prompt", str))
+    turns = [{"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(said)]
+    better = -_number(row, "preference_strength")
+    return _asked({**row, "prompt": turns}, "prompt", "response_1", "response_2", better=better)
+
+
+def _summarize(row: Row) -> Row:
+    """openai/summarize_from_feedback's comparisons, laid out as trl-lib/tldr-preference; news have no subreddit."""
+    info, two = _typed(row.get("info"), "info", dict), _typed(row.get("summaries"), "summaries", list)
+    said = [_typed(one, "summaries", dict).get("text", "") for one in two]
+    better = 1 - 2 * _number(row, "choice", 0, 1)
+    post = str(info.get("post") or info.get("article") or "").replace("\n\n", "\n")
+    head = (f"SUBREDDIT: r/{info.get('subreddit', '')}\n\n", "POST: ") if info.get("post") else ("", "")
+    asked = f"{head[0]}TITLE: {info.get('title', '')}\n\n{head[1]}{post}\n\nTL;DR:" if post else ""
+    return _asked({"info": asked} | dict(zip("01", said, strict=False)), "info", "0", "1", better=better)
+
+
+# Form -> its columns, where ? may be missing and | is one of, and its reader.
+READERS = {
+    "preference": ("prompt? chosen rejected", _preference),
+    "text": ("prompt? chosen rejected", _text),
+    "ultrafeedback": ("prompt chosen rejected", _ultrafeedback),
+    "hh_rlhf": ("prompt? chosen rejected", _hh_rlhf),
+    "sharegpt": ("system? conversations chosen rejected", lambda row: _asked(row, "conversations")),
+    "alpaca": ("system? instruction input? chosen|chosen_response rejected|rejected_response", _alpaca),
+    "orca": ("system? question|input|prompt chosen rejected", lambda row: _asked(row, "question")),
+    "shp": ("history human_ref_A human_ref_B labels", lambda row: _asked(
+        row, "history", "human_ref_A", "human_ref_B", better=2 * _number(row, "labels", 0, 1) - 1)),
+    "helpsteer2": ("prompt response_1 response_2 preference_strength", _helpsteer2),
+    "helpsteer3": ("context response1 response2 overall_preference", lambda row: _asked(
+        row, "context", "response1", "response2", better=-_number(row, "overall_preference"))),
+    "summarize": ("info summaries choice", _summarize),
+    "ultrainteract": ("trajectory chosen rejected", lambda row: _asked(row, "trajectory")),
+}  # fmt: skip
+READS = {form: {*re.findall(r"\w+", columns), *OWN} for form, (columns, _) in READERS.items()}
+
+
+def choose(sample: list[Row], where: str, *, named: str | None, few: float) -> str:
+    """The form that reads a split's first rows, or the one named; RecipeError with the candidates. A share of `few`
+    rows may be of another form: they are then dropped and counted, like other defects."""
+    columns = list(dict.fromkeys(column for row in sample for column in row))
+    made = {form: [explicit(row, form, strict=not named) for row in sample] for form in ([named] if named else READERS)}
+    good = {form: {n: pair for n, pair in enumerate(read) if isinstance(pair, dict)} for form, read in made.items()}
+    if good.get("preference"):  # the same strings, as messages
+        good.pop("text", None)
+    best = max(good, key=lambda form: len(good[form]))
+    if not good[best]:
+        why = {
+            form: [": ".join(drop.args) for drop in read if isinstance(drop, Drop)][0] for form, read in made.items()
+        }
+        near = max(why, key=lambda form: (" is missing" not in why[form], len(READS[form] & {*columns})))
+        close = nearest(why[near].split()[1], columns) if " is missing" in why[near] else ""
+        what = f"Nearest is {near}, but row 0: {why[near]}.{close} Correct or rename columns, or write a data.reader."
+        if {"prompt", "response", "helpfulness"} <= {*columns}:
+            what = "It scores single replies; HelpSteer2's pairs are read with data.data_dir='preference'."
+        forms, has = "; ".join(f"{form}: {READERS[form][0]}" for form in READERS), ", ".join(columns[:20])
+        is_not = f"{where} is not {named or 'of a form that is read'}. Its columns: {has:.300}."
+        raise RecipeError(f"{is_not} {what} Read are {forms}.")
+    for form, read in good.items():
+        others = [n for n, pair in read.items() if pair != good[best].get(n)]
+        if len(others) > few * len(sample):
+            how = f"{best} reads {len(good[best])} of its first {len(sample)} rows, {form} {len(others)} otherwise"
+            raise RecipeError(f"{where} fits several forms: {how}. Name one: data.format={best!r} or {form!r}.")
+    return best

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import datasets
 import pytest
+from conftest import make_pairs, write_jsonl
 
 from dpo_recipes import data
 from dpo_recipes.errors import RecipeError
-from dpo_recipes.recipe import FORMATS, Data
-from dpo_recipes.rows import READERS, ROLES
+from dpo_recipes.recipe import Data
 
 
 def user(text):
@@ -37,19 +37,20 @@ def save(path: Path, rows: list[dict]) -> str:
 
 
 def read(path, num_proc=None, **fields):
-    return data.read(Data(str(path), **fields), str(path), num_proc=num_proc)
+    return data.read(Data(str(path), **fields), {str(path): 1.0}, num_proc=num_proc)
 
 
 def pairs_of(found) -> list[dict]:
     """Train and held-out pairs together, in the order of their prompts."""
-    return sorted([*found.train, *found.eval], key=lambda row: str(row["prompt"]))
+    both = [{column: row[column] for column in row if column != "row"} for row in (*found.train, *found.eval)]
+    return sorted(both, key=lambda row: str(row["prompt"]))
 
 
 def refused(path, **fields) -> str:
     with pytest.raises(RecipeError) as caught:
         read(path, **fields)
     message = str(caught.value)
-    assert len(message) < 900 and message.rstrip(")").endswith((".", "?")), message
+    assert len(message) < 1600 and message.rstrip(")").endswith((".", "?")), message
     return message
 
 
@@ -76,6 +77,9 @@ HH = [
 ]  # fmt: skip
 
 
+LEAKED = "prompt is in the evaluation pairs"
+
+
 # Forms
 
 
@@ -95,7 +99,7 @@ def test_message_forms_give_the_same_explicit_pairs(tmp_path, rows, form, name):
     found = read(save(tmp_path / name, rows))
     assert pairs_of(found) == EXPLICIT
     assert (found.report["format"], found.text) == (form, False)
-    assert found.train.column_names == ["prompt", "chosen", "rejected"]
+    assert found.train.column_names == ["prompt", "chosen", "rejected", "row"]
 
 
 def test_hh_rlhf_splits_at_the_last_assistant_turn(tmp_path):
@@ -116,7 +120,7 @@ def test_hh_rlhf_with_windows_line_ends_and_with_a_prompt_column(tmp_path):
     assert pairs_of(read(save(tmp_path / "b.jsonl", windows))) == first
     assert pairs_of(read(save(tmp_path / "c.jsonl", beside))) == first
     found = read(save(tmp_path / "d.jsonl", [*beside, {**beside[0], "chosen": " "}]))  # the prompt's turn is no reply
-    assert only_drop(found) == ("empty side", {"count": 1, "rows": [20]})
+    assert only_drop(found) == ("empty side", {"count": 1, "rows": ["20"]})
 
 
 def test_three_strings_become_messages_or_stay_text(tmp_path):
@@ -150,7 +154,7 @@ def test_smoltalk2_keeps_template_kwargs_without_none_and_the_recipe_wins(tmp_pa
     assert found.train[0]["chat_template_kwargs"] == {
         "custom_instructions": "", "enable_thinking": True, "date_string": "1 May 2025",
     }  # fmt: skip
-    assert found.train.column_names == ["prompt", "chosen", "rejected", "chat_template_kwargs"]
+    assert found.train.column_names == ["prompt", "chosen", "rejected", "chat_template_kwargs", "row"]
 
 
 def test_the_recipes_template_kwargs_make_a_column(tmp_path):
@@ -224,8 +228,8 @@ def test_folders_saved_by_datasets(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     assert len(pairs_of(read(tmp_path / "one"))) == 10
     found = read(tmp_path / "many", eval="test")
-    assert (len(found.train), len(found.eval)) == (10, 1)
-    assert found.report["notes"][-1] == "1 of the 1 evaluation pairs have a prompt that is also trained on."
+    assert (len(found.train), len(found.eval)) == (9, 1)
+    assert found.report["train"]["dropped"] == {LEAKED: {"count": 1, "rows": ["0"]}}
     assert sorted(tmp_path.rglob("*")) == before  # nothing of ours is left in the user's folder
 
 
@@ -237,11 +241,12 @@ def test_one_file_serves_any_train_split_and_holds_out_what_it_lacks(tmp_path):
     found = read(path, train="train[:30]", eval="train[30:]")
     assert (len(found.train), len(found.eval)) == (30, 10)
     found = read(path, eval=save(tmp_path / "other.jsonl", three(45)[38:]))
-    assert (len(found.train), len(found.eval)) == (40, 7)
-    assert "2 of the 7 evaluation pairs have a prompt that is also trained on." in found.report["notes"]
+    assert (len(found.train), len(found.eval)) == (38, 7)
+    assert found.report["train"]["dropped"] == {LEAKED: {"count": 2, "rows": ["38", "39"]}}
     assert "Did you mean 'other.jsonl'?" in refused(path, eval=str(tmp_path / "othr.jsonl"))
     wrong = save(tmp_path / "wrong.jsonl", [{"prompt": "q", "chosen": 1, "rejected": "b"}])
-    assert refused(path, eval=wrong).startswith(f"{wrong}, row 0: chosen is 1 (int)")
+    message = refused(path, eval=wrong)
+    assert message.startswith(f"{wrong} is not of a form") and "row 0: malformed: chosen is int" in message
 
 
 def test_the_hold_out_is_the_same_for_every_file_and_shares_no_prompt(tmp_path):
@@ -263,7 +268,7 @@ def test_the_fingerprint_is_of_the_rows_alone(tmp_path):
     path = save(tmp_path / "a.jsonl", three(12))
     code = (
         "import sys; from dpo_recipes import data; from dpo_recipes.recipe import Data;"
-        "print(data.read(Data(sys.argv[1]), sys.argv[1]).report['fingerprint'])"
+        "print(data.read(Data(sys.argv[1]), {sys.argv[1]: 1.0}).report['fingerprint'])"
     )
     env = {**os.environ, "PYTHONHASHSEED": "5", "HF_HOME": str(tmp_path / "elsewhere")}
     other = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, env=env, check=True)
@@ -279,7 +284,8 @@ def test_the_report_is_json_and_several_processes_read_the_same(tmp_path):
     path = save(tmp_path / "a.jsonl", three(30) + [{"prompt": "q", "chosen": "x", "rejected": "x"}])
     one, two = read(path), read(path, num_proc=2)
     assert json.loads(json.dumps(one.report)) == one.report == two.report
-    assert list(one.report) == ["path", "train", "eval", "format", "text", "fingerprint", "notes"]
+    keys = {"path", "train", "eval", "format", "text", "fingerprint", "notes", "contradictions"}
+    assert one.report.keys() == keys
 
 
 def test_importing_costs_neither_torch_nor_datasets():
@@ -296,7 +302,7 @@ DROPPED = {
 }
 DROPPED_MESSAGES = [
     ("empty side", [user("x"), said("")], [user("x"), said("b")]),
-    ("empty side", [user("x"), said(None)], [user("x"), said("b")]),
+    ("malformed: chosen content is NoneType, not str", [user("x"), said(None)], [user("x"), said("b")]),
     ("empty side", [], [user("x"), said("b")]),
     ("empty side", None, [user("x"), said("b")]),
     ("identical sides", [user("x"), said("b")], [user("x"), said("b")]),
@@ -308,11 +314,11 @@ DROPPED_MESSAGES = [
     ("empty prompt", [{"role": "system", "content": "s"}, said("a")], [{"role": "system", "content": "s"}, said("b")]),
     ("prompt ends with the assistant", [user("x"), said("h"), said("a")], [user("x"), said("h"), said("b")]),
 ]
-H = "\n\nHuman: q"
+H, NO_TRANSCRIPT = "\n\nHuman: q", "malformed: chosen is no transcript of Human and Assistant in turn"
 DROPPED_TRANSCRIPTS = [
-    ("malformed transcript", "no turns", f"{H}\n\nAssistant: b"),
-    ("malformed transcript", f"{H}\n\nAssistant: a\n\nAssistant: c", f"{H}\n\nAssistant: b"),
-    ("malformed transcript", f"Note{H}\n\nAssistant: a", f"{H}\n\nAssistant: b"),
+    (NO_TRANSCRIPT, "no turns", f"{H}\n\nAssistant: b"),
+    (NO_TRANSCRIPT, f"{H}\n\nAssistant: a\n\nAssistant: c", f"{H}\n\nAssistant: b"),
+    (NO_TRANSCRIPT, f"Note{H}\n\nAssistant: a", f"{H}\n\nAssistant: b"),
     ("last role is not assistant", f"{H}\n\nAssistant: a{H}", f"{H}\n\nAssistant: b"),
     ("empty side", f"{H}\n\nAssistant: ", f"{H}\n\nAssistant: b"),
     ("empty side", None, f"{H}\n\nAssistant: b"),
@@ -331,27 +337,31 @@ def only_drop(found) -> tuple[str, dict]:
 @pytest.mark.parametrize("form", ["preference", "text"])
 @pytest.mark.parametrize("reason", DROPPED)
 def test_defects_of_strings_are_counted(tmp_path, reason, form):
-    found = read(save(tmp_path / "p.jsonl", three(3) + [DROPPED[reason]] * 4 + three(3)), max_dropped=0.4, format=form)
-    assert only_drop(found) == (reason, {"count": 4, "rows": [3, 4, 5]})
+    found = read(
+        save(tmp_path / "p.jsonl", three(3) + [{**DROPPED[reason], "n": i} for i in range(4)] + three(6)[3:]),
+        max_dropped=0.4,
+        format=form,
+    )
+    assert only_drop(found) == (reason, {"count": 4, "rows": ["3", "4", "5"]})
 
 
 @pytest.mark.parametrize(("reason", "chosen", "rejected"), DROPPED_MESSAGES)
 def test_defects_of_messages_are_counted(tmp_path, reason, chosen, rejected):
     rows = [*conversations(20), {"chosen": chosen, "rejected": rejected}]
-    assert only_drop(read(save(tmp_path / "p.jsonl", rows))) == (reason, {"count": 1, "rows": [20]})
+    assert only_drop(read(save(tmp_path / "p.jsonl", rows))) == (reason, {"count": 1, "rows": ["20"]})
 
 
 @pytest.mark.parametrize(("reason", "chosen", "rejected"), DROPPED_TRANSCRIPTS)
 def test_defects_of_transcripts_are_counted(tmp_path, reason, chosen, rejected):
     rows = [{"chosen": chosen, "rejected": rejected}, *HH]
-    assert only_drop(read(save(tmp_path / "p.jsonl", rows))) == (reason, {"count": 1, "rows": [0]})
+    assert only_drop(read(save(tmp_path / "p.jsonl", rows))) == (reason, {"count": 1, "rows": ["0"]})
 
 
 def test_a_list_prompt_must_open_both_conversations(tmp_path):
     rows = [{**row, "prompt": [row["chosen"][0]]} for row in conversations(20)]
     rows[7]["prompt"] = [user("another")]
     assert only_drop(read(save(tmp_path / "p.jsonl", rows))) == (
-        "prompts differ between sides", {"count": 1, "rows": [7]},
+        "prompts differ between sides", {"count": 1, "rows": ["7"]},
     )  # fmt: skip
 
 
@@ -362,69 +372,25 @@ def test_too_many_dropped_rows_are_refused_with_the_numbers_and_the_way_out(tmp_
     assert "identical sides: 1 (rows 9 ...)" in message and "data.max_dropped=0.2." in message
     assert len(pairs_of(read(path, max_dropped=0.2))) == 8
     message = refused(save(tmp_path / "all.jsonl", [DROPPED["empty prompt"]] * 3), max_dropped=1.0)
-    assert "3 of 3 rows cannot be used" in message and "data.format" in message
-    replies = [{"chosen": [said("a")], "rejected": [said("b")]}] * 3
-    assert "empty prompt: 3" in refused(save(tmp_path / "replies.jsonl", replies))
+    assert "Nearest is preference, but row 0: empty prompt." in message
+    rest = [*three(1), *[DROPPED["empty prompt"]] * 2]
+    assert "2 of 3 rows cannot be used" in refused(save(tmp_path / "most.jsonl", rest), max_dropped=0.6)
 
 
 # What is refused
 
 
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ({"prompt": "x", "chosen": 42, "rejected": "b"}, "row 2: chosen is 42 (int), not text or a list"),
-        ({"prompt": "x", "chosen": "a", "rejected": {"text": "b"}}, "row 2: rejected is {'text': 'b'} (dict)"),
-        ({"prompt": ["x"], "chosen": "a", "rejected": "b"}, "row 2: prompt has 'x' as message 0"),
-        ({"prompt": [user("x")], "chosen": "a", "rejected": "b"}, "row 2: prompt mixes text and messages"),
-        ({"prompt": "x", "chosen": [said("a")], "rejected": "b"}, "row 2: chosen mixes text and messages"),
-        ({"prompt": [{"role": "human", "content": "x"}], "chosen": "a", "rejected": "b"}, "the role 'human', none of"),
-        (
-            {"prompt": [{"role": "asistant", "content": "x"}], "chosen": "a", "rejected": "b"},
-            "Did you mean 'assistant'",
-        ),
-        (
-            {"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"},
-            "row 2: prompt has {'role': 'user'} as message 0",
-        ),
-        (
-            {"prompt": [{"role": "user", "content": 3}], "chosen": "a", "rejected": "b"},
-            "with a role and, as content, text",
-        ),
-        (
-            {"prompt": "x", "chosen": "a", "rejected": "b", "tools": "clock"},
-            "row 2: tools is 'clock' (str), not a list.",
-        ),
-        ({"prompt": "x", "chosen": "a", "rejected": "b", "chat_template_kwargs": [1]}, "is [1] (list), not a dict."),
-    ],
-)
-def test_wrong_types_name_the_row_and_the_field(tmp_path, row, words):
-    message = refused(save(tmp_path / "p.jsonl", [*three(2), row, *three(2)]))
-    assert words in message and "p.jsonl" in message
+def test_a_wrong_type_among_few_rows_names_the_row_the_field_and_what_was_found(tmp_path):
+    row = {"prompt": "x", "chosen": 42, "rejected": "b"}
+    message = refused(save(tmp_path / "p.jsonl", [*three(2), row, *three(5)[2:]]))
+    assert "p.jsonl (train): 1 of 6 rows cannot be used, read as 'preference'. malformed: chosen is int" in message
+    assert "1 (rows 2 ...: 42)" in message
 
 
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ({"instruction": "i", "input": "", "chosen": "a", "rejected": "b"}, ("Alpaca", "'instruction'")),
-        ({"conversations": [{"from": "human", "value": "x"}], "chosen": {"from": "gpt", "value": "a"},
-          "rejected": {"from": "gpt", "value": "b"}}, ("ShareGPT", "from to role")),
-        ({"system": "", "question": "x", "chosen": "a", "rejected": "b"}, ("Orca", "rename question to prompt")),
-        ({"prompt": "x", "system": "be brief", "chosen": "a", "rejected": "b"}, ("beside prompt", "'system'")),
-        ({"prompt": "x", "input": "y", "chosen": "a", "rejected": "b"}, ("beside prompt", "'input'", "data.format")),
-        ({"prompt": [{"from": "human", "value": "x"}], "chosen": "a", "rejected": "b"},
-         ("{'from': 'human', 'value': 'x'} as message 0", "ShareGPT")),
-        ({"instruction": "x", "chosen_response": "a", "rejected_response": "b"},
-         ("no column 'chosen'", "instruction, chosen_response", "Alpaca")),
-        ({"prompt": "x", "chosen": "a", "rejcted": "b"}, ("no column 'rejected'", "Did you mean 'rejcted'?")),
-        ({"history": "x", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}, ("no column 'chosen'", "forms read")),
-        ({"text": "x"}, ("no column 'chosen'. Its columns: text.", "The forms read: prompt")),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("name", ["p.jsonl", "p.parquet"])
-def test_forms_that_are_not_read_say_what_to_rename(tmp_path, row, words, name):
-    message = refused(save(tmp_path / name, [row] * 5))
-    assert all(word in message for word in words), message
+def test_text_and_messages_may_stand_in_one_row(tmp_path):
+    rows = [*three(2), {"prompt": [user("x")], "chosen": "a", "rejected": [said("b")]}]
+    found = pairs_of(read(save(tmp_path / "p.jsonl", rows), eval=0.3))
+    assert found[2] == {"prompt": [user("x")], "chosen": [said("a")], "rejected": [said("b")]}
 
 
 def test_an_empty_column_beside_the_prompt_and_a_named_format_are_no_obstacle(tmp_path):
@@ -433,18 +399,18 @@ def test_an_empty_column_beside_the_prompt_and_a_named_format_are_no_obstacle(tm
 
 
 def test_an_ambiguous_form_lists_the_candidates_and_naming_one_settles_it(tmp_path):
-    path = save(tmp_path / "p.jsonl", HH[:3] + [{"chosen": "It is a", "rejected": "It is b"}] * 3)
+    path = save(tmp_path / "p.jsonl", HH[:3] + [{"chosen": f"It is a{i}", "rejected": "It is b"} for i in range(3)])
     message = refused(path)
-    assert "3 of 6 rows open with 'Human:'" in message and "data.format='text' or 'hh_rlhf'." in message
-    assert "1 of 41 rows open" in refused(
-        save(tmp_path / "few.jsonl", [*three(40), {**three(1)[0], "prompt": "Human: x"}])
-    )
-    assert "malformed transcript: 3" in refused(path, format="hh_rlhf")
-    assert read(path, format="text").report["format"] == "text"
+    assert "text reads 3 of its first 6 rows, hh_rlhf 3 otherwise" in message
+    assert "data.format='text' or 'hh_rlhf'." in message
+    assert f"{NO_TRANSCRIPT}: 3" in refused(path, format="hh_rlhf")
+    assert read(path, format="text", eval=0.2).report["format"] == "text"
+    few = save(tmp_path / "few.jsonl", [*three(40), {**three(1)[0], "prompt": "Human: x"}])
+    assert only_drop(read(few))[0] == "malformed: prompt is a transcript, or messages written as text"
     mixed = save(tmp_path / "m.jsonl", h4(5) + [{**row, "prompt": "q"} for row in EXPLICIT[:5]])
-    assert "5 of 10 rows hold whole conversations" in refused(mixed)
-    assert "data.format='hh_rlhf' cannot read" in refused(save(tmp_path / "h.jsonl", h4()), format="hh_rlhf")
-    assert "What can: preference, ultrafeedback." in refused(str(tmp_path / "h.jsonl"), format="text")
+    assert "preference reads 5 of its first 10 rows, ultrafeedback 5 otherwise" in refused(mixed)
+    assert "is not hh_rlhf" in refused(save(tmp_path / "h.jsonl", h4()), format="hh_rlhf")
+    assert "row 0: malformed: chosen is list, not str" in refused(str(tmp_path / "h.jsonl"), format="text")
 
 
 def test_train_and_evaluation_must_both_be_text_or_both_messages(tmp_path):
@@ -533,8 +499,10 @@ def test_a_hub_data_set_is_loaded_with_all_its_fields(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     fields = {"subset": "default", "data_dir": "d", "revision": "3949bf5", "train": "train_prefs[:5]"}
     found = read("HuggingFaceH4/ultrafeedback_binarized", eval="test_prefs", **fields)
-    assert asked == [(("HuggingFaceH4/ultrafeedback_binarized", "default"), {"data_dir": "d", "revision": "3949bf5"})]
-    assert (len(found.train), len(found.eval)) == (5, 2)
+    how = {"data_dir": "d", "revision": "3949bf5", "streaming": False}
+    assert asked == [(("HuggingFaceH4/ultrafeedback_binarized", "default"), how)]
+    assert (len(found.train), len(found.eval)) == (3, 2)
+    assert found.report["train"]["dropped"] == {LEAKED: {"count": 2, "rows": ["1", "2"]}}
     message = refused("HuggingFaceH4/ultrafeedback_binarized", train="train_pref")
     assert "It has: train_prefs, test_prefs. Did you mean 'train_prefs'?" in message
 
@@ -612,5 +580,126 @@ def test_kwargs_that_a_template_never_reads():
         data.unread_kwargs("x\n{% if %}", {})
 
 
-def test_every_format_a_recipe_may_name_has_a_reader():
-    assert tuple(READERS) == FORMATS and "user" in ROLES
+# Duplicates, contradictions, a reader of one's own, a mix
+
+
+def test_exact_duplicates_are_dropped_and_do_not_count_as_lost(tmp_path):
+    rows = three(10) + three(10) + [{"prompt": "q00", "chosen": "bad 0", "rejected": "good 0"}]
+    report = read(save(tmp_path / "p.jsonl", rows), max_dropped=0.0).report
+    assert report["train"]["dropped"] == {"exact duplicate": {"count": 10, "rows": ["10", "11", "12"]}}
+    other = save(tmp_path / "other.jsonl", [{**three(1)[0], "prompt": "z"}])
+    assert read(tmp_path / "p.jsonl", eval=other).report["contradictions"] == {"count": 2, "rows": ["0", "20"]}
+
+
+def test_no_pair_is_left_where_all_prompts_are_in_the_evaluation_pairs(tmp_path):
+    path = save(tmp_path / "p.jsonl", three(10))
+    assert "no pair is left" in refused(path, eval=path)
+
+
+def swapped(row):
+    if row["prompt"] == "q03":
+        return None
+    return {"prompt": row["prompt"], "chosen": row["rejected"], "rejected": [said(row["chosen"])]}
+
+
+def test_a_reader_of_ones_own(tmp_path):
+    path = save(tmp_path / "p.jsonl", [{**row, "instruction": "x"} for row in three(30)])
+    found = read(path, reader=swapped)
+    assert (found.report["format"], found.text) == ("reader", False)
+    assert found.report["train"]["dropped"] == {"dropped by the reader": {"count": 1, "rows": ["3"]}}
+    want = {"prompt": [user("q05")], "chosen": [said("bad 5")], "rejected": [said("good 5")]}
+    assert want in pairs_of(found) and len(pairs_of(found)) == 29
+    assert read(path, reader=swapped, num_proc=2).report == found.report
+
+
+@pytest.mark.parametrize(
+    ("reader", "words"),
+    [
+        (lambda row: row["nothing"], "p.jsonl (train), row 0: data.reader raised KeyError: 'nothing'."),
+        (lambda row: (1, 2, 3), "row 0: data.reader returned (1, 2, 3), not a dict with prompt, chosen and rejected"),
+        (lambda row: {"prompt": "q", "chosen": "a"}, "row 0: data.reader returned {'prompt': 'q', 'chosen': 'a'}, not"),
+        (
+            lambda row: {"prompt": "q", "chosen": 1, "rejected": "b"},
+            "malformed: chosen is int, not str or list or dict",
+        ),
+    ],
+)
+def test_a_reader_that_is_wrong_is_one_error(tmp_path, reader, words):
+    assert words in refused(save(tmp_path / "p.jsonl", three(3)), reader=reader)
+
+
+def mixed(paths: dict, **fields):
+    return data.read(
+        Data(mix={str(p): share for p, share in paths.items()}, **fields), {str(p): s for p, s in paths.items()}
+    )
+
+
+def test_a_mix_reads_each_source_as_its_form_and_takes_its_share(tmp_path):
+    one = save(tmp_path / "one.jsonl", three(40))
+    two = save(
+        tmp_path / "two.parquet",
+        [{"question": f"r{i}", "system": "s", "chosen": f"a {i}", "rejected": "b"} for i in range(20)],
+    )
+    found = mixed({one: 0.25, two: 1.0}, eval=0.1)
+    train = found.report["train"]
+    assert (found.report["path"], found.report["format"]) == (f"{one} + {two}", "preference + orca")
+    assert (train["rows"], train["kept"], train["held_out"], len(found.eval)) == (60, 27, 3, 3)
+    assert train["dropped"]["outside its share of the mix"]["count"] == 30
+    assert {source["format"]: source["train"]["kept"] for source in found.report["sources"].values()} == {
+        "preference": 10, "orca": 20,
+    }  # fmt: skip
+    rows = [row["row"] for row in (*found.train, *found.eval)]
+    assert sum(row.startswith(f"{one}:") for row in rows) == 10 and f"{two}:19" in rows
+    again = mixed({one: 0.25, two: 1.0}, eval=0.1)
+    assert again.report == found.report and again.train.to_list() == found.train.to_list()
+
+
+def test_a_mix_of_text_and_messages_or_of_split_and_no_split_is_refused(tmp_path):
+    one = save(tmp_path / "one.jsonl", three(40))
+    two = save(tmp_path / "two.jsonl", [{"chosen": f"It is {i}", "rejected": "It is b"} for i in range(20)])
+    with pytest.raises(RecipeError, match="a template fits one only"):
+        mixed({one: 1.0, two: 1.0})
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    save(folder / "train.jsonl", three(60)[50:])
+    save(folder / "test.jsonl", three(70)[60:])
+    with pytest.raises(RecipeError, match="has no split 'test', as others have"):
+        mixed({one: 1.0, folder: 1.0}, eval="test")
+    assert len(mixed({one: 1.0, folder: 1.0}, eval=str(folder / "test.jsonl")).eval) == 10
+
+
+def test_the_row_is_no_part_of_the_fingerprint(tmp_path):
+    here = read(save(tmp_path / "a.jsonl", three(12)), eval=0.3).report["fingerprint"]
+    broken = [{**three(1)[0], "chosen": ""}, *three(12)]
+    assert read(save(tmp_path / "b.jsonl", broken), eval=0.3, max_dropped=0.1).report["fingerprint"] == here
+
+
+# Streams
+
+
+def test_a_stream_gives_the_same_pairs_and_counts_what_it_drops(tmp_path):
+    pairs = make_pairs(12)
+    broken = {**pairs[3], "chosen": pairs[3]["rejected"]}
+    train = write_jsonl(tmp_path / "train.jsonl", [*pairs[:3], broken, *pairs[4:]])
+    test = write_jsonl(tmp_path / "test.jsonl", pairs[:2])
+    stored, streamed = (read(str(train), eval=str(test), streaming=on, max_dropped=0.5) for on in (False, True))
+    assert isinstance(streamed.train, datasets.IterableDataset) and streamed.report["train"]["dropped"] == {}
+    assert [row["row"] for row in streamed.train] == ["2", *map(str, range(4, 12))] == stored.train["row"][:]
+    assert [row["chosen"] for row in streamed.train] == stored.train["chosen"][:]
+    twice = {LEAKED: {"count": 4, "rows": ["0", "1", "0"]}, "identical sides": {"count": 2, "rows": ["3", "3"]}}
+    assert streamed.report["train"]["dropped"] == twice  # it was read twice
+    assert streamed.eval["chosen"][:] == stored.eval["chosen"][:]
+
+
+def test_a_stream_needs_one_path_and_evaluation_pairs_of_their_own(tmp_path, pairs_file):
+    assert "name one path, and a split as data.eval" in refused(str(pairs_file), streaming=True, eval=0.1)
+    message = refused(str(pairs_file), streaming=True, train="train[:5]", eval=str(pairs_file))
+    assert "What is streamed has no slices" in message
+
+
+def test_a_stream_that_breaks_off_names_its_file(tmp_path, pairs_file):
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text(pairs_file.read_text() * 10 + '{"prompt": "a')
+    stream = read(str(cut), eval=str(pairs_file), streaming=True).train
+    with pytest.raises(RecipeError, match=r"cut.jsonl is not readable as jsonl: line 241 is not one whole JSON object"):
+        list(stream)

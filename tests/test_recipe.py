@@ -57,7 +57,12 @@ ACTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "measures": ({"length": reward}, {}, "evaluate.py"),
     "prepare": (fill, {"model": "{prepared}/m"}, "hub.py"),
     "trl": ({"max_grad_norm": 0.5}, {}, "run"),
-    "Data.path": ("other", {}, "train.py"),
+    "Data.path": ("other", {}, "recipe.py"),
+    "Data.mix": ({"a": 1.0, "b": 0.5}, {}, "recipe.py"),
+    "Data.reader": (len, {}, "data.py"),
+    "Data.streaming": (True, {"trl": {"max_steps": 5}}, "data.py"),
+    "Data.drop_truncated": (True, {}, "start.py"),
+    "Data.allow": (["border"], {}, "start.py"),
     "Data.train": ("train[:10]", {}, "data.py"),
     "Data.eval": ("test", {}, "data.py"),
     "Data.subset": ("en", {}, "sources.py"),
@@ -95,7 +100,8 @@ def test_every_field_changes_the_run_or_is_read(field):
     value, beside, where = ACTS[field]
     owner, _, name = field.rpartition(".")
     if owner == "Data":
-        changed = make(data=Data(**{"path": "d", name: value}), **beside)
+        path = {} if name == "mix" else {"path": "d"}
+        changed = make(data=Data(**{**path, name: value}), **beside)
     elif owner:
         changed = make(adapter={"LoRA": LoRA, "QLoRA": QLoRA}[owner](**{name: value}), **beside)
     else:
@@ -214,7 +220,8 @@ def test_what_cannot_work_or_does_nothing_is_refused(changes, message):
         (
             Data,
             {"format": "texts"},
-            "must be one of preference, text, ultrafeedback, hh_rlhf or none. Did you mean 'text'?",
+            "must be one of preference, text, ultrafeedback, hh_rlhf, sharegpt, alpaca, orca, shp, helpsteer2, "
+            "helpsteer3, summarize, ultrainteract or none. Did you mean 'text'?",
         ),
         (Data, {"template_date": "2025-02-31"}, "must be a date as YYYY-MM-DD, such as 2025-07-08."),
         (Data, {"template_date": "20250708"}, "must be a date as YYYY-MM-DD"),
