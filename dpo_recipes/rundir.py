@@ -1,7 +1,5 @@
 """What one run leaves on disk, written to a temporary name and renamed, and how it is read back."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -10,11 +8,11 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from .errors import RecipeError, nearest
+from .errors import Finding, RecipeError, nearest
 
 PACKAGES = ("dpo-recipes", "torch", "trl", "transformers", "datasets", "peft", "accelerate", "bitsandbytes")
 
@@ -49,39 +47,52 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def create(runs: Path, name: str) -> Run:
+def create(runs: Path, name: str) -> "Run":
     """A new folder runs/<name>-<UTC time>; RecipeError where it cannot be written."""
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    attempt = 0
+    stem, attempt = f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}", 1
     while True:
-        attempt += 1
-        path = runs / (f"{name}-{stamp}" + (f"-{attempt}" if attempt > 1 else ""))
+        path = runs / (stem if attempt == 1 else f"{stem}-{attempt}")
         try:
             path.mkdir(parents=True)
             return Run(path)
         except FileExistsError:
-            continue
+            attempt += 1
         except OSError as error:
             remedy = "Choose another place with --runs FOLDER."
             raise RecipeError(f"The run folder {path} cannot be made: {error.strerror}. {remedy}") from None
 
 
+def cache() -> Path:
+    """Where what can be made again is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpo-recipes"
+
+
+def installed() -> dict[str, str]:
+    return {name: found.version for name in PACKAGES for found in [*distributions(name=name)][:1]}
+
+
+def versions() -> Finding:
+    """The installed versions against those that the tests ran with: constraints.txt, in a wheel or in a checkout."""
+    own, found = Path(__file__).with_name("constraints.txt"), installed()
+    text = (own if own.is_file() else own.parents[1] / own.name).read_text(encoding="utf-8")
+    tested = dict(line.split("==") for line in text.splitlines() if "==" in line)
+    differ = [f"{p} {v}, tested {tested[p]}" for p, v in found.items() if v.split("+")[0] != tested.get(p, v)]
+    if differ:
+        return Finding(
+            "warn", "versions", f"{'; '.join(differ)}. To have the tested ones: pip install -c constraints.txt"
+        )
+    return Finding("pass", "versions", "as tested: " + ", ".join(f"{p} {v}" for p, v in found.items()))
+
+
 def environment(seed: int, device: dict[str, Any]) -> dict[str, Any]:
     """Versions, git commit, machine and seed: what is needed to say why two runs differ."""
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    try:
+    commit = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["git", "rev-parse", "HEAD"]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
-        commit: str | None = answer.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = None
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     return {
-        "versions": versions, "python": platform.python_version(), "platform": platform.platform(),
-        "git_commit": commit, "seed": seed, "device": device,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": installed(), "python": platform.python_version(), "platform": platform.platform(),
+        "git_commit": commit, "seed": seed, "device": device, "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 
 
@@ -91,8 +102,7 @@ class Run:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         if not self.path.is_dir():
-            parent = self.path.parent
-            near = nearest(self.path.name, [p.name for p in parent.iterdir() if p.is_dir()]) if parent.is_dir() else ""
+            near = nearest(self.path.name, [folder.name for folder in self.path.parent.glob("*/")])
             raise RecipeError(f"There is no run folder {self.path}.{near}")
 
     def _json(self, name: str, lines: bool = False) -> Any:
