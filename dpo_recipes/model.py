@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,15 +12,19 @@ from typing import Any
 
 import torch
 from packaging.version import Version
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.quantizers import AutoHfQuantizer
 
 from .data import pin_date, unread_kwargs
 from .errors import RecipeError
 from .recipe import LoRA, QLoRA, Recipe
 from .settings import Device, Settings
 
+Say = Callable[[str], None]
 
-def device(say: Callable[[str], None] = lambda _: None, use_cpu: bool = False) -> Device:
+
+def device(say: Say = lambda _: None, use_cpu: bool = False) -> Device:
     """Where this process trains. On CUDA, switches off an attention kernel whose gradients can be NaN, and says so."""
     if Device().processes > 1:
         raise RecipeError(f"This version trains in one process; a launcher started {Device().processes}.")
@@ -50,60 +55,95 @@ class Tokenizer:
         self.tokenizer.chat_template = pinned
 
 
-def load_tokenizer(recipe: Recipe, path: str, say: Callable[[str], None] = lambda _: None) -> Tokenizer:
+def load_tokenizer(recipe: Recipe, path: str, say: Say = lambda _: None) -> Tokenizer:
     """The model's tokenizer, with the recipe's chat template and date. RecipeError when there is none."""
+    data, trust = recipe.data, recipe.trust_remote_code
     with _explained("tokenizer", path):
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=recipe.revision, trust_remote_code=trust)
     if tokenizer.eos_token is None:
         raise RecipeError(f"The tokenizer of {path!r} has no end token, so no answer could end. Set eos_token.")
-    data = recipe.data
     template = data.chat_template or tokenizer.chat_template
     if isinstance(template, dict):  # some tokenizers carry several by name
         template = template.get("default")
-    tokenizer.chat_template = template
-    if template is None:
-        if given := [n for n in ("chat_template_kwargs", "template_date") if getattr(data, n)]:
-            raise RecipeError(f"data.{given[0]} is for a chat template, and the tokenizer of {path!r} has none.")
-        return Tokenizer(tokenizer, None)
-    if data.template_date:
-        tokenizer.chat_template = pin_date(template, data.template_date)
-        if tokenizer.chat_template == template:
-            say(f"data.template_date={data.template_date} changes nothing: this chat template prints no date.")
-    if unread := unread_kwargs(template, data.chat_template_kwargs):
+    given = [n for n in ("chat_template_kwargs", "template_date") if getattr(data, n)]
+    if template is None and given:
+        raise RecipeError(f"data.{given[0]} is for a chat template, and the tokenizer of {path!r} has none.")
+    tokenizer.chat_template = pin_date(str(template), data.template_date) if data.template_date else template
+    if data.template_date and tokenizer.chat_template == template:
+        say(f"data.template_date={data.template_date} changes nothing: this chat template prints no date.")
+    if unread := unread_kwargs(template or "", data.chat_template_kwargs):
         say(f"data.chat_template_kwargs: this chat template does not read {', '.join(unread)}.")
     return Tokenizer(tokenizer, template)
 
 
 def load_weights(
-    recipe: Recipe, settings: Settings, path: str, *, trainable: bool = True,
-    say: Callable[[str], None] = lambda _: None,
-) -> Any:  # fmt: skip
+    recipe: Recipe, settings: Settings, path: str, *, trainable: bool = True, say: Say = lambda _: None
+) -> Any:
     """The policy before training, or (`trainable=False`) a reference of its own: base weights, quantised for QLoRA.
 
-    Without an adapter of its own the recipe's new one is added later, by TRL; an adapter that is continued is loaded
-    here. Raises RecipeError where the folder or the hub id cannot be read.
+    TRL adds a new adapter later; one that is continued is loaded here. RecipeError where something cannot be read.
     """
-    adapter = recipe.adapter
-    options: dict[str, Any] = {"dtype": getattr(torch, settings.weights), "trust_remote_code": recipe.trust_remote_code}
-    if trainable or recipe.reference is None:
-        options["revision"] = recipe.revision
-    if recipe.attn_implementation:
-        options["attn_implementation"] = recipe.attn_implementation
-    if isinstance(adapter, QLoRA) and (trainable or recipe.reference is None):
-        options["quantization_config"] = _quantization(adapter.double_quant, options["dtype"])
-        if torch.cuda.is_available() and not recipe.trl.get("use_cpu"):
-            options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
+    adapter, options = recipe.adapter, _options(recipe, settings, trainable)
+    if "quantization_config" in options and torch.cuda.is_available() and not recipe.trl.get("use_cpu"):
+        options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
     with _explained("model", path):
-        model = AutoModelForCausalLM.from_pretrained(path, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, **options)
     _keep_4bit_gradients_right(model)
     if trainable and getattr(model, "peft_config", None):
         remedy = f"To train it on, set model= to its base and adapter.continue_from={path}"
         raise RecipeError(f"model={path!r} is an adapter, which a new one would replace. {remedy}")
     if trainable and adapter is not None and adapter.continue_from:
-        return _continued(model, os.path.expanduser(adapter.continue_from), path, say)
+        folder = os.path.expanduser(adapter.continue_from)
+        with _lora(adapter) as config:
+            model = PeftModel.from_pretrained(model, folder, is_trainable=True)
+        if os.path.realpath(made_on := str(config.base_model_name_or_path)) != os.path.realpath(path):
+            same = "they must be the same weights"
+            say(f"The adapter {folder} was made on {made_on}, and is continued on {path}: {same}.")
+        _cast_as_trl(model)  # before TRL copies the adapter for the reference, so that both are the same numbers
     return model
+
+
+def skeleton(recipe: Recipe, settings: Settings, path: str, *, trainable: bool = True) -> Any:
+    """What `load_weights` and TRL would make of it, adapter included, from the config alone: on the meta device."""
+    adapter, options = recipe.adapter, _options(recipe, settings, trainable)
+    revision, quantization = options.pop("revision", None), options.pop("quantization_config", None)
+    if options.get("attn_implementation") != "eager":  # SDPA, which needs as much as kernels that are not there
+        options.pop("attn_implementation", None)
+    with _explained("model", path), torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=recipe.trust_remote_code)
+        model = AutoModelForCausalLM.from_config(config, **options)
+    if quantization:
+        from bitsandbytes.functional import create_dynamic_map, name2qmap
+
+        quantizer = AutoHfQuantizer.from_config(quantization)
+        quantizer.preprocess_model(model, device_map=None)
+        name2qmap.setdefault("dynamic", create_dynamic_map())  # made once for the process: let it have numbers
+        for module in (m for m in model.modules() if type(m).__name__ == "Linear4bit"):
+            for parameter in module.parameters():
+                parameter.data = parameter.data.to(options["dtype"])
+            module.weight._quantize("meta")
+        quantizer.postprocess_model(model)
+    if trainable and adapter is not None:
+        with torch.device("meta"), _lora(adapter) as made:
+            made.inference_mode = False
+            model = get_peft_model(model, made)
+            _cast_as_trl(model)
+            if settings.reference == "frozen adapter":
+                model.add_adapter("ref", made)
+    return model
+
+
+def _options(recipe: Recipe, settings: Settings, trainable: bool) -> dict[str, Any]:
+    """How a model is made. The revision and the 4 bits are the policy's own, so also those of its start weights."""
+    adapter, dtype = recipe.adapter, getattr(torch, settings.weights)
+    options = {"dtype": dtype, "trust_remote_code": recipe.trust_remote_code}
+    if recipe.attn_implementation:
+        options["attn_implementation"] = recipe.attn_implementation
+    if trainable or recipe.reference is None:
+        options["revision"] = recipe.revision
+        if isinstance(adapter, QLoRA):
+            options["quantization_config"] = _quantization(adapter.double_quant, dtype)
+    return options
 
 
 def need_embeddings(model: Any, tokenizer: Any) -> None:
@@ -114,56 +154,48 @@ def need_embeddings(model: Any, tokenizer: Any) -> None:
 
 
 def _quantization(double_quant: bool, dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=double_quant,
-    )  # fmt: skip
+    options = {"quant_type": "nf4", "compute_dtype": dtype, "use_double_quant": double_quant}
+    return BitsAndBytesConfig(load_in_4bit=True, **{f"bnb_4bit_{name}": value for name, value in options.items()})
 
 
 def _keep_4bit_gradients_right(model: Any) -> None:
     """Stop bitsandbytes from repacking 4-bit weights in eval mode on CPUs with AVX512-BF16.
 
-    The first forward in eval mode repacks every Linear4bit for an inference kernel that has no gradient; back in train
-    mode the loss stays right, but gradients through these layers are garbage (bitsandbytes 0.50.2). To go when
-    bitsandbytes registers a gradient for that kernel or unpacks on train().
+    It repacks for an inference kernel that has no gradient; back in train mode the loss stays right, but gradients
+    through these layers are garbage (0.50.2). To go when that kernel has a gradient or train() unpacks.
     """
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
 
 
-def _continued(model: Any, folder: str, path: str, say: Callable[[str], None]) -> Any:
-    from peft import PeftConfig, PeftModel
-
+@contextmanager
+def _lora(adapter: LoRA) -> Iterator[Any]:
+    """The adapter's configuration, new or of the folder it continues; what goes wrong with it becomes a RecipeError."""
+    folder = os.path.expanduser(adapter.continue_from or "")
     try:
-        config = PeftConfig.from_pretrained(folder)
+        config = PeftConfig.from_pretrained(folder) if folder else peft_config(adapter)
         if config.peft_type != "LORA":
             raise TypeError(f"it is a {config.peft_type.value} adapter")
-        model = PeftModel.from_pretrained(model, folder, is_trainable=True)
+        yield config
     except Exception as error:
-        form = "a folder with adapter_config.json and adapter_model.safetensors, made on the same base"
-        at = f"adapter.continue_from={folder!r}"
-        raise RecipeError(f"{at} holds no LoRA adapter for this model: {_short(error)}. It must be {form}.") from error
-    made_on = str(config.base_model_name_or_path)
-    if os.path.realpath(made_on) != os.path.realpath(path):
-        say(f"The adapter {folder} was made on {made_on}, and is continued on {path}: they must be the same weights.")
+        form = "It must be a folder with adapter_config.json and adapter_model.safetensors, made on the same base."
+        why = f"adapter.continue_from={folder!r} holds no LoRA adapter for this model: {_short(error)}. {form}"
+        raise RecipeError(why if folder else f"This model takes no such adapter: {_short(error)}.") from error
+
+
+def _cast_as_trl(model: Any) -> None:
+    """Over 4-bit weights TRL trains the adapter in bf16, all but DoRA's magnitudes."""
     if getattr(model, "is_loaded_in_4bit", False):
-        # TRL copies the adapter for the reference and casts the trained one to bf16 afterwards: cast first, so that
-        # both start from the same rounded numbers.
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and "lora_magnitude_vector" not in name:
                 parameter.data = parameter.data.to(torch.bfloat16)
-    return model
 
 
 def peft_config(adapter: LoRA | None) -> Any:
     """The LoraConfig of a new adapter; None in full fine-tuning and when an adapter is continued."""
     if adapter is None or adapter.continue_from:
         return None
-    from peft import LoraConfig
-
     return LoraConfig(
         task_type="CAUSAL_LM", r=adapter.r, lora_alpha=adapter.alpha or 2 * adapter.r, lora_dropout=adapter.dropout,
         target_modules=adapter.target_modules, use_rslora=adapter.use_rslora, use_dora=adapter.use_dora,
@@ -174,8 +206,8 @@ class Reference:
     """The frozen model a trained policy is compared with, on demand: never a second model while training."""
 
     def __init__(self, policy: Any, settings: Settings, load: Callable[[], Any]):
-        self.policy, self.kind, self._load = policy, settings.reference, load
-        self._other: Any = None
+        self.policy, self.kind = policy, settings.reference
+        self._load = functools.cache(lambda: load().to(policy.device).eval())
 
     @contextmanager
     def model(self) -> Iterator[Any]:
@@ -190,9 +222,7 @@ class Reference:
             finally:
                 self.policy.set_adapter("default")
         else:
-            if self._other is None:
-                self._other = self._load().to(self.policy.device).eval()
-            yield self._other
+            yield self._load()
 
 
 def load_trained(folder: Path, resolved: dict[str, Any]) -> tuple[Any, Any]:
@@ -206,8 +236,6 @@ def load_trained(folder: Path, resolved: dict[str, Any]) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(where)
     if value["adapter"] is None:
         return AutoModelForCausalLM.from_pretrained(where, **options), tokenizer
-    from peft import PeftConfig, PeftModel
-
     base = PeftConfig.from_pretrained(str(where)).base_model_name_or_path
     if value["adapter"] == "QLoRA":
         options["quantization_config"] = _quantization(value["adapter.double_quant"], dtype)
