@@ -19,10 +19,13 @@ TREES = {name: ast.parse(f.read_text(encoding="utf-8")) for name, f in FILES.ite
 
 LIGHT = {"errors", "losses", "dpoconfig", "recipe", "overrides", "catalogue", "settings"}
 PARTS = {
-    "data", "rows", "sources", "sampling", "guard", "rundir", "progress", "shared_prefix", "reference_cache",
-    "plan",
+    "data", "rows", "sources", "tokens", "sampling", "guard", "rundir", "progress", "shared_prefix",
+    "reference_cache", "plan",
 }  # fmt: skip
-VERBS = {"train", "evaluate", "pairs", "check", "sweep", "report", "export", "bench", "launch"}
+VERBS = {
+    "preview", "check", "doctor", "train", "evaluate", "pairs", "sweep", "report", "export", "bench", "launch",
+}  # fmt: skip
+BELOW = {"model", "trainer", "start"}  # between the parts and the verbs
 VERB_MAY = {"train": {"evaluate"}, "sweep": {"train", "evaluate"}, "bench": {"train", "evaluate"}}
 # Part -> parts it may import; rundir's load_model is lazy, so that reading a run's numbers needs no model code.
 PART_MAY = {"data": {"rows", "sources"}}
@@ -65,7 +68,7 @@ def siblings(name: str, **how: bool) -> set[str]:
 def test_the_package_is_small():
     lines = {name: len(f.read_text(encoding="utf-8").splitlines()) for name, f in FILES.items()}
     assert not {name: n for name, n in lines.items() if n > 300}
-    assert sum(lines.values()) <= 3500, (
+    assert sum(lines.values()) <= 4500, (
         f"{sum(lines.values())} lines: {dict(sorted(lines.items(), key=lambda i: -i[1]))}"
     )
 
@@ -87,7 +90,7 @@ def test_nothing_imports_the_command_line():
 
 @pytest.mark.parametrize("name", sorted(PARTS & FILES.keys()))
 def test_parts_do_not_import_each_other_nor_what_stands_above(name):
-    above = {"model", "trainer", "cli", *VERBS} - ({"model"} if name == "rundir" else set())
+    above = {*BELOW, "cli", *VERBS} - ({"model"} if name == "rundir" else set())
     assert siblings(name) & (PARTS | above) <= PART_MAY.get(name, set())
     assert not siblings(name, top=True) & above
 
@@ -102,8 +105,8 @@ def test_verbs_do_not_import_verbs(name):
     assert siblings(name) & VERBS <= VERB_MAY.get(name, set())
 
 
-@pytest.mark.parametrize("name", sorted({"model", "trainer"} & FILES.keys()))
-def test_model_and_trainer_stand_below_the_verbs(name):
+@pytest.mark.parametrize("name", sorted(BELOW & FILES.keys()))
+def test_model_trainer_and_start_stand_below_the_verbs(name):
     assert not siblings(name) & VERBS
 
 

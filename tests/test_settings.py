@@ -189,6 +189,19 @@ def test_rows_hold_every_field_once_with_its_origin():
     }  # fmt: skip
 
 
+def test_rows_show_where_the_pairs_come_from():
+    def mine(row):
+        return row
+
+    data = Data(mix={"a.jsonl": 1.0, "org/set": 0.5}, reader=mine, allow=["border"])
+    recipe = make(data=data)
+    found = {key.removeprefix("data."): row for key, row in rows(recipe, resolve(recipe, GPU)).items()}
+    assert found["mix"] == ({"a.jsonl": 1.0, "org/set": 0.5}, "recipe file") and found["path"] == (None, "default")
+    assert found["reader"] == ("mine", "recipe file") and found["allow"] == (["border"], "recipe file")
+    assert found["streaming"] == (False, "default") and found["drop_truncated"] == (False, "default")
+    json.dumps(show(recipe, GPU))
+
+
 def test_rows_of_a_continued_adapter_do_not_pretend_to_know_its_rank():
     recipe = make(adapter=QLoRA(continue_from="x"))
     shown = {key for key in rows(recipe, resolve(recipe, GPU)) if key.startswith("adapter.")}
