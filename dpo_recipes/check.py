@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from . import losses, rundir
 from .errors import Finding, RecipeError
 from .plan import PARTS, Plan, Unplannable, measured_peak, parse_memory, plan, ways_out
-from .recipe import Recipe
+from .recipe import PREPARED, Recipe
 from .settings import Device, resolve
 from .start import Start
 
@@ -40,7 +41,8 @@ def check(
 
     def begin() -> Iterator[Finding]:
         start.append(Start(recipe, console or Console(quiet=True)))
-        yield Finding("pass", "model", f"{recipe.model} and {recipe.data.name} are at hand")
+        names = f"{recipe.model} and {recipe.data.name}".replace(f"{PREPARED}/", f"{recipe.name}'s own ")
+        yield Finding("pass", "start", f"{names} are at hand")
 
     def pairs() -> Iterator[Finding]:
         start[0].pairs()
@@ -48,16 +50,16 @@ def check(
         yield from start[0].findings
 
     stages: list[tuple[str, str, Callable[[], Iterator[Finding]]]] = [
-        ("model", "", begin), ("pairs", "model", pairs), ("plan", "model", lambda: _plan(start[0], memory, result)),
+        ("start", "", begin), ("pairs", "start", pairs), ("plan", "start", lambda: _plan(start[0], memory, result)),
         ("run", "pairs", lambda: _run(start[0], result)),
     ]  # fmt: skip
     for name, needs, stage in stages if run else stages[:-1]:
         try:
-            found += stage() if needs in done else [Finding("skipped", name, f"it needs the {needs}, which failed")]
+            found += stage() if needs in done else [Finding("skipped", name, f"{needs!r} must pass before it")]
             done.add(name if needs in done else "")
         except Unplannable as error:
             found.append(Finding("skipped", name, str(error)))
-        except RecipeError as error:
+        except (RecipeError, torch.OutOfMemoryError) as error:
             found.append(Finding("fail", name, str(error)))
     return result
 
@@ -75,32 +77,27 @@ def _recipe(recipe: Recipe) -> Iterator[Finding]:
 def _plan(start: Start, memory: int | None, result: dict[str, Any]) -> Iterator[Finding]:
     """Parameters, memory and, where it does not fit, the ways out; steps and tokens."""
     recipe, train = start.recipe, (result["data"] or {}).get("train", {})
-    known = int(np.max(start.train["length"], initial=2)) if "tokens" in train else recipe.max_length
-    if known is None:
+    limit = recipe.max_length or 2**60
+    known = max(2, *start.train["length"], *start.eval["length"]) if "tokens" in train else limit
+    if (tokens := min(known, limit)) == 2**60:
         raise Unplannable("Neither the pairs nor max_length say how long a pair can be.")
     device = Device("cuda", bf16=True) if memory else start.device
     memory = memory or _memory(device.kind)
 
     with start.console.status("planning on fake tensors"):
-        planned = functools.partial(_planned, start, device, known)
+        planned = functools.partial(_planned, start, device, tokens)
         found = planned(recipe)
         fits = found.peak < ROOM * memory
         ways = [] if fits else list(ways_out(recipe, int(ROOM * memory), planned))
-        here = found if device == start.device else _planned(start, start.device, known, recipe)  # what `run` measures
+        here = found if device == start.device else _planned(start, start.device, tokens, recipe)  # what `run` measures
     steps = math.ceil(recipe.num_train_epochs * math.ceil(train.get("kept", 0) / recipe.global_batch_size))
     steps = max(recipe.trl.get("max_steps", 0), 0) or steps
     outs = [f"{change} ({_gb(way.peak)}{', not enough' * (way.peak >= ROOM * memory)})" for change, way in ways]
-    result["plan"] = vars(found) | {
-        "here": here.peak,
-        "memory": memory,
-        "fits": fits,
-        "tokens": known,
-        "steps": steps,
-        "ways_out": outs,
-    }
+    more = {"here": here.peak, "memory": memory, "fits": fits, "tokens": tokens, "steps": steps, "ways_out": outs}
+    result["plan"] = vars(found) | more
     yield Finding("pass", "parameters", f"{found.trainable:,} of {found.total:,} train")
     each = ", ".join(f"{part} {_gb(size)}" for part in PARTS if (size := getattr(found, part)))
-    text = f"{_gb(found.peak)} of {_gb(memory)} on {device.kind}, in a {found.moment}: {each}."
+    text = f"{_gb(found.peak)} of {_gb(memory)} on {device.kind}, at the most in the {found.moment}: {each}."
     out = f" It does not fit. In this order: {'; '.join(outs)}."
     yield Finding("pass" if fits else "fail", "memory", text if fits else text + out)
     if padded := train.get("padded_tokens"):
@@ -125,8 +122,6 @@ def _memory(kind: str) -> int:
     """Bytes of the device that is there."""
     if kind != "cuda":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    import torch
-
     return torch.cuda.get_device_properties(0).total_memory
 
 
@@ -135,7 +130,8 @@ def _gb(size: float) -> str:
 
 
 def _run(start: Start, result: dict[str, Any]) -> Iterator[Finding]:
-    """A step on the longest pairs, where policy and reference must agree, then timed ones on pairs as they come."""
+    """A step on the longest pairs, where policy and reference must agree, then timed ones on pairs as they come, and a
+    batch of the longest evaluation pairs."""
     from transformers import TrainerCallback
 
     if start.recipe.data.streaming or not len(start.train):

@@ -124,7 +124,11 @@ def check(
     value = overrides.apply(catalogue.load(recipe), changes or [])
     from .check import check as run_checks
 
+    from .start import table as pairs
+
     found = run_checks(value, gpu=gpu, run=run, console=Console(quiet=as_json))
+    if found["data"] and not as_json:
+        Console().print(pairs(found["data"]))
     _report(as_json=as_json, **found)
 
 
