@@ -42,7 +42,7 @@ def check(
     def begin() -> Iterator[Finding]:
         start.append(Start(recipe, console or Console(quiet=True)))
         names = f"{recipe.model} and {recipe.data.name}".replace(f"{PREPARED}/", f"{recipe.name}'s own ")
-        yield Finding("pass", "start", f"{names} are at hand")
+        yield Finding("pass", "model", f"{names} are at hand")
 
     def pairs() -> Iterator[Finding]:
         start[0].pairs()
@@ -50,17 +50,19 @@ def check(
         yield from start[0].findings
 
     stages: list[tuple[str, str, Callable[[], Iterator[Finding]]]] = [
-        ("start", "", begin), ("pairs", "start", pairs), ("plan", "start", lambda: _plan(start[0], memory, result)),
+        ("model", "", begin), ("pairs", "model", pairs), ("plan", "model", lambda: _plan(start[0], memory, result)),
         ("run", "pairs", lambda: _run(start[0], result)),
     ]  # fmt: skip
     for name, needs, stage in stages if run else stages[:-1]:
         try:
-            found += stage() if needs in done else [Finding("skipped", name, f"{needs!r} must pass before it")]
+            found += stage() if needs in done else [Finding("skipped", name, f"it needs the {needs}, which failed")]
             done.add(name if needs in done else "")
         except Unplannable as error:
             found.append(Finding("skipped", name, str(error)))
-        except (RecipeError, torch.OutOfMemoryError) as error:
-            found.append(Finding("fail", name, str(error)))
+        except Exception as error:  # of a trial: a plugin loss's, a library's, the device's
+            if not (known := isinstance(error, RecipeError)) and name != "run":
+                raise
+            found.append(Finding("fail", name, str(error) if known else f"{type(error).__name__}: {error}"))
     return result
 
 
@@ -77,9 +79,8 @@ def _recipe(recipe: Recipe) -> Iterator[Finding]:
 def _plan(start: Start, memory: int | None, result: dict[str, Any]) -> Iterator[Finding]:
     """Parameters, memory and, where it does not fit, the ways out; steps and tokens."""
     recipe, train = start.recipe, (result["data"] or {}).get("train", {})
-    limit = recipe.max_length or 2**60
-    known = max(2, *start.train["length"], *start.eval["length"]) if "tokens" in train else limit
-    if (tokens := min(known, limit)) == 2**60:
+    known = max([2, *start.train["length"], *start.eval["length"]]) if "tokens" in train else 2**60
+    if (tokens := min(known, recipe.max_length or 2**60)) == 2**60:
         raise Unplannable("Neither the pairs nor max_length say how long a pair can be.")
     device = Device("cuda", bf16=True) if memory else start.device
     memory = memory or _memory(device.kind)
@@ -87,25 +88,24 @@ def _plan(start: Start, memory: int | None, result: dict[str, Any]) -> Iterator[
     with start.console.status("planning on fake tensors"):
         planned = functools.partial(_planned, start, device, tokens)
         found = planned(recipe)
-        fits = found.peak < ROOM * memory
-        ways = [] if fits else list(ways_out(recipe, int(ROOM * memory), planned))
+        fits, room = found.peak < ROOM * memory, int(ROOM * memory)
+        ways = [] if fits else list(ways_out(recipe, room, planned, tokens))
         here = found if device == start.device else _planned(start, start.device, tokens, recipe)  # what `run` measures
     steps = math.ceil(recipe.num_train_epochs * math.ceil(train.get("kept", 0) / recipe.global_batch_size))
     steps = max(recipe.trl.get("max_steps", 0), 0) or steps
     outs = [f"{change} ({_gb(way.peak)}{', not enough' * (way.peak >= ROOM * memory)})" for change, way in ways]
-    more = {"here": here.peak, "memory": memory, "fits": fits, "tokens": tokens, "steps": steps, "ways_out": outs}
-    result["plan"] = vars(found) | more
+    also = {"here": here.peak, "memory": memory, "fits": fits, "tokens": tokens, "steps": steps, "ways_out": outs}
+    result["plan"] = vars(found) | also
     yield Finding("pass", "parameters", f"{found.trainable:,} of {found.total:,} train")
     each = ", ".join(f"{part} {_gb(size)}" for part in PARTS if (size := getattr(found, part)))
-    text = f"{_gb(found.peak)} of {_gb(memory)} on {device.kind}, at the most in the {found.moment}: {each}."
-    out = f" It does not fit. In this order: {'; '.join(outs)}."
+    at = f"in a{'n' * (found.moment == 'evaluation')} {found.moment}"
+    text = f"{_gb(found.peak)} of {_gb(memory)} on {device.kind}, {at}: {each}."
+    out = f" It does not fit. {'In this order: ' * bool(outs)}{'; '.join(outs) or 'No field is left to change'}."
     yield Finding("pass" if fits else "fail", "memory", text if fits else text + out)
     if padded := train.get("padded_tokens"):
-        real, shared = train["real_tokens"], train["shared_tokens"]
-        words = (
-            f"{steps:,} steps; {real:,} tokens an epoch, {padded:,} as TRL pads them ({1 - real / padded:.0%} padding)"
-        )
-        yield Finding("pass", "tokens", f"{words}, {shared:,} with each prompt read once")
+        words = f"{steps:,} steps; {(real := train['real_tokens']):,} tokens an epoch, {padded:,} as TRL pads them"
+        more = f"({1 - real / padded:.0%} padding), {train['shared_tokens']:,} with each prompt read once"
+        yield Finding("pass", "tokens", f"{words} {more}")
 
 
 def _planned(start: Start, device: Device, tokens: int, recipe: Recipe) -> Plan:
@@ -130,15 +130,19 @@ def _gb(size: float) -> str:
 
 
 def _run(start: Start, result: dict[str, Any]) -> Iterator[Finding]:
-    """A step on the longest pairs, where policy and reference must agree, then timed ones on pairs as they come, and a
-    batch of the longest evaluation pairs."""
+    """A step on the longest pairs, where policy and reference must agree; timed ones; the longest evaluation batch."""
     from transformers import TrainerCallback
 
     if start.recipe.data.streaming or not len(start.train):
         raise Unplannable("There are no stored pairs to try.")
+    planned, here = result["plan"], _memory(start.device.kind)
+    if planned and planned["here"] > here:
+        raise Unplannable(f"It needs {_gb(planned['here'])}, and the {start.device.kind} has {_gb(here)}.")
     a_step, once, times = start.recipe.global_batch_size, copy.copy(start), list[float]()
-    longest = np.argsort(-np.array(start.train["length"]), kind="stable")[:a_step].tolist()
-    once.train = start.train.select([*longest, *range(min(len(start.train), TIMED * a_step))])
+    a_pass = start.recipe.trl.get("per_device_eval_batch_size", start.settings.micro_batch_size)
+    longest, held = (np.argsort(-np.array(p["length"]), kind="stable").tolist() for p in (start.train, start.eval))
+    once.train = start.train.select([*longest[:a_step], *range(min(len(longest), TIMED * a_step))])
+    once.eval = start.eval.select(held[:a_pass])
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -151,12 +155,13 @@ def _run(start: Start, result: dict[str, Any]) -> Iterator[Finding]:
              "report_to": "none", "push_to_hub": False, "train_sampling_strategy": "sequential"}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         trainer = once.trainer(Path(folder), [Clock()], **plain)
-        models = [m for m in (trainer.model, trainer.ref_model) if m is not None]
-        peak = measured_peak(trainer.train, [t for m in models for t in (*m.parameters(), *m.buffers())])
-    seconds, planned = statistics.median(times[1:]), result["plan"]
-    steps = planned["steps"] if planned else 0
+        resident = [t for m in (trainer.model, trainer.ref_model) if m for t in (*m.parameters(), *m.buffers())]
+        peak = measured_peak(lambda: (trainer.train(), trainer.evaluate()), resident)
+    seconds, steps = statistics.median(times[1:]), planned["steps"] if planned else 0
     result["run"] = {"peak": peak, "seconds_per_step": seconds, "seconds": steps * seconds}
-    yield Finding("pass", "step 0", "policy and reference agree, and the loss has its known value")
+    if trainer.health.same_start:
+        known = ", and the loss has its known value" if trainer.health.declared is not None else ""
+        yield Finding("pass", "step 0", f"policy and reference agree{known}")
     yield Finding("pass", "peak memory", f"{_gb(peak)}; planned {_gb(planned['here']) if planned else 'nothing'}")
     whole = f"{steps:,} steps take {timedelta(seconds=round(steps * seconds))}, without evaluation and answers"
     yield Finding("pass", "time", f"{seconds:.3g} s a step; {whole}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -95,12 +96,14 @@ def _report(findings: Iterable[Finding], as_json: bool, **more: Any) -> None:
     """Print findings, as a table or with `more` as JSON; exit 1 where one of them failed."""
     shown, found = Table.grid("", Column(style="bold"), Column(overflow="fold"), padding=(0, 2, 0, 0)), list(findings)
     styles = {"pass": "green", "warn": "yellow", "fail": "bold red", "skipped": "dim"}
+    count = Counter(finding.level for finding in found)
     for level, name, text in found:
         shown.add_row(f"[{styles[level]}]{level}[/]", escape(name), escape(text))
     if as_json:
         print(json.dumps({"findings": [finding._asdict() for finding in found], **more}, indent=2))
     else:
-        Console().print(shown, highlight=False)
+        said = ", ".join(f"{n} {level}" for level, n in count.items())
+        Console().print(shown, said, sep="\n", highlight=False)
     if any(finding.level == "fail" for finding in found):
         raise typer.Exit(1)
 
@@ -123,7 +126,6 @@ def check(
     """All that can be known before training; exit 1 on a fail."""
     value = overrides.apply(catalogue.load(recipe), changes or [])
     from .check import check as run_checks
-
     from .start import table as pairs
 
     found = run_checks(value, gpu=gpu, run=run, console=Console(quiet=as_json))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import itertools
 import json
 import math
 import os
 import re
 import secrets
-import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -44,6 +42,7 @@ class _Part:
     raw: Any  # datasets.Dataset, as it is stored
     share: float  # of its pairs to use
     label: str  # before its row numbers
+    spans: list[tuple[str, int, int]]  # split, first row and number of rows that were picked, in order
     form: str = "reader"
 
 
@@ -68,13 +67,15 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) ->
             splits = {data.train.split("[")[0].strip(): splits[""]}
         label = f"{path}:" * (len(paths) > 1)
         raw = sources.stream(splits, data.train, path) if data.streaming else sources.pick(splits, data.train, path)
-        train.append(_Part(path, f"{path} ({data.train})", raw, share, label))
+        train.append(_Part(path, f"{path} ({data.train})", raw[0], share, label, raw[1]))
         if alone and spec.split("[")[0].strip() not in splits:
             single.append(path)
         elif isinstance(data.eval, str) and not sources.is_path(spec):
-            tests.append(_Part(path, f"{path} ({spec})", sources.pick(splits, spec, path), share, label))
+            raw = sources.pick(splits, spec, path)
+            tests.append(_Part(path, f"{path} ({spec})", raw[0], share, label, raw[1]))
     if sources.is_path(spec):
-        tests = [_Part(spec, spec, sources.pick(sources.files_of(spec), "", spec), 1.0, "")]
+        raw = sources.pick(sources.files_of(spec), "", spec)
+        tests = [_Part(spec, spec, raw[0], 1.0, "", raw[1])]
     elif single and tests:
         raise RecipeError(f"{single[0]} has no split {spec!r}, as others have. Set data.eval to a share, or to a file.")
     elif single and isinstance(data.eval, str):
@@ -98,12 +99,12 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) ->
             if value := getattr(data, field):
                 raise RecipeError(f"data.{field}={value!r:.40} does nothing: {name} {why}. Delete it.")
 
-    held, held_keys, tested = _gather(tests, data, num_proc, ()) if tests else (None, [()], [])
+    held, held_keys, tested = _gather(tests, data, num_proc, ()) if tests else (None, [()], {})
     report: dict[str, Any] = {"path": name, "format": form, "text": text, "notes": list(dict.fromkeys(notes))}
     if data.streaming:
         dropped = dict[str, Row]()
         pairs = _streamed(train[0], data, set(held_keys[0].tolist()), dropped)
-        report |= {"train": {"split": data.train, "dropped": dropped}, "eval": {"split": spec, **tested[0]}}
+        report |= {"train": {"split": data.train, "dropped": dropped}, "eval": {"split": spec, **tested}}
         return Read(pairs, held, text, report)
     pairs, keys, trained = _gather(train, data, num_proc, held_keys[0])
     if not tests:
@@ -114,24 +115,21 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) ->
             raise RecipeError(f"{name}: holding out {share:.3g} {why}")
         held, pairs = (pairs.select(np.flatnonzero(side)) for side in (out, ~out))
         held_keys, keys = keys[:, out], keys[:, ~out]
-        spec, tested = f"{share:.3g} of {data.train}", [{"rows": len(held), "kept": len(held), "dropped": {}}]
-        trained[0] |= {"kept": len(pairs), "held_out": len(held)}
+        spec, tested = f"{share:.3g} of {data.train}", {"rows": len(held), "kept": len(held), "dropped": {}}
+        trained |= {"kept": len(pairs), "held_out": len(held)}
     twice = np.flatnonzero(np.isin(keys[1], keys[2]))
     digest = hashlib.sha256(b"|".join(one[1].astype("<i8").tobytes() for one in (keys, held_keys)))
     report |= {
-        "train": {"split": data.train, **trained[0]}, "eval": {"split": spec, **tested[0]},
+        "train": {"split": data.train, **trained}, "eval": {"split": spec, **tested},
         "fingerprint": digest.hexdigest(),
         "contradictions": {"count": len(twice), "rows": pairs.select_columns("row")[twice[:3]]["row"]},
     }  # fmt: skip
     if len(paths) > 1:
-        report["sources"] = {part.path: {"format": part.form} for part in (*train, *tests)}
-        for side, parts, counts in (("train", train, trained), ("eval", tests, tested)):
-            for part, count in zip(parts, counts[1:], strict=False):
-                report["sources"][part.path][side] = count
+        report["sources"] = {part.path: part.form for part in (*train, *tests)}
     return Read(pairs, held, text, report)
 
 
-def _gather(parts: list[_Part], data: Data, num_proc: int | None, barred: Any) -> tuple[Any, Any, list[Row]]:
+def _gather(parts: list[_Part], data: Data, num_proc: int | None, barred: Any) -> tuple[Any, Any, Row]:
     """The usable pairs of the parts, each once and none with a prompt of `barred`; their KEYS, an array of shape (3,
     pairs); rows, kept and dropped, of all parts together and of each."""
     import datasets
@@ -161,8 +159,10 @@ def _gather(parts: list[_Part], data: Data, num_proc: int | None, barred: Any) -
             for reason, drop in seen["dropped"].items():
                 found = names[start + why[start:end].tolist().index(reason)]["found"]
                 each.append(f"{reason}: {drop['count']} (rows {', '.join(drop['rows'])} ...{found and f': {found}'})")
-            allow = f"allow it: data.max_dropped={math.ceil(100 * lost / (end - start)) / 100:g}."
-            what = f"Correct or remove them, or {allow if len(left) else 'name the right form with data.format.'}"
+            allow = f"allow it: data.max_dropped={math.ceil(100 * lost / (end - start)) / 100:g}"
+            what = (
+                f"Correct {'data.reader' if data.reader else 'or remove them'}{f', or {allow}' if len(left) else ''}."
+            )
             lose = f"{end - start - len(left)} of {end - start} rows cannot be used, read as {part.form!r}."
             raise RecipeError(f"{part.where}: {lose} {'; '.join(each)}. {what}")
         by_key = left[np.argsort(keys[1][left], kind="stable")]  # as good as drawn by lot, and the same everywhere
@@ -176,7 +176,7 @@ def _gather(parts: list[_Part], data: Data, num_proc: int | None, barred: Any) -
     for name in rows.OWN:
         values = {value for chunk in table[name].chunks for value in chunk.storage.unique().to_pylist()}
         unused += [name] if values <= {None, "{}"} or parts[0].form == "text" else []
-    return whole.remove_columns(unused).select(kept), keys[:, kept], [count(*span) for span in ((0, ends[-1]), *spans)]
+    return whole.remove_columns(unused).select(kept), keys[:, kept], count(0, ends[-1])
 
 
 def _streamed(part: _Part, data: Data, barred: set[int], dropped: dict[str, Row]) -> Any:
@@ -190,9 +190,8 @@ def _streamed(part: _Part, data: Data, barred: set[int], dropped: dict[str, Row]
             drop["rows"] += [row["row"]] if drop["count"] <= 3 else []
         return not reason
 
-    how = {"form": part.form, "kwargs": data.chat_template_kwargs, "strict": not data.format, "label": part.label}
     made = part.raw.map(
-        _read_row, with_indices=True, fn_kwargs={**how, "reader": data.reader, "where": part.where},
+        _read_row, with_indices=True, fn_kwargs=_how(part, data) | {"reader": data.reader, "where": part.where},
         remove_columns=part.raw.column_names,
     )  # fmt: skip
     return made.filter(usable).remove_columns(["dropped", "found", *KEYS])
@@ -208,11 +207,10 @@ def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
         raw = raw.select_columns([c for c in raw.column_names if c in rows.READS[part.form] or c in rows.QUESTION])
     features = dict.fromkeys(rows.PAIR, kind) | dict.fromkeys(rows.OWN, Json()) | dict.fromkeys(KEYS, Value("int64"))
     features |= dict.fromkeys(("row", "dropped", "found"), Value("string"))
-    try:  # the text of the reader's file stands for it in the cache; a reader without one is asked again each time
-        source = reader and f"{reader.__qualname__} {inspect.getsource(sys.modules[reader.__module__])}"
-    except (AttributeError, KeyError, OSError, TypeError):
-        source = secrets.token_hex()
-    how = {"form": part.form, "kwargs": data.chat_template_kwargs, "strict": not data.format, "label": part.label}
+    source = (
+        reader and secrets.token_hex()
+    )  # what a user's function reads beside the row no cache can know: never cached
+    how = _how(part, data)
     key = hashlib.sha256(repr([raw._fingerprint, how, sources.CODE, source]).encode()).hexdigest()[:32]
     if get_start_method() != "fork" and (reader or num_proc is None):  # other ways run a user's script anew
         num_proc = None
@@ -225,10 +223,21 @@ def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
     )  # fmt: skip
 
 
+def _how(part: _Part, data: Data) -> Row:
+    """What `_read_row` needs beside the row."""
+    return {"form": part.form, "kwargs": data.chat_template_kwargs, "strict": not data.format,
+            "label": part.label, "spans": part.spans}  # fmt: skip
+
+
 def _read_row(
-    example: Row, number: int, *, form: str, kwargs: Row, strict: bool, label: str, reader: Any, where: str
+    example: Row, number: int, *, form: str, kwargs: Row, strict: bool, label: str, spans: Any, reader: Any, where: str
 ) -> Row:
     """One pair with its KEYS, or a row of None beside the reason to drop it and what was found."""
+    for split, first, count in spans:  # the number in the split, whatever slice of it was picked
+        if number < count:
+            label, number = label + (f"{split}:" if len(spans) > 1 else ""), first + number
+            break
+        number -= count
     row, out = sources.row_of(example), {"row": f"{label}{number}", "dropped": "", "found": ""}
     if reader:
         place = f"{where}, row {number}: data.reader"
@@ -244,7 +253,9 @@ def _read_row(
         return dict.fromkeys((*rows.PAIR, *rows.OWN)) | dict.fromkeys(KEYS, 0) | out
     pair["chat_template_kwargs"] |= kwargs
     prompt, chosen, rejected, *own = (json.dumps(pair[c], sort_keys=True).encode() for c in (*rows.PAIR, *rows.OWN))
-    content = [prompt], [prompt, chosen, rejected, *own], [prompt, rejected, chosen, *own]
+    asked = [m["content"] for m in pair["prompt"] if m["role"] == "user"] if form != "text" else [pair["prompt"]]
+    same = json.dumps([" ".join(text.casefold().split()) for text in asked]).encode()  # but for case and white space
+    content = [same], [prompt, chosen, rejected, *own], [prompt, rejected, chosen, *own]
     for key, texts in zip(KEYS, content, strict=True):
         pair[key] = int.from_bytes(hashlib.sha256(b"|".join(texts)).digest()[:8], "little", signed=True)
     return pair | out

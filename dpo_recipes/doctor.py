@@ -7,11 +7,13 @@ import shutil
 import sys
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 
 from . import rundir
 from .errors import Finding
+from .settings import here
 
 
 def doctor() -> Iterator[Finding]:
@@ -21,47 +23,45 @@ def doctor() -> Iterator[Finding]:
     from huggingface_hub import constants
 
     yield rundir.versions()
-    cuda, python = torch.cuda.is_available(), sys.version.split()[0]
-    yield Finding("pass", "machine", f"Python {python}, {sys.platform}, {os.cpu_count()} cores, {torch.__version__=}")
-    for n in range(torch.cuda.device_count()):
+    cuda, build, python = torch.cuda.is_available(), torch.__version__, sys.version.split()[0]
+    yield Finding("pass", "machine", f"Python {python}, {sys.platform}, {os.cpu_count()} cores, torch {build}")
+    for n in range(count := torch.cuda.device_count() * cuda):  # it counts what the driver cannot serve, too
         name, (free, total) = torch.cuda.get_device_name(n), torch.cuda.mem_get_info(n)
-        dtypes = "bf16, fp16, fp32" if torch.cuda.is_bf16_supported() else "fp16 and fp32, bf16 is not native"
+        native = torch.cuda.get_device_capability(n) >= (8, 0)
+        dtypes = "bf16, fp16, fp32" if native else "fp16 and fp32, bf16 is not native"
         yield Finding("pass", f"GPU {n}", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free; {dtypes}")
-    if os.path.exists("/dev/nvidia0") and torch.version.cuda and not cuda:
-        yield Finding("fail", "GPU", f"The driver does not serve CUDA {torch.version.cuda}, torch's own: update it.")
+    if here().kind == "cuda" and not cuda:
+        why = f"The driver does not serve CUDA {own}, torch's own: update it." if (own := torch.version.cuda) else ""
+        yield Finding("fail", "GPU", why or f"torch {build} is built without CUDA: install one that has it.")
     elif not cuda:
         apple = torch.backends.mps.is_available()
         yield Finding("pass", "GPU", "an Apple GPU: fp32" if apple else "none: training runs on the CPU, in fp32")
-    enabled = [
-        k for k in ("flash", "mem_efficient", "cudnn", "math") if getattr(torch.backends.cuda, f"{k}_sdp_enabled")()
-    ]
-    beside = [name for name in ("flash_attn", "kernels", "liger_kernel", "xformers") if find_spec(name)]
-    yield Finding(
-        "pass", "attention", f"torch's {', '.join(enabled)}; installed beside it: {', '.join(beside) or 'none'}"
-    )
+    kinds, others = ("flash", "mem_efficient", "cudnn", "math"), ("flash_attn", "kernels", "liger_kernel", "xformers")
+    enabled = ", ".join(kind for kind in kinds if getattr(torch.backends.cuda, f"{kind}_sdp_enabled")())
+    beside = ", ".join(name for name in others if find_spec(name)) or "none"
+    yield Finding("pass", "attention", f"torch's {enabled}; installed beside it: {beside}")
 
     try:
         if not constants.HF_HUB_OFFLINE:
             urllib.request.urlopen(constants.ENDPOINT, timeout=5).close()
         offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
-    except OSError as error:
+    except (OSError, ValueError, HTTPException) as error:
         offline = f"{constants.ENDPOINT} does not answer ({error})"
     only = "only local and cached models and data sets can be used."
     yield Finding("warn", "hub", f"{offline}: {only}") if offline else Finding("pass", "hub", constants.ENDPOINT)
-    caches = {"models": constants.HF_HUB_CACHE, "data sets": HF_DATASETS_CACHE, "made here": rundir.cache()}
+    caches = {"models": constants.HF_HUB_CACHE, "data sets": HF_DATASETS_CACHE, "prepared": rundir.cache()}
     for name, path in caches.items():
         there = next(folder for folder in (Path(path), *Path(path).parents) if folder.is_dir())
         free, writable = shutil.disk_usage(there).free, os.access(there, os.W_OK)
         words = f"{path}: {free / 1e9:.0f} GB free{'' if writable else ', and it cannot be written'}"
         yield Finding("pass" if writable and free > 5e9 else "warn", f"cache of {name}", words)
 
-    version = tuple(map(int, torch.__version__.split(".")[:2]))
+    cudnn = cuda and tuple(map(int, build.split(".")[:2])) >= (2, 11)
     repacks = not cuda and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    cudnn, several = cuda and version >= (2, 11), torch.cuda.device_count() > 1
-    for known, here in {
+    for known, true in {
         "cuDNN attention's gradients can be NaN under a mask (pytorch#196678): `train` switches it off.": cudnn,
-        "Several GPUs are visible, and one process uses one: set CUDA_VISIBLE_DEVICES=0.": several,
+        "Several GPUs are visible, and one process uses one: set CUDA_VISIBLE_DEVICES=0.": count > 1,
         "bitsandbytes repacks 4-bit weights on this CPU and spoils gradients: `train` prevents it.": repacks,
     }.items():
-        if here:
+        if true:
             yield Finding("warn", "known problem", known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from .settings import Device, Settings
 
 Say = Callable[[str], None]
 
+# TRL and peft use the old name of this option themselves, so the warning says nothing to a user.
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+
 
 def device(say: Say = lambda _: None, use_cpu: bool = False) -> Device:
     """Where this process trains. On CUDA, switches off an attention kernel whose gradients can be NaN, and says so."""
@@ -36,7 +40,7 @@ def device(say: Say = lambda _: None, use_cpu: bool = False) -> Device:
             # 2.11, seen on 2.13. To be bounded above by the first release that carries the fix.
             torch.backends.cuda.enable_cudnn_sdp(False)
             say(f"cuDNN attention is off: with torch {torch.__version__} its gradients can be NaN under a mask.")
-        return Device("cuda", torch.cuda.is_bf16_supported())
+        return Device("cuda", torch.cuda.is_bf16_supported(including_emulation=False))
     if torch.backends.mps.is_available() and not use_cpu:
         return Device("mps")
     return Device()

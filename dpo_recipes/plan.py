@@ -189,13 +189,16 @@ def _forward(model: Any, live: Live, settings: Settings, pairs: int, tokens: int
         return Head.apply(live, settings.device == "cuda", hidden.reshape(-1, hidden.shape[-1]), *weights)
 
 
-def ways_out(recipe: Recipe, memory: int, replan: Callable[[Recipe], Plan]) -> Iterator[tuple[str, Plan]]:
+def ways_out(
+    recipe: Recipe, memory: int, replan: Callable[[Recipe], Plan], tokens: int = 10**9
+) -> Iterator[tuple[str, Plan]]:
     """(what to change, as on the command line; the plan that it gives), until one fits into `memory` bytes.
-    First what leaves the maths alone, one after the other; then, each on top of those, what does not."""
+    First what leaves the maths alone, one after the other; then, each on top of those, what does not.
+    `tokens`: the longest pair, above which max_length changes nothing."""
     smaller = recipe.micro_batch_size != 1 and not recipe.loss_names.intersection(COUPLED)
     checkpoint = recipe.trl.get("gradient_checkpointing") is False
     same = ["micro_batch_size=1"] * smaller + ["trl.gradient_checkpointing=true"] * checkpoint
-    other = [f"max_length={length}" for length in (1024, 512, 256) if length < (recipe.max_length or 10**9)]
+    other = [f"max_length={length}" for length in (1024, 512, 256) if length < min(recipe.max_length or 10**9, tokens)]
     other += ["adapter=lora"] * (recipe.adapter is None) + ["adapter=qlora"] * (not isinstance(recipe.adapter, QLoRA))
     for changes in [same[: n + 1] for n in range(len(same))] + [[*same, change] for change in other]:
         with suppress(RecipeError):  # such as an option that goes with full fine-tuning alone
@@ -207,8 +210,8 @@ def ways_out(recipe: Recipe, memory: int, replan: Callable[[Recipe], Plan]) -> I
 def parse_memory(text: str) -> int:
     """Bytes of '24GB' (10^9 each) or '80GiB' (2^30)."""
     found = re.fullmatch(r"(\d*\.?\d+)\s*(?:([KMGT])(i?))?B?", text.strip(), re.IGNORECASE)
-    if not found or not float(found[1]):
-        raise UsageError(f"memory={text!r} is no amount of memory. Examples: 24GB, 80GiB, 512MB.")
+    if not found or text.strip()[-1].isdigit() or not float(found[1]):
+        raise UsageError(f"--gpu {text!r} is no amount of memory. Examples: 24GB, 80GiB, 512MB.")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index((found[2] or " ").upper()))
 
 

@@ -23,7 +23,14 @@ Format = Literal[
     "summarize", "ultrainteract",
 ]  # fmt: skip
 FORMATS = typing.get_args(Format)
-ALLOWED = ("border", "start_token", "end_token", "truncated", "contradictions")  # stops of the data report, by name
+ALLOWED = (
+    "border",
+    "start_token",
+    "end_token",
+    "special_tokens",
+    "truncated",
+    "contradictions",
+)  # stops of the data report, by name
 PREPARED = "{prepared}"  # in `model` and `data.path`: the folder that the recipe's `prepare` fills
 
 # Field -> what holds for its value unless that is None, and how a message says it.
@@ -196,6 +203,8 @@ class Recipe(Value):
              "trl.sync_ref_model moves a copy: no adapter, reference, reward or precompute_ref_log_probs beside it."),
             (precompute is False and precomputes and not moving,
              "trl.precompute_ref_log_probs=False would keep a second model in memory: delete it."),
+            (self.data.streaming and trl.get("dataloader_num_workers"),
+             "data.streaming counts what it drops in this process: no trl.dataloader_num_workers beside it."),
             (self.data.streaming and (precomputes or precompute or not trl.get("max_steps")),
              "data.streaming needs trl.max_steps, and a reference not computed beforehand: an adapter's own."),
         )  # fmt: skip

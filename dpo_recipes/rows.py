@@ -66,7 +66,7 @@ def bare(value: Any, field: str) -> Any:
     is empty; of JSON that any parser takes: no NaN, no integer beyond 64 bits, no half of a surrogate pair."""
     if isinstance(value, dict):
         return {bare(key, field): bare(v, field) for key, v in value.items() if v is not None}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [bare(v, field) for v in value]
     if isinstance(value, str) and (value.isascii() or value.encode(errors="replace").decode() == value):
         return value
@@ -134,6 +134,9 @@ def _pair(prompt: list[Row] | None, chosen: list[Row], rejected: list[Row]) -> R
     ):
         if wrong:
             raise Drop(reason)
+    asked = last["content"].strip()
+    if len(asked) >= 20 and all(side[0]["content"].strip().startswith(asked) for side in (chosen, rejected)):
+        raise Drop("both sides repeat the prompt")
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
@@ -148,7 +151,12 @@ def _asked(row: Row, field: str, *sides: str, better: float = 1) -> Row:
     if not better:
         raise Drop("tie")
     first, second = (sides or SIDES)[:: 1 if better > 0 else -1]
-    prompt = _messages(row, "system", "system") + _messages(row, field, "user")
+    system, prompt = _messages(row, "system", "system"), _messages(row, field, "user")
+    if system and prompt and prompt[0]["role"] == "system":
+        if system != prompt[:1]:
+            raise _malformed("system", "differs from the system message of the conversation", row["system"])
+        system = []
+    prompt = system + prompt
     return _pair(prompt, _messages(row, first), _messages(row, second))
 
 
@@ -175,7 +183,8 @@ def _hh_rlhf(row: Row) -> Row:
     """Transcripts, "Human:" and "Assistant:" turns each after an empty line: the last turn is the reply."""
     talks = []
     for side in SIDES:
-        before, *turns = TURN.split(_typed(row.get("prompt", ""), "prompt", str) + _typed(row[side], side, str))
+        prompt, said = _typed(row.get("prompt", ""), "prompt", str), _typed(row[side], side, str)
+        before, *turns = TURN.split(said if TURN.match(said) else prompt + said)
         pairs = zip(turns[::2], turns[1::2], strict=True)
         talk = [{"role": ROLES[who.lower()], "content": said.strip()} for who, said in pairs]
         if not INK.search(row[side]):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from .errors import RecipeError, nearest
 from .recipe import Data
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet", ".arrow")
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 RAW = "__row__"  # json and csv rows travel as their own text: Arrow would guess types and fill in missing keys
 # `datasets` caches a function's results under its name: without its text a new release would be served the old rows.
 CODE = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
@@ -71,11 +74,12 @@ def _short(error: BaseException) -> str:
     return (shorten(str(error), 300, placeholder=" ...") or type(error).__name__).rstrip(".") + "."
 
 
-def pick(splits: dict[str, Any], spec: str, path: str) -> Any:
-    """The rows that a split, a slice such as train[:10%], or a sum of them names."""
+def pick(splits: dict[str, Any], spec: str, path: str) -> tuple[Any, list[tuple[str, int, int]]]:
+    """The rows that a split, a slice such as train[:10%], or a sum of them names; and the split, the first row and the
+    number of rows of each."""
     import datasets
 
-    picked = []
+    picked, spans = [], []
     for part in spec.split("+"):
         name, bracket, cut = part.strip().partition("[")
         if name not in splits:
@@ -88,18 +92,21 @@ def pick(splits: dict[str, Any], spec: str, path: str) -> Any:
         except (ValueError, AssertionError) as error:
             what = f"{path}: {spec!r} is no split: {_short(error)} Write a slice as train[:1000] or train[5%:]."
             raise RecipeError(what) from None
-        picked += [rows.select(range(at.from_, at.to))] if at.from_ < at.to else []
+        if at.from_ < at.to:
+            picked.append(rows.select(range(at.from_, at.to)))
+            spans.append((name, at.from_, at.to - at.from_))
     if not picked:
         raise RecipeError(f"{path}: {spec!r} selects no rows. Choose a slice within the split.")
-    return datasets.concatenate_datasets(picked)
+    return datasets.concatenate_datasets(picked), spans
 
 
-def stream(splits: dict[str, Any], spec: str, path: str) -> Any:
+def stream(splits: dict[str, Any], spec: str, path: str) -> tuple[Any, list[tuple[str, int, int]]]:
     """The rows of a split as an IterableDataset, read when they are asked for."""
     if spec not in splits:
         what = f"{nearest(spec, splits)} What is streamed has no slices: trl.max_steps says how much is read."
         raise RecipeError(f"{path} has no split {spec!r}. It has: {', '.join(splits)}.{what}")
-    return _load(splits[spec], streaming=True) if isinstance(splits[spec], list) else splits[spec]
+    rows = _load(splits[spec], streaming=True) if isinstance(splits[spec], list) else splits[spec]
+    return rows, [(spec, 0, sys.maxsize)]
 
 
 def _load(files: list[Path], streaming: bool = False) -> Any:
@@ -124,6 +131,8 @@ def _readable(files: list[Path]) -> Iterator[None]:
         yield
     except Exception as error:  # of many kinds and wrappings: datasets, pyarrow, csv, gzip, zlib, Unicode
         cause, where = error.__cause__ or error, ", ".join(map(str, files[:3]))
+        if isinstance(cause, OSError) and cause.errno in FULL and cause.filename not in map(str, files):
+            raise cause from None  # of the cache, not of the file
         empty = "corresponds to no data" in str(cause)
         why = "has no rows." if empty else f"is not readable as {_suffix(files[0])[1:]}: {_short(cause)}"
         raise RecipeError(f"{where} {why} Write it again: whole, in UTF-8, with one row for each pair.") from None

@@ -10,18 +10,22 @@ import functools
 import hashlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from . import hub
 from .errors import Finding, RecipeError
 from .recipe import PREPARED, Recipe
 from .settings import dpo_config, here, resolve
+from .sources import FULL
 
 SMALL = 20_000_000  # bytes of a file that is read, tokenised and compared within seconds
 
@@ -74,15 +78,22 @@ class Start:
 
     def pairs(self) -> None:
         """Read, tokenise and judge the pairs. RecipeError where nothing can be judged; what was judged is a finding."""
+        try:
+            with _interruptible():
+                self._pairs()
+        except OSError as error:
+            if error.errno in FULL:
+                where = "HF_HOME names another place for the cache"
+                raise RecipeError(f"The pairs cannot be kept in the cache of data sets: {error}. {where}.") from error
+            ways = "Connect and run again, or name a local file: data.path=/path/to/pairs.jsonl"
+            raise RecipeError(f"The data set {self.recipe.data.name} cannot be read: {error}. {ways}") from error
+
+    def _pairs(self) -> None:
         from . import data, tokens
 
         recipe, own = self.recipe, self.recipe.data
         cores = recipe.trl.get("dataset_num_proc")
-        try:
-            read = data.read(own, self.paths, num_proc=cores)
-        except OSError as error:
-            ways = "Connect and run again, or name a local file: data.path=/path/to/pairs.jsonl"
-            raise RecipeError(f"The data set {own.name} cannot be read: {error}. {ways}") from error
+        read = data.read(own, self.paths, num_proc=cores)
         template = None if read.text else self.tokenizer.tokenizer.chat_template
         if not read.text and template is None:
             raise RecipeError(
@@ -90,7 +101,8 @@ class Start:
                 "them. Ways out: an instruct model, data.chat_template= in Jinja, or data.format=text: plain strings."
             )
         self.report = read.report
-        self.findings = list(self._template(template))
+        self.findings = [Finding("pass", "pairs", note) for note in read.report["notes"]]
+        self.findings += self._template(template)
         for split, seen in (("train", self.report["train"]), ("eval", self.report["eval"])):
             rows, part = tokens.prepare(
                 getattr(read, split), self.tokenizer.tokenizer, text=read.text, max_length=recipe.max_length,
@@ -101,13 +113,8 @@ class Start:
             setattr(self, split, rows)
             seen |= {**part, "kept": len(rows)} if "pairs" in part else {}
             judged = {why: drop for why, drop in seen["dropped"].items() if why not in data.HARMLESS}
-            self.findings += tokens.rules(
-                seen | {"dropped": judged},
-                split,
-                allow=own.allow,
-                max_dropped=own.max_dropped,
-                max_length=recipe.max_length,
-            )
+            limits: dict[str, Any] = {"allow": own.allow, "max_dropped": own.max_dropped}
+            self.findings += tokens.rules(seen | {"dropped": judged}, split, max_length=recipe.max_length, **limits)
         swapped = self.report.get("contradictions") or {"count": 0, "rows": []}
         if n := swapped["count"]:
             many = n > own.max_dropped * len(self.train) and "contradictions" not in own.allow
@@ -162,26 +169,55 @@ class Start:
         return trainer
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends worker processes without a traceback each, and stays Ctrl-C whatever it breaks in this one."""
+    parent, asked = os.getpid(), list[int]()
+
+    def interrupted(number: int, frame: Any) -> None:
+        if os.getpid() != parent:
+            os._exit(130)
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    except Exception:
+        if asked:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def table(report: dict[str, Any]) -> Table:
     """The data report: rows read, kept and dropped by reason, and lengths in tokens, for both splits."""
-    shown = Table("", "train", "eval", title="Pairs", title_justify="left")
+    shown = Table(Column(no_wrap=True), "train", "eval", title="Pairs", title_justify="left")
     splits = [report["train"], report["eval"]]
 
     def add(words: str, *cells: Any) -> None:
         shown.add_row(words, *(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in cells))
 
-    for name in ("rows", "kept"):
-        add(name, *(split.get(name, "streamed") for split in splits))
+    for name in ("rows", "held_out", "kept"):
+        if any(name in split for split in splits):
+            add(name.replace("_", " "), *(split.get(name, "") for split in splits))
     for reason in dict.fromkeys(reason for split in splits for reason in split["dropped"]):
         drops = [split["dropped"].get(reason) for split in splits]
         add(f"dropped: {reason}", *(f"{d['count']:,} (rows {', '.join(d['rows'])})" if d else 0 for d in drops))
     splits = [split if "tokens" in split else {} for split in splits]  # of a stream nothing is known beforehand
     for side in ("prompt", "chosen", "rejected"):
-        cells = [s and " / ".join(f"{s['tokens'][side][p]:,}" for p in ("p50", "p95", "p99", "max")) for s in splits]
+        cells = [
+            " / ".join(f"{s['tokens'][side][p]:,}" for p in ("p50", "p95", "p99", "max")) if s else "" for s in splits
+        ]
         add(f"{side} tokens, 50/95/99/100 %", *cells)
-    add("pairs that max_length cuts", *(s and f"{s['truncated']['pairs']:,}" for s in splits))
+    add("pairs that max_length cuts", *(s["truncated"]["pairs"] if s else "" for s in splits))
     for words, name in {"max_length to keep 99 % whole": "max_length_keeping_99",
                         "chosen is the longer side": "longer_chosen",
                         'accuracy of "pick the longer"': "pick_longer_accuracy"}.items():  # fmt: skip
-        add(words, *(s and (f"{s[name]:.1%}" if isinstance(s[name], float) else s[name]) for s in splits))
+        cells = [s.get(name, "") for s in splits]
+        add(words, *(f"{cell:.1%}" if isinstance(cell, float) else cell for cell in cells))
     return shown

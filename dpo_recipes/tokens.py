@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from datetime import date
 from importlib.metadata import version
 from itertools import takewhile
@@ -17,9 +18,20 @@ from .errors import Finding, RecipeError
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 # Per pair: tokens of each part, of the start that both completions share, and left out at the prompt's end; start
-# tokens; the fewest and the most end tokens of a side.
-FIGURES = ["_prompt", "_chosen", "_rejected", "_shared", "_left_out", "_starts", "_fewest_ends", "_most_ends"]
-DROPS = ("", "prompt fills max_length", "identical after truncation", "truncated: a side loses its end token")
+# tokens; the fewest ends of a side, the most of one end token; control tokens that stand in the texts.
+FIGURES = [
+    "_prompt",
+    "_chosen",
+    "_rejected",
+    "_shared",
+    "_left_out",
+    "_starts",
+    "_fewest_ends",
+    "_most_ends",
+    "_control",
+]
+DROPS = ("", "prompt fills max_length", "identical after truncation", "identical after the chat template",
+         "truncated: a side loses its end token")  # fmt: skip
 
 
 def prepare(
@@ -39,7 +51,7 @@ def prepare(
     dropped = {} if dropped is None else dropped
     how, limits = {"tokenizer": tokenizer, "text": text, "ends": ends}, (max_length or 2**60, drop_truncated, dropped)
     if isinstance(pairs, IterableDataset):
-        made = pairs.map(_stream, batched=True, batch_size=100, fn_kwargs=how | {"limits": limits})
+        made = pairs.map(_stream, batched=True, batch_size=1, fn_kwargs=how | {"limits": limits})
         return made, {"dropped": dropped}
     if num_proc is None and get_start_method() == "fork":  # other ways would run a user's script anew in each process
         num_proc = min(len(os.sched_getaffinity(0)), len(pairs) // 1000)
@@ -53,7 +65,7 @@ def prepare(
     every = made.select_columns(FIGURES).with_format("numpy")[:]
     kept = _kept(every, made["row"], *limits)
     made = (made if len(kept) == len(made) else made.select(kept)).remove_columns(FIGURES)
-    prompt, chosen, rejected, _, left_out, starts, fewest, most = (every[name][kept] for name in FIGURES)
+    prompt, chosen, rejected, _, left_out, starts, fewest, most, control = (every[name][kept] for name in FIGURES)
     quantiles = np.percentile([every[name] for name in FIGURES[:3]], (50, 95, 99, 100), axis=1, method="inverted_cdf")
     cut, n = [prompt + side > limits[0] for side in (chosen, rejected)], max(len(kept), 1)
 
@@ -74,11 +86,13 @@ def prepare(
         "pick_longer_accuracy": float((1 + np.sign(chosen - rejected)).sum() / 2 / n),
         "border": found(count=left_out > 0) | {"example": None},
         "start_token": found(none=starts == 0, one=starts == 1, doubled=starts > 1),
+        "special_tokens": found(count=control > 0),
         "end_token": found(missing=fewest == 0, repeated=most > 1, pairs=(fewest == 0) | (most > 1)),
         **costs(prompt, chosen, rejected, micro_batch_size, max_length, seed),
     }  # fmt: skip
     if tokenizer.bos_token_id is None:
         part["start_token"] = dict.fromkeys(part["start_token"])
+    part["start_token"]["wanted"] = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     for at in np.flatnonzero(left_out)[:1]:
         [whole], *_ = _sequences(made.select([at])[:], tokenizer, text)
         part["border"]["example"] = tokenizer.decode(whole[prompt[at] :])[:200]
@@ -100,7 +114,9 @@ def rules(part: dict, split: str, *, allow: list[str], max_dropped: float, max_l
     """What a part of the data report means for the run; nothing of a stream, which is not known beforehand."""
     if "pairs" not in part:
         return []
-    cut, border, start, end = (part[name] for name in ("truncated", "border", "start_token", "end_token"))
+    cut, border, start, end, marks = (
+        part[name] for name in ("truncated", "border", "start_token", "end_token", "special_tokens")
+    )
     pairs, most, picks = part["pairs"], part["max_length_keeping_99"], part["pick_longer_accuracy"]
     total = pairs + (lost := sum(drop["count"] for drop in part["dropped"].values()))
 
@@ -121,15 +137,20 @@ def rules(part: dict, split: str, *, allow: list[str], max_dropped: float, max_l
          f"{of(border['count'], border['rows'])} have a prompt whose tokens change when an answer follows.",
          f"Its end {border['example']!r} is left out: answers are learned behind other tokens than they are asked for. "
          "Change data.chat_template_kwargs (thinking?) or data.chat_template; end text prompts before a space."),
-        ("start_token", bool(start["doubled"]), False,
-         f"{of(start['doubled'], start['rows'])} start with two start tokens.",
-         "No model knows that. The tokenizer adds one: take the other from the data, or change data.chat_template."),
+        ("special_tokens", marks["count"] > 0.05 * pairs, marks["count"] > 0,
+         f"{of(marks['count'], marks['rows'])} hold control tokens such as the end token in their texts.",
+         "Were they rendered before? The chat template would do it again: set data.format='text', or take them out."),
+        ("start_token", bool(start["doubled"]), bool(start["wanted"] and start["none"]),
+         f"{of(start['doubled'], start['rows'])} start with two start tokens, {start['none'] or 0:,} with none.",
+         "The tokenizer adds one to plain text: a conversation needs one too, from data.chat_template, and no second."),
         ("end_token", max(end["missing"], end["repeated"]) > 0.05 * pairs, end["pairs"] > 0,
          f"The end token is missing in {of(end['missing'])} and repeated in {of(end['repeated'])}.",
          f"Answers would not stop, or stop twice: rows {', '.join(end['rows'])}. Change data.chat_template or rows."),
-        ("length", False, not 0.3 <= picks <= 0.7, f"The longer side is the chosen one in {picks:.1%} of the pairs.",
+        ("length", False, not 0.3 <= picks <= 0.7, f"To pick the longer side is right in {picks:.1%} of the pairs.",
          "Length may be all that is learned; loss='sigmoid_norm' or trl={'ld_alpha': 0.5} weigh it less."),
     ):  # fmt: skip
+        if not pairs and name != "dropped":
+            continue
         allowed = fails and name in allow
         if fails and name != "dropped":
             after += f" {'Allowed by' if allowed else 'Or accept it:'} data.allow=['{name}']."
@@ -160,16 +181,19 @@ def _sequences(batch: dict[str, list], tokenizer: Any, text: bool) -> list[list[
 
 def _tokenize(batch: dict[str, list], *, tokenizer: Any, text: bool, ends: set[int]) -> dict[str, list]:
     """IDS and FIGURES of a batch; as in TRL, the completions start where one leaves the tokens of the prompt alone."""
-    made = []
-    for prompt, *whole in zip(*_sequences(batch, tokenizer, text), strict=True):
+    made, marks = [], [] if text else [token for token in tokenizer.all_special_tokens if len(token) > 1]
+    said = zip(*(batch[column] for column in ("prompt", "chosen", "rejected")), strict=True)
+    for parts, prompt, *whole in zip(said, *_sequences(batch, tokenizer, text), strict=True):
+        control = any(mark in message["content"] for mark in marks for part in parts for message in part)
         start = min(_common(prompt, ids) for ids in whole)
         sides = chosen, rejected = [ids[start:] for ids in whole]
         starts = sum(1 for _ in takewhile(lambda t: t == tokenizer.bos_token_id, whole[0]))
         tails = (takewhile(lambda t: t in ends or not tokenizer.decode([t]).strip(), side[::-1]) for side in sides)
-        counts = [sum(token in ends for token in tail) for tail in tails]
+        counts = [Counter(token for token in tail if token in ends) for tail in tails]
         lengths = (start, *map(len, sides), _common(*sides), len(prompt) - start)
+        repeated = min(c.total() for c in counts), max(max(c.values(), default=0) for c in counts)
         longer = start + max(map(len, sides))
-        made.append((prompt[:start], chosen, rejected, longer, *lengths, starts, min(counts), max(counts)))
+        made.append((prompt[:start], chosen, rejected, longer, *lengths, starts, *repeated, control))
     return dict(zip((*IDS, "length", *FIGURES), map(list, zip(*made, strict=True)), strict=True))
 
 
@@ -182,8 +206,8 @@ def _kept(n: dict[str, Any], rows: Any, limit: int, drop_truncated: bool, droppe
     """Places of the pairs that stay where `limit` cuts the end of a side; the others are counted in `dropped`."""
     prompt, chosen, rejected, shared = (np.asarray(n[name]) for name in FIGURES[:4])
     left, right = np.minimum([chosen, rejected], room := limit - prompt)
-    cut = drop_truncated & (np.maximum(chosen, rejected) > room)
-    fates = np.select([room <= 0, (left == right) & (shared >= left), cut], [1, 2, 3], 0)
+    cut, same = np.maximum(chosen, rejected) > room, (left == right) & (shared >= left)
+    fates = np.select([room <= 0, same & cut, same, drop_truncated & cut], [1, 2, 3, 4], 0)
     for at in np.flatnonzero(fates):
         drop = dropped.setdefault(DROPS[fates[at]], {"count": 0, "rows": []})
         drop["count"] += 1

@@ -37,10 +37,11 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     try:
         start.pairs()
         console.print(table(start.report))
-        for note in (*start.report["notes"], *(found.text for found in start.findings if found.level == "warn")):
-            say(note)
-        if fails := [found.text for found in start.findings if found.level == "fail"]:
-            raise RecipeError(" ".join(fails))
+        for found in start.findings:
+            if found.level == "warn" or found.name == "pairs":
+                say(found.text)
+        if fails := [f"{found.name}: {found.text}" for found in start.findings if found.level == "fail"]:
+            raise RecipeError("\n".join(fails))
         trainer = start.trainer(run.path / "checkpoints", [bar])
         who = _who(trainer)
         _describe(run, trainer, start, who)
@@ -50,6 +51,8 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         with console.status("held-out pairs before training"):
             metrics, first = trainer.held_out()
         before = held_out(metrics, first, recipe.beta, first, trainer.health.same_start)
+        if recipe.data.streaming:  # what was read to look at it is read again
+            start.report["train"]["dropped"].clear()
         trainer.train()
         bar.close()
         if recipe.data.streaming:  # its drops are known now

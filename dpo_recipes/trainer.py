@@ -19,8 +19,6 @@ from .losses import PairLogps
 from .recipe import Recipe
 from .settings import Settings
 
-# TRL sets the old name of this option itself, so the warning says nothing to a user.
-warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
 # The Trainer's default asks for pinned memory on machines without an accelerator too.
 warnings.filterwarnings("ignore", message=".*pin_memory.* no accelerator is found", category=UserWarning)
 

@@ -645,9 +645,7 @@ def test_a_mix_reads_each_source_as_its_form_and_takes_its_share(tmp_path):
     assert (found.report["path"], found.report["format"]) == (f"{one} + {two}", "preference + orca")
     assert (train["rows"], train["kept"], train["held_out"], len(found.eval)) == (60, 27, 3, 3)
     assert train["dropped"]["outside its share of the mix"]["count"] == 30
-    assert {source["format"]: source["train"]["kept"] for source in found.report["sources"].values()} == {
-        "preference": 10, "orca": 20,
-    }  # fmt: skip
+    assert found.report["sources"] == {str(one): "preference", str(two): "orca"}
     rows = [row["row"] for row in (*found.train, *found.eval)]
     assert sum(row.startswith(f"{one}:") for row in rows) == 10 and f"{two}:19" in rows
     again = mixed({one: 0.25, two: 1.0}, eval=0.1)
@@ -703,3 +701,41 @@ def test_a_stream_that_breaks_off_names_its_file(tmp_path, pairs_file):
     stream = read(str(cut), eval=str(pairs_file), streaming=True).train
     with pytest.raises(RecipeError, match=r"cut.jsonl is not readable as jsonl: line 241 is not one whole JSON object"):
         list(stream)
+
+
+# What a careful reader would ask
+
+
+def test_a_reader_is_asked_again_in_every_run_whatever_it_closes_over(tmp_path):
+    path = save(tmp_path / "a.jsonl", three(4))
+
+    def ending(word):
+        return lambda row: {**row, "chosen": row["chosen"] + word}
+
+    for word in ("X", "Y"):
+        assert all(
+            row["chosen"][0]["content"].endswith(word) for row in read(path, reader=ending(word), eval=0.3).train
+        )
+
+
+def test_row_numbers_are_those_of_the_split_whatever_slice_is_read(tmp_path):
+    rows = three(30)
+    rows[12]["chosen"] = ""
+    path = save(tmp_path / "a.jsonl", rows)
+    found = read(path, train="train[10:20]", max_dropped=0.5)
+    assert found.report["train"]["dropped"] == {"empty side": {"count": 1, "rows": ["12"]}}
+    assert {row["row"] for split in (found.train, found.eval) for row in split} == {*map(str, range(10, 20))} - {"12"}
+    both = read(path, train="train[:2]+train[12:15]", max_dropped=0.5)
+    assert both.report["train"]["dropped"]["empty side"]["rows"] == ["train:12"]
+
+
+def test_prompts_that_differ_in_case_and_spaces_alone_stay_on_one_side(tmp_path):
+    rows = [{**row, "prompt": text(row["prompt"])} for row in three(30) for text in (str, str.upper, "  {}\r\n".format)]
+    found = read(save(tmp_path / "a.jsonl", rows), eval=0.2)
+    sides = [
+        {" ".join(row["prompt"][0]["content"].casefold().split()) for row in side} for side in (found.train, found.eval)
+    ]
+    assert sides[0] and sides[1] and not sides[0] & sides[1]
+    other = save(tmp_path / "b.jsonl", rows[1:2])
+    kept = read(save(tmp_path / "c.jsonl", three(30)), eval=other)
+    assert kept.report["train"]["dropped"][LEAKED] == {"count": 1, "rows": ["0"]}

@@ -284,7 +284,7 @@ def test_cudnn_attention_is_switched_off_on_cuda_where_its_gradients_can_be_nan(
     switched: list[bool] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: True)
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", switched.append)
     for version in ("2.13.0+cu130", "2.11.0", "2.10.1", "2.9.0"):

@@ -317,3 +317,33 @@ def test_several_forms_that_fit_are_named():
     assert want + "'preference' or 'helpsteer2'." in refused([both] * 3)
     assert rows.choose([both] * 3, "here", named="helpsteer2", few=0.05) == "helpsteer2"
     assert "is not hh_rlhf" in refused([both] * 3, named="hh_rlhf")
+
+
+def test_a_transcript_beside_its_prompt_is_not_read_behind_it():
+    prompt, reply = "\n\nHuman: why?\n\nAssistant:", "\n\nHuman: why?\n\nAssistant: so"
+    pair = rows.explicit({"prompt": prompt, "chosen": reply, "rejected": reply + " not"}, "hh_rlhf", strict=False)
+    assert pair["prompt"] == [{"role": "user", "content": "why?"}]
+    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("so", "so not")
+
+
+def test_answers_that_repeat_a_long_prompt_are_dropped():
+    asked = "What is the capital of France?"
+    row = {"prompt": asked, "chosen": f"{asked}\nParis", "rejected": f"{asked}\nRome"}
+    assert rows.explicit(row, "preference", strict=True).args == ("both sides repeat the prompt",)
+    assert isinstance(rows.explicit({**row, "rejected": "Rome"}, "preference", strict=True), dict)
+    assert isinstance(
+        rows.explicit({"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi you"}, "preference", strict=True), dict
+    )
+
+
+def test_a_system_column_beside_a_system_turn_is_said_once_or_refused():
+    talk = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Why?"}]
+    row = {
+        "conversations": talk,
+        "chosen": {"from": "gpt", "value": "So."},
+        "rejected": {"from": "gpt", "value": "No."},
+    }
+    pair = rows.explicit({**row, "system": "Be brief."}, "sharegpt", strict=True)
+    assert [m["role"] for m in pair["prompt"]] == ["system", "user"]
+    drop = rows.explicit({**row, "system": "Be long."}, "sharegpt", strict=True)
+    assert drop.args[0] == "malformed: system differs from the system message of the conversation"

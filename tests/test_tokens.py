@@ -236,21 +236,21 @@ def test_a_healthy_set_passes_every_rule():
     ]
     part = prepare(rows)[1]
     found = levels(part)
-    assert list(found) == ["dropped", "truncated", "border", "start_token", "end_token", "length"]
+    assert list(found) == ["dropped", "truncated", "border", "special_tokens", "start_token", "end_token", "length"]
     assert {finding.level for finding in found.values()} == {"pass"}
-    assert found["length"].text == "The longer side is the chosen one in 50.0% of the pairs."
+    assert found["length"].text == "To pick the longer side is right in 50.0% of the pairs."
     assert tokens.rules({"dropped": {}}, "train", allow=[], max_dropped=0.05, max_length=None) == []
 
 
 def test_a_doubled_start_token_is_counted_and_fails():
     rows = strings(("<s>Q", "a", "b"), ("Q", "a", "b"))
     part = prepare(rows, with_start(), text=True)[1]
-    assert part["start_token"] == {"none": 0, "one": 1, "doubled": 1, "rows": ["file:0"]}
+    assert part["start_token"] == {"none": 0, "one": 1, "doubled": 1, "rows": ["file:0"], "wanted": True}
     found = levels(part)["start_token"]
     assert found.level == "fail" and "1 of 2 pairs (50.0%; rows file:0) start with two start tokens" in found.text
     assert "data.allow=['start_token']" in found.text
     assert prepare(make_pairs(3), with_start())[1]["start_token"]["none"] == 3
-    assert set(prepare(make_pairs(3))[1]["start_token"].values()) == {None}
+    assert set(prepare(make_pairs(3))[1]["start_token"].values()) == {None, False}
 
 
 def test_a_missing_and_a_repeated_end_token_are_counted():
@@ -401,3 +401,33 @@ def test_a_stream_is_tokenised_as_it_is_read_and_counts_its_drops():
     assert sorted(ids(found)) == sorted(ids(plain))
     chat, _ = prepare(dataset(make_pairs(5)).to_iterable_dataset())
     assert ids(chat) == ids(prepare(make_pairs(5))[0])
+
+
+def test_rendered_text_that_would_be_rendered_again_is_a_fail():
+    rows = make_pairs(10)
+    rows[0]["prompt"][0]["content"] = "<|im_start|>user\nWhy?<|im_end|>"
+    part = prepare(rows)[1]
+    assert part["special_tokens"] == {"count": 1, "rows": ["file:0"]}
+    assert levels(part)["special_tokens"].level == "fail"
+    assert "data.format='text'" in levels(part)["special_tokens"].text
+
+
+def test_a_tokenizer_that_adds_a_start_token_and_a_template_that_does_not_is_a_warning():
+    part = prepare(make_pairs(4), with_start())[1]
+    assert part["start_token"]["wanted"] and levels(part)["start_token"].level == "warn"
+
+
+def test_two_kinds_of_end_token_in_a_row_are_no_repetition():
+    template = CHATML + "{%- if not add_generation_prompt -%}{{ '\\n<|pad|>' }}{%- endif -%}"
+    tokenizer = make_tokenizer(template)
+    part = prepare(make_pairs(4), tokenizer, ends={tokenizer.eos_token_id, tokenizer.pad_token_id})[1]
+    assert (part["end_token"]["missing"], part["end_token"]["repeated"]) == (0, 0)
+
+
+def test_sides_that_the_template_makes_identical_are_told_from_truncated_ones():
+    template = CHATML.replace("m['content']", "m['content'].split('</think>')[-1]")
+    rows = make_pairs(3)
+    for side, thought in (("chosen", "one"), ("rejected", "two")):
+        rows[1][side][0]["content"] = f"{thought}</think>same"
+    part = prepare(rows, make_tokenizer(template), max_length=1024)[1]
+    assert part["dropped"] == {"identical after the chat template": {"count": 1, "rows": ["file:1"]}}
