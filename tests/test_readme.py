@@ -24,7 +24,7 @@ COMMANDS = [line[2:] for block in BLOCKS for line in block.splitlines() if line.
 def checkout(tmp_path_factory) -> Path:
     """A copy of the project whose .venv is this interpreter's, so that make installs nothing."""
     folder = tmp_path_factory.mktemp("checkout") / "dpo-recipes"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "*cache*", "__pycache__"))
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".venv", ".git", "runs", ".*cache*", "__pycache__"))
     (folder / ".venv").mkdir()
     (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     (folder / ".venv" / ".installed").touch()
