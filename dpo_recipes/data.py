@@ -207,9 +207,7 @@ def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
         raw = raw.select_columns([c for c in raw.column_names if c in rows.READS[part.form] or c in rows.QUESTION])
     features = dict.fromkeys(rows.PAIR, kind) | dict.fromkeys(rows.OWN, Json()) | dict.fromkeys(KEYS, Value("int64"))
     features |= dict.fromkeys(("row", "dropped", "found"), Value("string"))
-    source = (
-        reader and secrets.token_hex()
-    )  # what a user's function reads beside the row no cache can know: never cached
+    source = reader and secrets.token_hex()  # what a user's function reads beside the row no cache can know
     how = _how(part, data)
     key = hashlib.sha256(repr([raw._fingerprint, how, sources.CODE, source]).encode()).hexdigest()[:32]
     if get_start_method() != "fork" and (reader or num_proc is None):  # other ways run a user's script anew
