@@ -183,11 +183,20 @@ def _streamed(part: _Part, data: Data, barred: set[int], dropped: dict[str, Row]
     """The pairs of a stream as they are read, none with a prompt of `barred`; what is dropped is counted in `dropped`,
     in every epoch again, and not where a data loader reads in processes of its own."""
 
+    lost = 0  # in this pass
+
     def usable(row: Row) -> bool:
+        nonlocal lost
+        number = int(row["row"])
+        lost *= number > 0
         if reason := row["dropped"] or ("prompt is in the evaluation pairs" if row["prompt_key"] in barred else ""):
             drop = dropped.setdefault(reason, {"count": 0, "rows": []})
             drop["count"] += 1
             drop["rows"] += [row["row"]] if drop["count"] <= 3 else []
+            lost += reason not in HARMLESS
+            if number >= 99 and lost > data.max_dropped * (number + 1):
+                what = f"{lost} of the first {number + 1} rows cannot be used. The last: {reason}: {row['found']}"
+                raise RecipeError(f"{part.where}: {what} Correct them, or allow it with data.max_dropped.")
         return not reason
 
     made = part.raw.map(

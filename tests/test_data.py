@@ -739,3 +739,16 @@ def test_prompts_that_differ_in_case_and_spaces_alone_stay_on_one_side(tmp_path)
     other = save(tmp_path / "b.jsonl", rows[1:2])
     kept = read(save(tmp_path / "c.jsonl", three(30)), eval=other)
     assert kept.report["train"]["dropped"][LEAKED] == {"count": 1, "rows": ["0"]}
+
+
+def test_a_stream_with_too_many_unusable_rows_stops(tmp_path, pairs_file):
+    rows = three(200)
+    for row in rows[::4]:
+        row["chosen"] = ""
+    path = save(tmp_path / "a.jsonl", rows)
+    stream = read(path, streaming=True, eval=str(pairs_file)).train
+    with pytest.raises(
+        RecipeError, match="26 of the first 101 rows cannot be used. The last: empty side.* data.max_dropped"
+    ):
+        list(stream)
+    assert len(list(read(path, streaming=True, eval=str(pairs_file), max_dropped=0.3).train)) == 150
