@@ -71,8 +71,7 @@ def _recipe(recipe: Recipe) -> Iterator[Finding]:
     given = f"{len(recipe.given)} fields and {len(recipe.trl)} options of DPOConfig are set; each of them acts"
     yield Finding("pass", "recipe", given)
     for name, (function, _) in recipe.plugins.items():
-        own = {n: v for n, v in recipe.loss_args.items() if n in losses.own_numbers(function)}
-        wrong = "; ".join(losses.conformance(function, beta=recipe.beta, **own))
+        wrong = "; ".join(losses.conformance(function, beta=recipe.beta, **recipe.numbers(function)))
         yield Finding("fail" if wrong else "pass", f"loss {name}", wrong or "passes the conformance kit")
 
 

@@ -227,6 +227,10 @@ class Recipe(Value):
         """name -> (function, weight) of the losses that are not TRL's."""
         return {losses.name_of(f): (f, w) for loss, w in self.weights.items() if (f := losses.function_of(loss))}
 
+    def numbers(self, plugin: losses.Loss) -> dict[str, Any]:
+        """The `loss_args` that this plugin takes."""
+        return {name: value for name, value in self.loss_args.items() if name in losses.own_numbers(plugin)}
+
     @property
     def trl_losses(self) -> dict[str, float]:
         """name -> weight of TRL's own losses."""

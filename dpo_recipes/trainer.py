@@ -40,15 +40,10 @@ def loss_at_start(recipe: Recipe) -> float | None:
     """The recipe's whole loss where the policy still equals its reference; None where a part has no fixed value."""
     smoothing = float(recipe.trl.get("label_smoothing", 0.0))
     parts = [(w, AT_START[n](recipe.beta, smoothing) if n in AT_START else None) for n, w in recipe.trl_losses.items()]
-    parts += [(w, losses.at_start(f, recipe.beta, numbers(f, recipe))) for f, w in recipe.plugins.values()]
+    parts += [(w, losses.at_start(f, recipe.beta, recipe.numbers(f))) for f, w in recipe.plugins.values()]
     if recipe.trl.get("use_weighting") or any(value is None for _, value in parts):
         return None
     return sum(weight * value for weight, value in parts if value is not None)
-
-
-def numbers(plugin: losses.Loss, recipe: Recipe) -> dict[str, Any]:
-    """The recipe's `loss_args` that this plugin takes."""
-    return {k: v for k, v in recipe.loss_args.items() if k in losses.own_numbers(plugin)}
 
 
 def config(arguments: dict[str, Any]) -> DPOConfig:
@@ -72,7 +67,7 @@ class RecipeTrainer(DPOTrainer):
 
     def __init__(self, *, recipe: Recipe, settings: Settings, **arguments: Any):
         self.recipe, self.settings = recipe, settings
-        self.plugins = [(f, w, numbers(f, recipe)) for f, w in recipe.plugins.values()]
+        self.plugins = [(f, w, recipe.numbers(f)) for f, w in recipe.plugins.values()]
         self.half = settings.autocast is not None
         self.health = guard.Health(loss_at_start(recipe), same_start=settings.reference != "other model")
         self.recorded: list[PairLogps] | None = None

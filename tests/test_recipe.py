@@ -42,7 +42,7 @@ ACTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "adapter": (None, {}, "run"),
     "reference": ("other", {}, "run"),
     "loss": ("hinge", {}, "run"),
-    "loss_args": ({"label_smoothing": 0.2}, {"loss": "cdpo"}, "trainer.py"),
+    "loss_args": ({"label_smoothing": 0.2}, {"loss": "cdpo"}, "recipe.py"),
     "beta": (0.3, {}, "run"),
     "learning_rate": (1e-4, {}, "run"),
     "global_batch_size": (64, {}, "run"),
