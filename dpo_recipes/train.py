@@ -187,11 +187,14 @@ def _amounts(trainer: RecipeTrainer) -> str:
 
 
 def _drops(trainer: RecipeTrainer, read: Read) -> Iterator[str]:
-    """One sentence for each reason that pairs of a split were dropped for."""
+    """One sentence for each reason that pairs of a split were dropped for, and for those that lose their end."""
     for split in ("train", "eval"):
         for reason, drop in read.report[split]["dropped"].items():
             yield f"{drop['count']:,} {split} pairs dropped, {reason}: rows {', '.join(drop['rows'])} ..."
         yield from (f"{n:,} {split} pairs dropped, {reason}." for reason, n in trainer.dropped[split].items() if n)
+        if n := trainer.cut[split]["pairs"]:
+            at = f"max_length={trainer.args.max_length}; the longest has {trainer.cut[split]['longest']:,} tokens"
+            yield f"{n:,} {split} pairs are cut at {at}. A side without its end teaches to run on."
 
 
 def _describe(run: rundir.Run, trainer: RecipeTrainer, device: Device, read: Read, who: dict[str, Any]) -> None:
@@ -209,7 +212,7 @@ def _describe(run: rundir.Run, trainer: RecipeTrainer, device: Device, read: Rea
         "recipe": {key: {"value": value, "origin": origin} for key, (value, origin) in resolved},
         "trl": trainer.args.to_dict(),
         "environment": rundir.environment(recipe.seed, vars(device)),
-        "data": {**read.report, "tokenised": trainer.dropped, **pairs},
+        "data": {**read.report, "tokenised": trainer.dropped, "cut": trainer.cut, **pairs},
         "reference": who,
     }.items():
         rundir.write_json(run.path / f"{name}.json", value)

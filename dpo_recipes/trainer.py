@@ -7,13 +7,15 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import hash_module
 
-from . import guard, losses
+from . import guard, losses, rows
 from .errors import RecipeError
 from .losses import PairLogps
 from .recipe import Recipe
@@ -71,6 +73,7 @@ class RecipeTrainer(DPOTrainer):
         self.half = settings.autocast is not None
         self.health = guard.Health(loss_at_start(recipe), same_start=settings.reference != "other model")
         self.dropped: dict[str, dict[str, int]] = {}
+        self.cut: dict[str, dict[str, int]] = {}
         self.recorded: list[PairLogps] | None = None
         super().__init__(**arguments)
         if self.aux_loss_enabled:
@@ -99,6 +102,12 @@ class RecipeTrainer(DPOTrainer):
                 f"{sum(lost.values())} of {before} {dataset_name} pairs cannot be used at max_length={args.max_length} "
                 f"({counts}). Raise max_length, or allow it with data.max_dropped."
             )
+        limit, cut, longest = args.max_length or math.inf, 0, 0
+        for batch in dataset.with_format("arrow").iter(1000):
+            prompt, *sides = (pc.list_value_length(batch[f"{name}_ids"]).to_numpy() for name in rows.PAIR)
+            cut += int(((tokens := prompt + np.maximum(*sides)) > limit).sum())
+            longest = max(longest, int(tokens.max()))
+        self.cut[dataset_name] = {"pairs": cut, "longest": longest}
         return dataset
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:

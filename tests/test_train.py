@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -246,6 +248,7 @@ def test_answers_start_from_the_tokens_of_training_and_skip_dropped_prompts(tiny
     for row in rows:
         row["chat_template_kwargs"] = {"enable_thinking": False}
     rows[7]["prompt"][0]["content"] = "long " * 60
+    rows[1]["chosen"][0]["content"] += " and" * 60
     paths = [write_jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("train", rows[:5]), ("eval", rows[5:]))]
     data = Data(str(paths[0]), eval=str(paths[1]), template_date="2025-07-08", max_dropped=0.5)
     recipe = quick(
@@ -253,6 +256,8 @@ def test_answers_start_from_the_tokens_of_training_and_skip_dropped_prompts(tiny
     )
     run, said = run_it(recipe, tmp_path)
     tokenizer = run.load_model()[1]
+    (cut,) = re.findall(r"1 train pairs are cut at max_length=192; the longest has (\d+) tokens", said)
+    assert run.data["cut"] == {"train": {"pairs": 1, "longest": int(cut)}, "eval": {"pairs": 0, "longest": ANY}}
     assert "1 eval pairs dropped, prompt fills max_length." in said and len(run.samples) == 4 and len(asked) == 8
     texts = [tokenizer.decode(ids) for ids in asked]
     assert all("/no_think" in text and "08 July 2025" in text for text in texts)

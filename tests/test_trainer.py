@@ -239,6 +239,20 @@ def test_pairs_that_truncation_makes_identical_are_dropped_and_counted(tiny, tmp
     assert len(trainer.train_dataset) == 10
 
 
+@pytest.mark.parametrize("over", [0, 1])
+def test_pairs_that_lose_an_end_are_counted(tiny, tmp_path, over):
+    rows = make_pairs(12)
+    trainer = build(tiny(), tmp_path, rows=rows, max_length=None)
+    longest = max(
+        len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in trainer.train_dataset
+    )
+    assert trainer.cut["train"] == {"pairs": 0, "longest": longest}
+    rows[7]["rejected"][0]["content"] += "x" * (longest + over)
+    grown = build(tiny(), tmp_path, rows=rows, max_length=None).cut["train"]["longest"]
+    cut = build(tiny(), tmp_path, rows=rows, max_length=grown - over).cut["train"]
+    assert cut == {"pairs": over, "longest": grown}
+
+
 def test_nothing_left_is_an_error_that_names_max_length(tiny, tmp_path):
     with pytest.raises(RecipeError, match="24 of 24 train pairs cannot be used at max_length=8"):
         build(tiny(), tmp_path, max_length=8)
