@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -93,9 +95,13 @@ def train(recipe: RecipeName, changes: Overrides = None, runs: Runs = Path("runs
     value = overrides.apply(catalogue.load(recipe), changes or [])
     from .train import train as run
 
+    at_fork = getattr(os, "register_at_fork", dict)  # Ctrl-C reaches worker processes too: no traceback of each
+    at_fork(after_in_child=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         run(value, runs=runs)
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if KeyboardInterrupt not in (type(error), type(error.__context__)):  # what breaks on the way out is no error
+            raise
         print("\nStopped. What a run folder holds by now stays there.", file=sys.stderr)
         raise typer.Exit(130) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -236,6 +237,17 @@ def test_exit_codes_of_a_run(dpo, trained):
     trained.fails = KeyboardInterrupt()
     code, _, err = dpo("train", RECIPE)
     assert code == 130 and err == "\nStopped. What a run folder holds by now stays there.\n"
+    trained.fails = TimeoutError()  # as `datasets` does on its way out of the interrupt
+    trained.fails.__context__ = KeyboardInterrupt()
+    assert dpo("train", RECIPE)[0] == 130
+
+
+def test_a_worker_process_ends_at_ctrl_c_without_a_word(dpo, trained):
+    dpo("train", RECIPE)
+    if not (child := os.fork()):
+        os._exit(signal.getsignal(signal.SIGINT) is signal.SIG_DFL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_DFL
 
 
 def test_a_bug_of_ours_is_a_traceback(monkeypatch, trained):
