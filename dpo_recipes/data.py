@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -56,6 +55,7 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) ->
     import numpy as np
 
     name, spec, notes, single = " + ".join(paths), str(data.eval), list[str](), list[str]()
+    file, *cut = re.split(r"(?=\[)", spec, maxsplit=1)
     train, tests, local = list[_Part](), list[_Part](), [p for p in paths if sources.is_path(p) or Path(p).exists()]
     for path, share in paths.items():
         splits = sources.files_of(path) if path in local else sources.hub(data, path)
@@ -66,20 +66,20 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) ->
         train.append(_Part(path, f"{path} ({data.train})", raw[0], share, label, raw[1]))
         if alone and spec.split("[")[0].strip() not in splits:
             single.append(path)
-        elif isinstance(data.eval, str) and not sources.is_path(spec):
+        elif isinstance(data.eval, str) and not sources.is_path(file):
             raw = sources.pick(splits, spec, path)
             tests.append(_Part(path, f"{path} ({spec})", raw[0], share, label, raw[1]))
-    if sources.is_path(spec):
-        raw = sources.pick(sources.files_of(spec), "", spec)
+    if sources.is_path(file) or single and Path(file).is_dir():
+        raw = sources.pick(sources.files_of(file), "".join(cut), file)
         tests = [_Part(spec, spec, raw[0], 1.0, "", raw[1])]
     elif single and tests:
         raise RecipeError(f"{single[0]} has no split {spec!r}, as others have. Set data.eval to a share, or to a file.")
     elif single and isinstance(data.eval, str):
-        notes.append(f"{name} is one file without a split {spec!r}: 5 % of its pairs are held out instead.")
+        notes.append(f"{name} has no split {spec!r}: 5 % of its pairs are held out instead.")
     for part in () if data.reader else (*train, *tests):
-        sample = [sources.row_of(row) for row in itertools.islice(part.raw, 100)]
+        sample = [sources.row_of(row) for row, _ in zip(part.raw, range(100), strict=False)]
         part.form = rows.choose(sample, part.where, named=data.format, few=data.max_dropped)
-        if part.form == "preference" and any(isinstance(row.get("prompt"), str) for row in sample):
+        if part.form == "preference" and any(isinstance(row.get("prompt") or 0, str) for row in sample):
             notes.append("Text became user and assistant messages; data.format='text' keeps it, without a template.")
         if part.form == "text" and not any("prompt" in row for row in sample):
             notes.append("There is no prompt column: the words that the sides share at the start are the prompt.")
@@ -145,15 +145,13 @@ def _gather(parts: list[_Part], data: Data, num_proc: int | None, barred: Any) -
     for part, (start, end) in zip(parts, spans, strict=True):
         seen, left = count(start, end), start + np.flatnonzero(why[start:end] == "")
         harmless = sum(drop["count"] for reason, drop in seen["dropped"].items() if reason in HARMLESS)
-        if (lost := end - start - len(left) - harmless) > data.max_dropped * (end - start) or not len(left):
+        if (lost := end - start - len(left) - harmless) / (end - start) > data.max_dropped or not len(left):
             each = []
             for reason, drop in seen["dropped"].items():
                 found = names[start + why[start:end].tolist().index(reason)]["found"]
                 each.append(f"{reason}: {drop['count']} (rows {', '.join(drop['rows'])} ...{found and f': {found}'})")
-            allow = f"allow it: data.max_dropped={math.ceil(100 * lost / (end - start)) / 100:g}"
-            what = (
-                f"Correct {'data.reader' if data.reader else 'or remove them'}{f', or {allow}' if len(left) else ''}."
-            )
+            allow = f", or allow it: data.max_dropped={math.ceil(100 * lost / (end - start)) / 100:g}" * (len(left) > 0)
+            what = f"Correct {'data.reader' if data.reader else 'or remove them'}{allow}."
             lose = f"{end - start - len(left)} of {end - start} rows cannot be used, read as {part.form!r}."
             raise RecipeError(f"{part.where}: {lose} {'; '.join(each)}. {what}")
         by_key = left[np.argsort(keys[1][left], kind="stable")]  # as good as drawn by lot, and the same everywhere
@@ -206,7 +204,7 @@ def _read_row(
         number -= count
     row, out = sources.row_of(example), {"row": f"{label}{number}", "dropped": "", "found": ""}
     if reader:
-        place = f"{where}, row {number}: data.reader"
+        place = f"{where}, row {out['row']}: data.reader"
         try:
             row, form, strict = reader(row), "preference", False
         except Exception as error:

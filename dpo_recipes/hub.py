@@ -64,7 +64,8 @@ def require(models: list[str], revision: str | None, data: list[str], data_revis
         copies += [Path(made, name.replace("/", "___"))] if kind == "dataset" else []
         if not any(any(folder.glob("*")) for folder in copies):
             missing.append(f"data set {name}" if kind == "dataset" else f"model {name}")
-            local.append("data.path=/path/to/pairs.jsonl" if kind == "dataset" else f"{key}=/path/to/folder")
+            place = "{'/path/to/pairs.jsonl': 1.0, ...}" if key == "data.mix" else "/path/to/pairs.jsonl"
+            local.append(f"{key}={place}" if kind == "dataset" else f"{key}=/path/to/folder")
     if missing:
         raise RecipeError(
             f"{constants.ENDPOINT} {why}, and this machine has no copy of {' and '.join(missing)}. "

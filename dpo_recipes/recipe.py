@@ -22,7 +22,6 @@ Format = Literal[
     "preference", "text", "ultrafeedback", "hh_rlhf", "sharegpt", "alpaca", "orca", "shp", "helpsteer2", "helpsteer3",
     "summarize", "ultrainteract",
 ]  # fmt: skip
-FORMATS = typing.get_args(Format)
 PREPARED = "{prepared}"  # in `model` and `data.path`: the folder that the recipe's `prepare` fills
 
 # Field -> what holds for its value unless that is None, and how a message says it.
@@ -36,7 +35,8 @@ LIMITS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "dropout": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "max_dropped": (lambda v: 0 <= v <= 1, "a share in [0, 1]"),
     "mix": (lambda v: all(0 < w <= 1 for w in v.values()), "paths with the share of their pairs to use, in (0, 1]"),
-    "eval": (lambda v: isinstance(v, str) or 0 < v < 1, "a split, or the share to hold out, between 0 and 1"),
+    "eval": (lambda v: v[-1] != "%" and v.lower() not in ("none", "true", "false") if isinstance(v, str) else 0 < v < 1,
+             "a split, a file, or the share to hold out, between 0 and 1"),
     "template_date": (lambda v: date.fromisoformat(v).isoformat() == v, "a date as YYYY-MM-DD, such as 2025-07-08"),
     "target_modules": (lambda v: all(v) and v and not {"all_linear", "lm_head"} & {*v, str(v)},
                        "'all-linear' or names of modules; never the head, whose weight TRL reads past any adapter"),

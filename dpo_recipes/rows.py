@@ -19,9 +19,10 @@ ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "function_c
 ROLES |= {role: role for role in ("system", "user", "assistant", "tool", "developer")}
 TURN = re.compile(r"(?:\A\s*|(?:\r?\n){2})(Human|Assistant):")
 INK = re.compile(r"[^\s\0\u200b-\u200f\u2060\ufeff]")  # without any a text is empty
-TRAP = re.compile(r"""\s*(Human:|\[\s*\{\s*["'](?:role|content|from|value)["'])""")  # transcripts, messages as text
+# Transcripts, what a template has rendered already, and messages as text.
+TRAP = re.compile(r"""\s*((### )?Human:|(<s>)?\s*\[INST\]|<\|[\w ]+\|>|\[\s*\{\s*["'](role|content|from|value)["'])""")
 QUESTION = ("system", "system_prompt", "prompt", "conversations", "conversation", "instruction", "input", "question",
-            "query", "history", "context", "trajectory", "post")  # fmt: skip
+            "query", "history", "context", "trajectory", "post", "passage", "document", "system_message")  # fmt: skip
 
 
 class Drop(Exception):
@@ -47,7 +48,7 @@ def explicit(raw: Row, form: str, *, strict: bool) -> Row | Drop:
         pair = reader(row)
         for column, said in row.items() if strict and form != "hh_rlhf" else ():
             if isinstance(said, str) and TRAP.match(said):
-                raise _malformed(column, "is a transcript, or messages written as text", said)
+                raise _malformed(column, "is text of a transcript, a template or messages", said)
         whole = form in ("ultrafeedback", "hh_rlhf") or form == "preference" and not row.get("prompt")
         for column in QUESTION[: 2 if whole else None] if strict else ():
             said = "" if column in READS[form] else str(raw.get(column) or "").strip()
@@ -261,17 +262,15 @@ def choose(sample: list[Row], where: str, *, named: str | None, few: float) -> s
         good.pop("text", None)
     best = max(good, key=lambda form: len(good[form]))
     if not good[best]:
-        why = {
-            form: [": ".join(drop.args) for drop in read if isinstance(drop, Drop)][0] for form, read in made.items()
-        }
+        why = {form: [": ".join(one.args) for one in read if isinstance(one, Drop)][0] for form, read in made.items()}
         near = max(why, key=lambda form: (" is missing" not in why[form], len(READS[form] & {*columns})))
         close = nearest(why[near].split()[1], columns) if " is missing" in why[near] else ""
-        what = f"Nearest is {near}, but row 0: {why[near]}.{close} Correct or rename columns, or write a data.reader."
+        what = f"Nearest is {near}, but its first row: {why[near]}.{close}"
         if {"prompt", "response", "helpfulness"} <= {*columns}:
             what = "It scores single replies; HelpSteer2's pairs are read with data.data_dir='preference'."
         forms, has = "; ".join(f"{form}: {READERS[form][0]}" for form in READERS), ", ".join(columns[:20])
         is_not = f"{where} is not {named or 'of a form that is read'}. Its columns: {has:.300}."
-        raise RecipeError(f"{is_not} {what} Read are {forms}.")
+        raise RecipeError(f"{is_not} {what} Rename columns, name data.format or write data.reader. Read are {forms}.")
     for form, read in good.items():
         others = [n for n, pair in read.items() if pair != good[best].get(n)]
         if len(others) > few * len(sample):

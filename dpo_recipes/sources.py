@@ -47,8 +47,9 @@ def files_of(path: str) -> dict[str, list[Path]]:
             name = name if not saved else "" if file.parent == place else file.parent.name
             splits.setdefault(name, []).append(file)
     for name, files in splits.items():
-        if len(files) > 1 and not all("-of-" in file.name for file in files):
-            raise RecipeError(f"{path}: {' and '.join(f.name for f in files)} are both the split {name!r}. Keep one.")
+        if {len(files)} != ({int(n) for file in files for n in re.findall(r"-of-(\d{5})", file.name)} or {1}):
+            found = f"{' and '.join(file.name for file in files)} are not one whole split {name!r}"
+            raise RecipeError(f"{path}: {found}. Keep one file, or all the parts of one.")
     if not splits:
         raise RecipeError(f"{path} holds no pairs: a file, or a folder of files, is read that ends in {SUFFIXES[:-1]}.")
     return splits
@@ -137,7 +138,8 @@ def _raw_rows(names: list[str], stamps: list[str], code: str) -> Iterator[dict[s
 
 def _csv_rows(file: Any) -> Iterator[tuple[Any, ...]]:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(file, strict=True)  # not pandas, which reads the replies "None" and "NA" as missing
+    # Not pandas, which reads the replies "None" and "NA" as missing.
+    reader = csv.DictReader(file, strict=True, skipinitialspace=True)
     if twice := [name for n, name in enumerate(reader.fieldnames or ()) if name in (reader.fieldnames or ())[:n]]:
         raise ValueError(f"line 1 names the column {twice[0]!r} twice")
     for row in reader:

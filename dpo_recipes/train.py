@@ -117,6 +117,9 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         bar.close()
         if not any((run.path / name).exists() for name in ("metrics.jsonl", "checkpoints")):
             shutil.rmtree(run.path, ignore_errors=True)  # nothing in it that anyone could miss
+        if isinstance(error, OSError) and error.errno in FULL:
+            where = "HF_DATASETS_CACHE names another place for the pairs, --runs for the run"
+            raise RecipeError(f"There is no place to write: {error}. {where}.") from error
         if isinstance(error, ImportError):
             raise RecipeError(f"A package that the recipe asks for is missing: {error}") from error
         raise
@@ -132,10 +135,8 @@ def _read(recipe: Recipe, paths: dict[str, float], tokenizer: Tokenizer, say: Ca
         read = data.read(recipe.data, paths, num_proc=recipe.trl.get("dataset_num_proc"))
     except OSError as error:
         if error.errno in FULL:
-            where = "HF_HOME names another place for the cache"
-            raise RecipeError(f"The pairs cannot be kept in the cache of data sets: {error}. {where}.") from error
-        ways = "Connect and run again, or name a local file: data.path=/path/to/pairs.jsonl"
-        raise RecipeError(f"The data set {recipe.data.name} cannot be read: {error}. {ways}") from error
+            raise
+        raise RecipeError(f"{recipe.data.name} cannot be read: {error}. Connect, or name local files.") from error
     if not read.text and tokenizer.template is None:
         raise RecipeError(
             f"The data are conversations, and the tokenizer of {recipe.model!r} has no chat template to render them. "
@@ -200,11 +201,8 @@ def _drops(trainer: RecipeTrainer, read: Read) -> Iterator[str]:
 def _describe(run: rundir.Run, trainer: RecipeTrainer, device: Device, read: Read, who: dict[str, Any]) -> None:
     """Everything about a run that is known before its first step."""
     recipe = trainer.recipe
-    source = (
-        recipe.source.read_text(encoding="utf-8")
-        if recipe.source
-        else f"from dpo_recipes import Data, LoRA, QLoRA, Recipe\n\nrecipe = {recipe!r}\n"
-    )
+    made = f"from dpo_recipes import Data, LoRA, QLoRA, Recipe\n\nrecipe = {recipe!r}\n"
+    source = recipe.source.read_text(encoding="utf-8") if recipe.source else made
     rundir.write_text(run.path / "recipe.py", source)
     resolved = rows(recipe, trainer.settings).items()
     pairs = {"train_pairs": len(trainer.train_dataset), "eval_pairs": len(trainer.eval_dataset)}

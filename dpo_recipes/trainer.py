@@ -96,11 +96,11 @@ class RecipeTrainer(DPOTrainer):
         )  # fmt: skip
         lost = {"prompt fills max_length": before - fits, "identical after truncation": fits - len(dataset)}
         self.dropped[dataset_name] = lost
-        if not len(dataset) or sum(lost.values()) > self.recipe.data.max_dropped * before:
+        if not len(dataset) or sum(lost.values()) / before > self.recipe.data.max_dropped:
             counts = ", ".join(f"{reason}: {count}" for reason, count in lost.items())
             raise RecipeError(
                 f"{sum(lost.values())} of {before} {dataset_name} pairs cannot be used at max_length={args.max_length} "
-                f"({counts}). Raise max_length, or allow it with data.max_dropped."
+                f"({counts}). Raise max_length{', or allow it with data.max_dropped' if len(dataset) else ''}."
             )
         limit, cut, longest = args.max_length or math.inf, 0, 0
         for batch in dataset.with_format("arrow").iter(1000):

@@ -10,6 +10,7 @@ import json
 import random
 import time
 from pathlib import Path
+from typing import get_args
 
 import datasets
 import pyarrow as pa
@@ -18,7 +19,7 @@ import pytest
 
 from dpo_recipes import data, rows
 from dpo_recipes.errors import RecipeError
-from dpo_recipes.recipe import FORMATS, Data
+from dpo_recipes.recipe import Data, Format
 
 GOOD = [{"prompt": f"q{i:02}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(30)]
 TALKS = [{"chosen": [{"role": "user", "content": f"q{i:02}"}, {"role": "assistant", "content": "good"}],
@@ -93,7 +94,7 @@ UNREADABLE: dict[str, tuple[str, object, str]] = {
     "numbers as sides": (
         "p.jsonl",
         b'{"prompt": "q", "chosen": 1, "rejected": 2}\n',
-        "row 0: malformed: chosen is int",
+        "first row: malformed: chosen is int",
     ),
     "bytes": ("p.parquet", lambda path: parquet(path, [{**GOOD[0], "chosen": b"a"}] * 3), "chosen holds a bytes"),
     "raw HelpSteer2": (
@@ -116,7 +117,7 @@ UNREADABLE: dict[str, tuple[str, object, str]] = {
     "csv of python's lists": (
         "p.csv",
         csv(*["q,\"[{'role': 'assistant', 'content': 'a'}]\",b"] * 3),
-        "messages written as text",
+        "text of a transcript, a template or messages",
     ),
 }
 
@@ -176,13 +177,13 @@ DROPPED: dict[str, tuple[list[dict], object, str, str]] = {
     "a transcript": (
         GOOD,
         {"prompt": "Human: q", "chosen": "a", "rejected": "b"},
-        "malformed: prompt is a transcript, or messages written as text",
+        "malformed: prompt is text of a transcript, a template or messages",
         "'Human: q'",
     ),
     "messages as text": (
         GOOD,
         {"prompt": '[{"role": "user"}]', "chosen": "a", "rejected": "b"},
-        "malformed: prompt is a transcript, or messages written as text",
+        "malformed: prompt is text of a transcript, a template or messages",
         '\'[{"role": "user"}]\'',
     ),
     "a nested list": (
@@ -410,7 +411,7 @@ def odd(draw, depth=0):
     return draw.choice([*words, *words, None, 0, 1, -2, 10**40, 1.5, float("nan"), float("inf"), True])
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", get_args(Format))
 def test_whatever_a_file_holds_is_a_pair_a_counted_drop_or_one_error(tmp_path, form):
     draw, path, columns = random.Random(form), tmp_path / "p.jsonl", sorted(rows.READS[form])
     good = {"text": GOOD, "preference": GOOD, "hh_rlhf": [TRANSCRIPT], "sharegpt": SHARE}.get(form, [])

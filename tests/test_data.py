@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -236,7 +237,7 @@ def test_one_file_serves_any_train_split_and_holds_out_what_it_lacks(tmp_path):
     path = save(tmp_path / "pairs.json", three(40))
     found = read(path, train="train_prefs[:20]", eval="test_prefs")
     assert (len(found.train), len(found.eval)) == (19, 1)
-    assert "one file without a split 'test_prefs': 5 % of its pairs are held out" in found.report["notes"][0]
+    assert "pairs.json has no split 'test_prefs': 5 % of its pairs are held out" in found.report["notes"][0]
     found = read(path, train="train[:30]", eval="train[30:]")
     assert (len(found.train), len(found.eval)) == (30, 10)
     found = read(path, eval=save(tmp_path / "other.jsonl", three(45)[38:]))
@@ -245,7 +246,7 @@ def test_one_file_serves_any_train_split_and_holds_out_what_it_lacks(tmp_path):
     assert "Did you mean 'other.jsonl'?" in refused(path, eval=str(tmp_path / "othr.jsonl"))
     wrong = save(tmp_path / "wrong.jsonl", [{"prompt": "q", "chosen": 1, "rejected": "b"}])
     message = refused(path, eval=wrong)
-    assert message.startswith(f"{wrong} is not of a form") and "row 0: malformed: chosen is int" in message
+    assert message.startswith(f"{wrong} is not of a form") and "first row: malformed: chosen is int" in message
 
 
 def test_the_hold_out_is_the_same_for_every_file_and_shares_no_prompt(tmp_path):
@@ -371,7 +372,7 @@ def test_too_many_dropped_rows_are_refused_with_the_numbers_and_the_way_out(tmp_
     assert "identical sides: 1 (rows 9 ...)" in message and "data.max_dropped=0.2." in message
     assert len(pairs_of(read(path, max_dropped=0.2))) == 8
     message = refused(save(tmp_path / "all.jsonl", [DROPPED["empty prompt"]] * 3), max_dropped=1.0)
-    assert "Nearest is preference, but row 0: empty prompt." in message
+    assert "Nearest is preference, but its first row: empty prompt." in message
     rest = [*three(1), *[DROPPED["empty prompt"]] * 2]
     assert "2 of 3 rows cannot be used" in refused(save(tmp_path / "most.jsonl", rest), max_dropped=0.6)
 
@@ -405,11 +406,11 @@ def test_an_ambiguous_form_lists_the_candidates_and_naming_one_settles_it(tmp_pa
     assert f"{NO_TRANSCRIPT}: 3" in refused(path, format="hh_rlhf")
     assert read(path, format="text", eval=0.2).report["format"] == "text"
     few = save(tmp_path / "few.jsonl", [*three(40), {**three(1)[0], "prompt": "Human: x"}])
-    assert only_drop(read(few))[0] == "malformed: prompt is a transcript, or messages written as text"
+    assert only_drop(read(few))[0] == "malformed: prompt is text of a transcript, a template or messages"
     mixed = save(tmp_path / "m.jsonl", h4(5) + [{**row, "prompt": "q"} for row in EXPLICIT[:5]])
     assert "preference reads 5 of its first 10 rows, ultrafeedback 5 otherwise" in refused(mixed)
     assert "is not hh_rlhf" in refused(save(tmp_path / "h.jsonl", h4()), format="hh_rlhf")
-    assert "row 0: malformed: chosen is list, not str" in refused(str(tmp_path / "h.jsonl"), format="text")
+    assert "first row: malformed: chosen is list, not str" in refused(str(tmp_path / "h.jsonl"), format="text")
 
 
 def test_train_and_evaluation_must_both_be_text_or_both_messages(tmp_path):
@@ -467,7 +468,7 @@ def test_missing_and_doubled_paths(tmp_path):
     assert "holds no pairs" in refused(folder)
     for name in ("train.jsonl", "train.json"):
         save(folder / name, three())
-    assert "train.json and train.jsonl are both the split 'train'" in refused(folder)
+    assert "train.json and train.jsonl are not one whole split 'train'" in refused(folder)
 
 
 @pytest.mark.parametrize("field", ["subset", "data_dir", "revision"])
@@ -707,3 +708,24 @@ def test_prompts_that_differ_in_case_and_spaces_alone_stay_on_one_side(tmp_path)
     other = save(tmp_path / "b.jsonl", rows[1:2])
     kept = read(save(tmp_path / "c.jsonl", three(30)), eval=other)
     assert kept.report["train"]["dropped"][LEAKED] == {"count": 1, "rows": ["0"]}
+
+
+@pytest.mark.parametrize(("rows", "lost"), [(100, 29), (100, 57), (50, 29), (180, 63)])
+def test_the_share_that_a_message_names_is_accepted(tmp_path, rows, lost):
+    path = save(tmp_path / "a.jsonl", [{**row, "chosen": ""} if n < lost else row for n, row in enumerate(three(rows))])
+    (named,) = re.findall(r"data.max_dropped=([0-9.]+)\.$", refused(path))
+    assert len(pairs_of(read(path, max_dropped=float(named)))) == rows - lost
+
+
+def test_a_slice_of_a_file_and_a_folder_beside_it_are_held_out(tmp_path, monkeypatch):
+    path, other = save(tmp_path / "a.jsonl", three(30)), save(tmp_path / "b.jsonl", conversations(5))
+    assert [row["row"] for row in read(path, eval=f"{other}[2:4]").eval] == ["2", "3"]
+    (tmp_path / "held").mkdir()
+    save(tmp_path / "held" / "test.jsonl", three(3))
+    monkeypatch.chdir(tmp_path)
+    assert "held has no split ''. It has: test." in refused(path, eval="held")
+
+
+def test_messages_beside_an_empty_prompt_are_not_said_to_have_been_text(tmp_path):
+    rows = [{"prompt": "", **row} for row in conversations(20)]
+    assert read(save(tmp_path / "a.jsonl", rows), eval=0.2).report["notes"] == []

@@ -223,7 +223,7 @@ def test_each_missing_data_set_of_a_mix_is_named_and_the_remedy_once(unreachable
         hub.require([MODEL, "someone/reference"], None, [DATA, str(pairs_file), "other/pairs"], None)
     assert str(error.value).endswith(
         f"no copy of model someone/reference and data set {DATA} and data set other/pairs. Connect and run again, or "
-        "name local ones: reference=/path/to/folder data.path=/path/to/pairs.jsonl"
+        "name local ones: reference=/path/to/folder data.mix={'/path/to/pairs.jsonl': 1.0, ...}"
     )
     cached("model", "someone/reference")
     cached("dataset", DATA)

@@ -211,7 +211,11 @@ def test_what_cannot_work_or_does_nothing_is_refused(changes, message):
 @pytest.mark.parametrize(
     ("cls", "kwargs", "message"),
     [
-        (Data, {"eval": 1.0}, "Data.eval=1.0 must be a split, or the share to hold out, between 0 and 1."),
+        (Data, {"eval": 1.0}, "Data.eval=1.0 must be a split, a file, or the share to hold out, between 0 and 1."),
+        *(
+            (Data, {"eval": no}, f"Data.eval={no!r} must be a split, a file, or the share")
+            for no in ("10%", "none", "False")
+        ),
         (Data, {"eval": ""}, "Data.eval='' must be text or a number such as 0.1 or 5e-7."),
         (Data, {"max_dropped": 5}, "Data.max_dropped=5 must be a share in [0, 1]."),
         (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from dpo_recipes import rows
 from dpo_recipes.errors import RecipeError
-from dpo_recipes.recipe import FORMATS
+from dpo_recipes.recipe import Format
 
 NEWLINES = "\n\n"
 
@@ -210,8 +212,8 @@ def test_each_set_is_recognised_and_its_pair_is_exact(form, row, want):
 
 
 def test_every_format_a_recipe_may_name_has_a_reader_and_a_set():
-    assert tuple(rows.READERS) == FORMATS
-    assert {form for form, _, _ in FORMS.values()} == {*FORMATS}
+    assert tuple(rows.READERS) == get_args(Format)
+    assert {form for form, _, _ in FORMS.values()} == {*get_args(Format)}
 
 
 def test_plain_text_is_read_as_it_is_where_it_is_named():
@@ -220,6 +222,8 @@ def test_plain_text_is_read_as_it_is_where_it_is_named():
 
 
 HEAD = "malformed: "
+RENDERED = ("<|im_start|>user\nq<|im_end|>\n", "<|user|>\nq", "<|start_header_id|>user", "[INST] q [/INST]",
+            "<s>[INST] q [/INST]", "### Human: q")  # fmt: skip
 FROM, ROLE = human("Ok?"), user("Ok?")
 DROPS = {
     # name: (form, row, reason, what was found)
@@ -273,7 +277,11 @@ DROPS = {
         HEAD + "system holds something, which ultrafeedback does not read", "'Be brief.'"),
     "messages as text": (
         "preference", {"prompt": "q", "chosen": "[{'role': 'assistant', 'content': 'a'}]", "rejected": "b"},
-        HEAD + "chosen is a transcript, or messages written as text", "\"[{'role': 'assistant', 'content': 'a'}]\""),
+        HEAD + "chosen is text of a transcript, a template or messages", "\"[{'role': 'assistant', 'content': 'a'}]\""),
+    **{text: ("preference", {"prompt": text, **SIDES}, HEAD + "prompt is text of a transcript, a template or messages",
+              repr(text)) for text in RENDERED},
+    "a passage": ("preference", {"prompt": "q", "passage": "p", **SIDES},
+                  HEAD + "passage holds something, which preference does not read", "'p'"),
     "missing": ("preference", {"prompt": "q", "chosen": "a"}, HEAD + "rejected is missing", "[]"),
     "alpaca: nothing asked": ("alpaca", {"instruction": "", "input": "", **SIDES}, "empty prompt", ""),
     "alpaca: same": ("alpaca", {"instruction": "q", "chosen": "a", "rejected": "a"}, "identical sides", ""),
@@ -296,12 +304,12 @@ def refused(sample, named=None) -> str:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "q", "chosen": "a", "rejcted": "b"}, "Nearest is preference, but row 0: malformed: rejected is "
-         "missing: []. Did you mean 'rejcted'?"),
+        ({"prompt": "q", "chosen": "a", "rejcted": "b"}, "Nearest is preference, but its first row: malformed: "
+         "rejected is missing: []. Did you mean 'rejcted'?"),
         ({"prompt": "q", "response": "a", "helpfulness": 3}, "read with data.data_dir='preference'"),
         ({"prompt": "x", "query": "y", **SIDES}, "query holds something, which preference does not read: 'y'"),
         ({"prompt": "x", "input": "y", **SIDES}, "are two questions, or two sides: ['input', 'prompt']"),
-        ({"prompt": "x", "chosen": 3, "rejected": 4}, "row 0: malformed: chosen is int, not str or list or dict: 3"),
+        ({"prompt": "x", "chosen": 3, "rejected": 4}, "its first row: malformed: chosen is int, not str or list"),
         ({"text": "x"}, "Its columns: text."),
     ],
 )  # fmt: skip

@@ -55,8 +55,25 @@ def test_the_files_of_a_folder_by_split(tmp_path):
     }  # fmt: skip
     assert sources.files_of(str(tmp_path / "test.jsonl.gz")) == {"": [tmp_path / "test.jsonl.gz"]}
     written(tmp_path / "test.json")
-    with pytest.raises(RecipeError, match=r"test\.json and test\.jsonl\.gz are both the split 'test'\. Keep one\."):
+    with pytest.raises(RecipeError, match=r"test\.json and test\.jsonl\.gz are not one whole split 'test'\. Keep one"):
         sources.files_of(str(tmp_path))
+
+
+@pytest.mark.parametrize("there", [(0, 2), (0, 1, 2, 3), (1,), (0, 1, 2)])
+def test_a_split_in_parts_is_whole_or_refused(tmp_path, there):
+    for part in there:
+        written(tmp_path / f"train-{part:05}-of-00003.jsonl", ROWS[part : part + 1])
+    if there == (0, 1, 2):
+        assert numbers(sources.pick(sources.files_of(str(tmp_path)), "train", "here")) == [0, 1, 2]
+    else:
+        with pytest.raises(RecipeError, match=r"are not one whole split 'train'\. Keep one file, or all the parts"):
+            sources.files_of(str(tmp_path))
+
+
+def test_a_space_after_a_comma_is_no_part_of_a_cell(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt, chosen, rejected\n"q, 0", "yes ""a"" ", no 0\n')
+    (row,) = sources.pick(sources.files_of(str(tmp_path / "a.csv")), "", "a.csv")[0]
+    assert sources.row_of(row) == {"prompt": "q, 0", "chosen": 'yes "a" ', "rejected": "no 0"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import re
@@ -149,6 +150,17 @@ def test_plain_strings_train_without_a_template_and_end_with_the_end_token(tiny,
     run, _ = run_it(quick(tiny, None, data=data, adapter=LoRA(r=4)), tmp_path)
     assert run.data["text"] is True and isinstance(run.samples[0]["prompt"], str)
     assert "<|im_start|>" not in run.samples[0]["prompt"]
+
+
+@pytest.mark.parametrize("where", ["dpo_recipes.data.read", "trl.DPOTrainer._prepare_dataset"])
+def test_a_full_disk_is_one_message_wherever_it_is_noticed(tiny, pairs_file, tmp_path, monkeypatch, where):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(where, full)
+    with pytest.raises(RecipeError, match="There is no place to write: .*No space left.* HF_DATASETS_CACHE names"):
+        run_it(quick(tiny, pairs_file), tmp_path)
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_conversations_need_a_template_and_the_message_names_the_ways_out(tiny, pairs_file, tmp_path):
