@@ -15,9 +15,8 @@ def preference_pairs(
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:  # fmt: skip
     """Up to `per_prompt` pairs for each prompt, the reply with the higher reward chosen: (rows, report).
 
-    Replies that were cut off, are blank, or repeat another reply to the same prompt are not used; pairs are drawn
-    without replacement from all of one prompt that differ in reward. A row has prompt, chosen and rejected as message
-    lists, and the two rewards; the report counts what was used and what was not.
+    Replies that were cut off, are blank or repeat another are not used; pairs are drawn without replacement from those
+    that differ in reward. A row has message lists and the two rewards; the report counts what was used and not.
     """
     draw, rows, report = random.Random(seed), list[dict[str, Any]](), Counter[str]()
     for prompt, sampled in zip(prompts, replies, strict=True):
