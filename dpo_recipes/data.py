@@ -64,7 +64,7 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) ->
         label = f"{path}:" * (len(paths) > 1)
         raw = sources.pick(splits, data.train, path)
         train.append(_Part(path, f"{path} ({data.train})", raw[0], share, label, raw[1]))
-        if alone and spec.split("[")[0].strip() not in splits:
+        if alone and file.strip() not in splits:
             single.append(path)
         elif isinstance(data.eval, str) and not sources.is_path(file):
             raw = sources.pick(splits, spec, path)
@@ -122,7 +122,7 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) ->
 
 def _gather(parts: list[_Part], data: Data, num_proc: int | None, barred: Any) -> tuple[Any, Any, Row]:
     """The usable pairs of the parts, each once and none with a prompt of `barred`; their KEYS, an array of shape (3,
-    pairs); rows, kept and dropped, of all parts together and of each."""
+    pairs); rows, kept and dropped, of all parts together."""
     import datasets
     import numpy as np
 

@@ -60,8 +60,7 @@ def hub(data: Data, path: str) -> dict[str, Any]:
     import datasets
 
     try:
-        how = {"data_dir": data.data_dir, "revision": data.revision}
-        return datasets.load_dataset(path, data.subset, **how)
+        return datasets.load_dataset(path, data.subset, data_dir=data.data_dir, revision=data.revision)
     except (ValueError, RuntimeError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
         cause = error if isinstance(error, FileNotFoundError) else error.__cause__ or error
         if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
