@@ -17,7 +17,7 @@ _PUBLIC = {
     **{name: ("losses", name) for name in ("PairLogps", "conformance")},
     "load": ("catalogue", "load"), "list": ("catalogue", "rows"), "new": ("catalogue", "new"),
     "apply": ("overrides", "apply"), "show": ("settings", "show"), "RecipeError": ("errors", "RecipeError"),
-    "train": ("train", "train"), "Run": ("rundir", "Run"),
+    **{verb: (verb, verb) for verb in ("preview", "check", "doctor", "train")}, "Run": ("rundir", "Run"),
 }  # fmt: skip
 __all__ = list(_PUBLIC)
 

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +18,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from . import catalogue, overrides, settings
-from .errors import RecipeError, UsageError
+from .errors import Finding, RecipeError, UsageError
 
 app = typer.Typer(
     name="dpo-recipes",
@@ -37,6 +39,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 Runs = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders are made.")]
 NewName = Annotated[str, typer.Argument(metavar="NAME", help="The new recipe's name.", show_default=False)]
+Count = Annotated[int, typer.Option("-n", min=1, help="How many pairs.")]
+Gpu = Annotated[str | None, typer.Option("--gpu", metavar="MEMORY", help="Plan for a device of e.g. 24GB.")]
+Really = Annotated[bool, typer.Option("--run", help="Load the model and take a few real steps beside the plan.")]
 Source = Annotated[str, typer.Option("--from", metavar="RECIPE", help="The recipe to copy.")]
 
 
@@ -87,6 +92,56 @@ def show(recipe: RecipeName, changes: Overrides = None, as_json: AsJson = False)
 def new(name: NewName, source: Source = "quickstart") -> None:
     """Fork a recipe: copy its file to recipes/NAME.py, ready to edit."""
     print(f"{catalogue.new(name, source)} is yours. Edit it, then: dpo-recipes train {name}")
+
+
+def _report(findings: Iterable[Finding], as_json: bool, **more: Any) -> None:
+    """Print findings, as a table or with `more` as JSON; exit 1 where one of them failed."""
+    shown, found = Table.grid("", Column(style="bold"), Column(overflow="fold"), padding=(0, 2, 0, 0)), list(findings)
+    styles = {"pass": "green", "warn": "yellow", "fail": "bold red", "skipped": "dim"}
+    count = Counter(finding.level for finding in found)
+    for level, name, text in found:
+        shown.add_row(f"[{styles[level]}]{level}[/]", escape(name), escape(text))
+    if as_json:
+        print(json.dumps({"findings": [finding._asdict() for finding in found], **more}, indent=2))
+    else:
+        said = ", ".join(f"{n} {level}" for level, n in count.items())
+        Console().print(shown, said, sep="\n", highlight=False)
+    if any(finding.level == "fail" for finding in found):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=LOOK, context_settings=LENIENT)
+def preview(recipe: RecipeName, changes: Overrides = None, count: Count = 3, as_json: AsJson = False) -> None:
+    """A few pairs as the model sees them, their border, what is cut."""
+    value = overrides.apply(catalogue.load(recipe), changes or [])
+    from .preview import preview as run
+
+    shown = run(value, count=count, console=Console(quiet=as_json))
+    if as_json:
+        print(json.dumps(shown, indent=2))
+
+
+@app.command(rich_help_panel=LOOK, context_settings=LENIENT)
+def check(
+    recipe: RecipeName, changes: Overrides = None, gpu: Gpu = None, run: Really = False, as_json: AsJson = False
+) -> None:
+    """All that can be known before training; exit 1 on a fail."""
+    value = overrides.apply(catalogue.load(recipe), changes or [])
+    from .check import check as run_checks
+    from .start import table as pairs
+
+    found = run_checks(value, gpu=gpu, run=run, console=Console(quiet=as_json))
+    if found["data"] and not as_json:
+        Console().print(pairs(found["data"]))
+    _report(as_json=as_json, **found)
+
+
+@app.command(rich_help_panel=LOOK)
+def doctor(as_json: AsJson = False) -> None:
+    """This machine: versions, devices, hub, caches, known problems."""
+    from .doctor import doctor as look
+
+    _report(look(), as_json)
 
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)

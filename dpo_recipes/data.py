@@ -54,6 +54,10 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) ->
     """
     import numpy as np
 
+    if data.streaming and (len(paths) > 1 or not isinstance(data.eval, str)):
+        raise RecipeError(
+            "data.streaming holds nothing out and mixes nothing: name one path, and a split as data.eval."
+        )
     name, spec, notes, single = " + ".join(paths), str(data.eval), list[str](), list[str]()
     file, *cut = re.split(r"(?=\[)", spec, maxsplit=1)
     train, tests, local = list[_Part](), list[_Part](), [p for p in paths if sources.is_path(p) or Path(p).exists()]
@@ -62,7 +66,7 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) ->
         if alone := list(splits) == [""]:
             splits = {data.train.split("[")[0].strip(): splits[""]}
         label = f"{path}:" * (len(paths) > 1)
-        raw = sources.pick(splits, data.train, path)
+        raw = sources.stream(splits, data.train, path) if data.streaming else sources.pick(splits, data.train, path)
         train.append(_Part(path, f"{path} ({data.train})", raw[0], share, label, raw[1]))
         if alone and file.strip() not in splits:
             single.append(path)
@@ -97,6 +101,11 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) ->
 
     held, held_keys, tested = _gather(tests, data, num_proc, ()) if tests else (None, [()], {})
     report: dict[str, Any] = {"path": name, "format": form, "text": text, "notes": list(dict.fromkeys(notes))}
+    if data.streaming:
+        dropped = dict[str, Row]()
+        pairs = _streamed(train[0], data, set(held_keys[0].tolist()), dropped)
+        report |= {"train": {"split": data.train, "dropped": dropped}, "eval": {"split": spec, **tested}}
+        return Read(pairs, held, text, report)
     pairs, keys, trained = _gather(train, data, num_proc, held_keys[0])
     if not tests:
         share = 0.05 if isinstance(data.eval, str) else data.eval
@@ -168,6 +177,33 @@ def _gather(parts: list[_Part], data: Data, num_proc: int | None, barred: Any) -
     return whole.remove_columns(unused).select(kept), keys[:, kept], count(0, ends[-1])
 
 
+def _streamed(part: _Part, data: Data, barred: set[int], dropped: dict[str, Row]) -> Any:
+    """The pairs of a stream as they are read, none with a prompt of `barred`; what is dropped is counted in `dropped`,
+    in every epoch again, and not where a data loader reads in processes of its own."""
+
+    lost = 0  # in this pass
+
+    def usable(row: Row) -> bool:
+        nonlocal lost
+        number = int(row["row"])
+        lost *= number > 0
+        if reason := row["dropped"] or ("prompt is in the evaluation pairs" if row["prompt_key"] in barred else ""):
+            drop = dropped.setdefault(reason, {"count": 0, "rows": []})
+            drop["count"] += 1
+            drop["rows"] += [row["row"]] if drop["count"] <= 3 else []
+            lost += reason not in HARMLESS
+            if number >= 99 and lost / (number + 1) > data.max_dropped:
+                what = f"{lost} of the first {number + 1} rows cannot be used. The last: {reason}: {row['found']}"
+                raise RecipeError(f"{part.where}: {what} Correct them, or allow it with data.max_dropped.")
+        return not reason
+
+    made = part.raw.map(
+        _read_row, with_indices=True, fn_kwargs=_how(part, data) | {"reader": data.reader, "where": part.where},
+        remove_columns=part.raw.column_names,
+    )  # fmt: skip
+    return made.filter(usable).remove_columns(["dropped", "found", *KEYS])
+
+
 def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
     """The rows as pairs, or as None beside the reason to drop them, with KEYS."""
     from datasets import Features, Json, Value
@@ -179,8 +215,7 @@ def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
     features = dict.fromkeys(rows.PAIR, kind) | dict.fromkeys(rows.OWN, Json()) | dict.fromkeys(KEYS, Value("int64"))
     features |= dict.fromkeys(("row", "dropped", "found"), Value("string"))
     source = reader and secrets.token_hex()  # what a user's function reads beside the row no cache can know
-    how = {"form": part.form, "kwargs": data.chat_template_kwargs, "strict": not data.format, "label": part.label}
-    how["spans"] = part.spans
+    how = _how(part, data)
     key = hashlib.sha256(repr([raw._fingerprint, how, sources.CODE, source]).encode()).hexdigest()[:32]
     if get_start_method() != "fork" and (reader or num_proc is None):  # other ways run a user's script anew
         num_proc = None
@@ -191,6 +226,12 @@ def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
         features=Features(features), remove_columns=raw.column_names, desc=f"Reading {part.where}",
         num_proc=num_proc if (num_proc or 0) > 1 else None,
     )  # fmt: skip
+
+
+def _how(part: _Part, data: Data) -> Row:
+    """What `_read_row` needs beside the row."""
+    return {"form": part.form, "kwargs": data.chat_template_kwargs, "strict": not data.format,
+            "label": part.label, "spans": part.spans}  # fmt: skip
 
 
 def _read_row(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal, NamedTuple
 
 
 class RecipeError(Exception):
@@ -15,6 +16,14 @@ class RecipeError(Exception):
 
 class UsageError(RecipeError):
     """Something mistyped: an unknown recipe, key, value form or loss. Exit code 2."""
+
+
+class Finding(NamedTuple):
+    """One line of `dpo-recipes check`: what was looked at, and what was found there."""
+
+    level: Literal["pass", "warn", "fail", "skipped"]
+    name: str
+    text: str
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from packaging.version import Version
-from peft import LoraConfig, PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.quantizers import AutoHfQuantizer
 
 from .data import pin_date, unread_kwargs
 from .errors import RecipeError
@@ -86,16 +87,9 @@ def load_weights(
 
     TRL adds a new adapter later; one that is continued is loaded here. RecipeError where something cannot be read.
     """
-    adapter, dtype = recipe.adapter, getattr(torch, settings.weights)
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": recipe.trust_remote_code}
-    if recipe.attn_implementation:
-        options["attn_implementation"] = recipe.attn_implementation
-    if trainable or recipe.reference is None:
-        options["revision"] = recipe.revision
-        if isinstance(adapter, QLoRA):
-            options["quantization_config"] = _quantization(adapter.double_quant, dtype)
-            if torch.cuda.is_available() and not recipe.trl.get("use_cpu"):
-                options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
+    adapter, options = recipe.adapter, _options(recipe, settings, trainable)
+    if "quantization_config" in options and torch.cuda.is_available() and not recipe.trl.get("use_cpu"):
+        options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
     with _explained("model", path):
         model: Any = AutoModelForCausalLM.from_pretrained(path, **options)
     _keep_4bit_gradients_right(model)
@@ -103,8 +97,57 @@ def load_weights(
         remedy = f"To train it on, set model= to its base and adapter.continue_from={path}"
         raise RecipeError(f"model={path!r} is an adapter, which a new one would replace. {remedy}")
     if trainable and adapter is not None and adapter.continue_from:
-        return _continued(model, os.path.expanduser(adapter.continue_from), path, say)
+        folder = os.path.expanduser(adapter.continue_from)
+        with _lora(adapter) as config:
+            model = PeftModel.from_pretrained(model, folder, is_trainable=True)
+        if os.path.realpath(made_on := str(config.base_model_name_or_path)) != os.path.realpath(path):
+            same = "they must be the same weights"
+            say(f"The adapter {folder} was made on {made_on}, and is continued on {path}: {same}.")
+        _cast_as_trl(model)  # before TRL copies the adapter for the reference, so that both are the same numbers
     return model
+
+
+def skeleton(recipe: Recipe, settings: Settings, path: str, *, trainable: bool = True) -> Any:
+    """What `load_weights` and TRL would make of it, adapter included, from the config alone: on the meta device."""
+    adapter, options = recipe.adapter, _options(recipe, settings, trainable)
+    revision, quantization = options.pop("revision", None), options.pop("quantization_config", None)
+    if options.get("attn_implementation") != "eager":  # SDPA, which needs as much as kernels that are not there
+        options.pop("attn_implementation", None)
+    with _explained("model", path), torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=recipe.trust_remote_code)
+        model = AutoModelForCausalLM.from_config(config, **options)
+    if quantization:
+        from bitsandbytes.functional import create_dynamic_map, name2qmap
+
+        quantizer = AutoHfQuantizer.from_config(quantization)
+        quantizer.preprocess_model(model, device_map=None)
+        name2qmap.setdefault("dynamic", create_dynamic_map())  # made once for the process: let it have numbers
+        for module in (m for m in model.modules() if type(m).__name__ == "Linear4bit"):
+            for parameter in module.parameters():
+                parameter.data = parameter.data.to(options["dtype"])
+            module.weight._quantize("meta")
+        quantizer.postprocess_model(model)
+    if trainable and adapter is not None:
+        with torch.device("meta"), _lora(adapter) as made:
+            made.inference_mode = False
+            model = get_peft_model(model, made)
+            _cast_as_trl(model)
+            if settings.reference == "frozen adapter":
+                model.add_adapter("ref", made)
+    return model
+
+
+def _options(recipe: Recipe, settings: Settings, trainable: bool) -> dict[str, Any]:
+    """How a model is made. The revision and the 4 bits are the policy's own, so also those of its start weights."""
+    adapter, dtype = recipe.adapter, getattr(torch, settings.weights)
+    options = {"dtype": dtype, "trust_remote_code": recipe.trust_remote_code}
+    if recipe.attn_implementation:
+        options["attn_implementation"] = recipe.attn_implementation
+    if trainable or recipe.reference is None:
+        options["revision"] = recipe.revision
+        if isinstance(adapter, QLoRA):
+            options["quantization_config"] = _quantization(adapter.double_quant, dtype)
+    return options
 
 
 def need_embeddings(model: Any, tokenizer: Any) -> None:
@@ -130,25 +173,27 @@ def _keep_4bit_gradients_right(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _continued(model: Any, folder: str, path: str, say: Say) -> Any:
+@contextmanager
+def _lora(adapter: LoRA) -> Iterator[Any]:
+    """The adapter's configuration, new or of the folder it continues; what goes wrong with it becomes a RecipeError."""
+    folder = os.path.expanduser(adapter.continue_from or "")
     try:
-        config = PeftConfig.from_pretrained(folder)
+        config = PeftConfig.from_pretrained(folder) if folder else peft_config(adapter)
         if config.peft_type != "LORA":
             raise TypeError(f"it is a {config.peft_type.value} adapter")
-        model = PeftModel.from_pretrained(model, folder, is_trainable=True)
+        yield config
     except Exception as error:
         form = "It must be a folder with adapter_config.json and adapter_model.safetensors, made on the same base."
         why = f"adapter.continue_from={folder!r} holds no LoRA adapter for this model: {_short(error)}. {form}"
-        raise RecipeError(why) from error
-    if os.path.realpath(made_on := str(config.base_model_name_or_path)) != os.path.realpath(path):
-        say(f"The adapter {folder} was made on {made_on}, and is continued on {path}: they must be the same weights.")
+        raise RecipeError(why if folder else f"This model takes no such adapter: {_short(error)}.") from error
+
+
+def _cast_as_trl(model: Any) -> None:
+    """Over 4-bit weights TRL trains the adapter in bf16, all but DoRA's magnitudes."""
     if getattr(model, "is_loaded_in_4bit", False):
-        # Over 4-bit weights TRL trains the adapter in bf16, all but DoRA's magnitudes, and copies it for the reference
-        # before it casts: cast first, so that both start from the same rounded numbers.
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and "lora_magnitude_vector" not in name:
                 parameter.data = parameter.data.to(torch.bfloat16)
-    return model
 
 
 def peft_config(adapter: LoRA | None) -> Any:

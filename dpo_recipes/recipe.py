@@ -22,6 +22,14 @@ Format = Literal[
     "preference", "text", "ultrafeedback", "hh_rlhf", "sharegpt", "alpaca", "orca", "shp", "helpsteer2", "helpsteer3",
     "summarize", "ultrainteract",
 ]  # fmt: skip
+ALLOWED = (
+    "border",
+    "start_token",
+    "end_token",
+    "special_tokens",
+    "truncated",
+    "contradictions",
+)  # stops of the data report, by name
 PREPARED = "{prepared}"  # in `model` and `data.path`: the folder that the recipe's `prepare` fills
 
 # Field -> what holds for its value unless that is None, and how a message says it.
@@ -37,6 +45,7 @@ LIMITS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "mix": (lambda v: all(0 < w <= 1 for w in v.values()), "paths with the share of their pairs to use, in (0, 1]"),
     "eval": (lambda v: v[-1] != "%" and v.lower() not in ("none", "true", "false") if isinstance(v, str) else 0 < v < 1,
              "a split, a file, or the share to hold out, between 0 and 1"),
+    "allow": (lambda v: {*v} <= {*ALLOWED}, f"a list of findings to allow: {', '.join(ALLOWED)}"),
     "template_date": (lambda v: date.fromisoformat(v).isoformat() == v, "a date as YYYY-MM-DD, such as 2025-07-08"),
     "target_modules": (lambda v: all(v) and v and not {"all_linear", "lm_head"} & {*v, str(v)},
                        "'all-linear' or names of modules; never the head, whose weight TRL reads past any adapter"),
@@ -90,10 +99,13 @@ class Data(Value):
     revision: str | None = None  # branch, tag or commit of the hub data set
     format: Format | None = None  # None: recognised from the columns
     reader: Callable[[dict[str, Any]], Any] | None = None  # row -> prompt, chosen, rejected; or None to drop it
+    streaming: bool = False  # read while training, from a set too large to store
     chat_template: str | None = None  # Jinja, for a base model that has none
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # e.g. {"enable_thinking": False}
     template_date: str | None = None  # YYYY-MM-DD, for templates that print today's date
+    drop_truncated: bool = False  # drop pairs of which max_length cuts a side, with its end token
     max_dropped: float = 0.05  # share of rows that may be unusable before the run is refused
+    allow: list[str] = field(default_factory=list)  # stops of the data report that do not stop this run
 
     def refusals(self) -> Iterable[tuple[Any, str]]:
         return (
@@ -191,6 +203,10 @@ class Recipe(Value):
              "trl.sync_ref_model moves a copy: no adapter, reference, reward or precompute_ref_log_probs beside it."),
             (precompute is False and precomputes and not moving,
              "trl.precompute_ref_log_probs=False would keep a second model in memory: delete it."),
+            (self.data.streaming and trl.get("dataloader_num_workers"),
+             "data.streaming counts what it drops in this process: no trl.dataloader_num_workers beside it."),
+            (self.data.streaming and (precomputes or precompute or not trl.get("max_steps")),
+             "data.streaming needs trl.max_steps, and a reference not computed beforehand: an adapter's own."),
         )  # fmt: skip
 
     @property

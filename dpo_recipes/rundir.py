@@ -12,7 +12,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from .errors import RecipeError, nearest
+from .errors import Finding, RecipeError, nearest
 
 PACKAGES = ("dpo-recipes", "torch", "trl", "transformers", "datasets", "peft", "accelerate", "bitsandbytes")
 
@@ -69,6 +69,19 @@ def cache() -> Path:
 
 def installed() -> dict[str, str]:
     return {name: found.version for name in PACKAGES for found in [*distributions(name=name)][:1]}
+
+
+def versions() -> Finding:
+    """The installed versions against those that the tests ran with: constraints.txt, in a wheel or in a checkout."""
+    own, found = Path(__file__).with_name("constraints.txt"), installed()
+    text = (own if own.is_file() else own.parents[1] / own.name).read_text(encoding="utf-8")
+    tested = dict(line.split("==") for line in text.splitlines() if "==" in line)
+    differ = [f"{p} {v}, tested {tested[p]}" for p, v in found.items() if v.split("+")[0] != tested.get(p, v)]
+    if differ:
+        return Finding(
+            "warn", "versions", f"{'; '.join(differ)}. To have the tested ones: pip install -c constraints.txt"
+        )
+    return Finding("pass", "versions", "as tested: " + ", ".join(f"{p} {v}" for p, v in found.items()))
 
 
 def environment(seed: int, device: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +61,8 @@ def hub(data: Data, path: str) -> dict[str, Any]:
     import datasets
 
     try:
-        return datasets.load_dataset(path, data.subset, data_dir=data.data_dir, revision=data.revision)
+        how = {"data_dir": data.data_dir, "revision": data.revision, "streaming": data.streaming}
+        return datasets.load_dataset(path, data.subset, **how)
     except (ValueError, RuntimeError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
         cause = error if isinstance(error, FileNotFoundError) else error.__cause__ or error
         if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
@@ -84,6 +86,8 @@ def pick(splits: dict[str, Any], spec: str, path: str) -> tuple[Any, list[tuple[
         if name not in splits:
             raise RecipeError(f"{path} has no split {name!r}. It has: {', '.join(splits)}.{nearest(name, splits)}")
         rows = _load(splits[name]) if isinstance(splits[name], list) else splits[name]
+        if isinstance(rows, datasets.IterableDataset):  # the evaluation pairs beside a stream
+            rows = datasets.Dataset.from_list(list(rows))
         try:  # under another name: a file may be called train-v2.jsonl, which has not the form of a split
             [at] = datasets.ReadInstruction.from_spec("rows" + bracket + cut).to_absolute({"rows": len(rows)})
         except (ValueError, AssertionError) as error:
@@ -97,16 +101,27 @@ def pick(splits: dict[str, Any], spec: str, path: str) -> tuple[Any, list[tuple[
     return datasets.concatenate_datasets(picked), spans
 
 
-def _load(files: list[Path]) -> Any:
+def stream(splits: dict[str, Any], spec: str, path: str) -> tuple[Any, list[tuple[str, int, int]]]:
+    """The rows of a split as an IterableDataset, read when they are asked for."""
+    if spec not in splits:
+        what = f"{nearest(spec, splits)} What is streamed has no slices: trl.max_steps says how much is read."
+        raise RecipeError(f"{path} has no split {spec!r}. It has: {', '.join(splits)}.{what}")
+    rows = _load(splits[spec], streaming=True) if isinstance(splits[spec], list) else splits[spec]
+    return rows, [(spec, 0, sys.maxsize)]
+
+
+def _load(files: list[Path], streaming: bool = False) -> Any:
     import datasets
 
     names, kind = [str(file.resolve()) for file in files], _suffix(files[0])
     with _readable(files):
         if kind in (".parquet", ".arrow"):
-            return datasets.load_dataset(kind[1:], data_files={"train": names}, split="train")
+            return datasets.load_dataset(kind[1:], data_files={"train": names}, split="train", streaming=streaming)
         stamps = [f"{file.stat().st_size}-{file.stat().st_mtime_ns}" for file in files]
         features = datasets.Features({RAW: datasets.Value("string")})
         how = {"names": names, "stamps": stamps, "code": CODE}  # the last two are there for the cache's key
+        if streaming:
+            return datasets.IterableDataset.from_generator(_streamed_rows, features=features, gen_kwargs=how)
         return datasets.Dataset.from_generator(_raw_rows, features=features, gen_kwargs=how)
 
 
@@ -122,6 +137,11 @@ def _readable(files: list[Path]) -> Iterator[None]:
         empty = "corresponds to no data" in str(cause)
         why = "has no rows." if empty else f"is not readable as {_suffix(files[0])[1:]}: {_short(cause)}"
         raise RecipeError(f"{where} {why} Write it again: whole, in UTF-8, with one row for each pair.") from None
+
+
+def _streamed_rows(names: list[str], **how: Any) -> Iterator[dict[str, str]]:
+    with _readable([Path(name) for name in names]):
+        yield from _raw_rows(names, **how)
 
 
 def _raw_rows(names: list[str], stamps: list[str], code: str) -> Iterator[dict[str, str]]:

@@ -7,15 +7,13 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import hash_module
 
-from . import guard, losses, rows
+from . import guard, losses
 from .errors import RecipeError
 from .losses import PairLogps
 from .recipe import Recipe
@@ -57,7 +55,7 @@ def config(arguments: dict[str, Any]) -> DPOConfig:
 
 
 class RecipeTrainer(DPOTrainer):
-    """DPOTrainer with plugin losses, the guard's stops, counted drops and per-pair held-out numbers.
+    """DPOTrainer with plugin losses, the guard's stops and per-pair held-out numbers.
 
     With TRL's own losses it adds nothing to the maths: the loss sequence is bit-identical to DPOTrainer's.
     """
@@ -72,8 +70,6 @@ class RecipeTrainer(DPOTrainer):
         self.plugins = [(f, w, recipe.numbers(f)) for f, w in recipe.plugins.values()]
         self.half = settings.autocast is not None
         self.health = guard.Health(loss_at_start(recipe), same_start=settings.reference != "other model")
-        self.dropped: dict[str, dict[str, int]] = {}
-        self.cut: dict[str, dict[str, int]] = {}
         self.recorded: list[PairLogps] | None = None
         super().__init__(**arguments)
         if self.aux_loss_enabled:
@@ -86,29 +82,10 @@ class RecipeTrainer(DPOTrainer):
         """Nothing is sent unless asked."""
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        """TRL's tokenising, then the rows that can teach nothing are dropped, counted instead of silent."""
-        before = len(dataset)
-        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        fits = len(dataset)
-        dataset = dataset.filter(
-            sides_differ, fn_kwargs={"max_length": args.max_length}, num_proc=args.dataset_num_proc,
-            desc=f"Comparing the sides of {dataset_name} pairs",
-        )  # fmt: skip
-        lost = {"prompt fills max_length": before - fits, "identical after truncation": fits - len(dataset)}
-        self.dropped[dataset_name] = lost
-        if not len(dataset) or sum(lost.values()) / before > self.recipe.data.max_dropped:
-            counts = ", ".join(f"{reason}: {count}" for reason, count in lost.items())
-            raise RecipeError(
-                f"{sum(lost.values())} of {before} {dataset_name} pairs cannot be used at max_length={args.max_length} "
-                f"({counts}). Raise max_length{', or allow it with data.max_dropped' if len(dataset) else ''}."
-            )
-        limit, cut, longest = args.max_length or math.inf, 0, 0
-        for batch in dataset.with_format("arrow").iter(1000):
-            prompt, *sides = (pc.list_value_length(batch[f"{name}_ids"]).to_numpy() for name in rows.PAIR)
-            cut += int(((tokens := prompt + np.maximum(*sides)) > limit).sum())
-            longest = max(longest, int(tokens.max()))
-        self.cut[dataset_name] = {"pairs": cut, "longest": longest}
-        return dataset
+        """Pairs that are tokenised already are taken as they are; TRL's own tokenising would drop rows in silence."""
+        if "prompt_ids" in next(iter(dataset)):
+            return dataset
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         # TRL's cache key is the data and the weights, so a change of ld_alpha or of the precision would return stale
@@ -200,9 +177,3 @@ class RecipeTrainer(DPOTrainer):
         pairs, self.recorded = self.recorded, None
         columns = {n: torch.cat([getattr(p, n) for p in pairs]).double().cpu() for n in PairLogps.__dataclass_fields__}
         return {key.removeprefix("eval_"): value for key, value in metrics.items()}, PairLogps(**columns)
-
-
-def sides_differ(row: dict[str, Any], max_length: int | None) -> bool:
-    """Whether the two sides of a tokenised pair still differ where `max_length` cuts them (prompt first)."""
-    room = None if max_length is None else max_length - len(row["prompt_ids"])
-    return row["chosen_ids"][:room] != row["rejected_ids"][:room]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -87,6 +88,20 @@ TYPOS: list[tuple[list[str], str]] = [
     ),
     (["train", RECIPE, "adapter=lorra"], "error: adapter='lorra' must be none, lora or qlora. Did you mean 'lora'?"),
     (["train", RECIPE, "global_batch_size=7"], "micro_batch_size=4 does not divide the 7 pairs per device and step"),
+    (["chek", RECIPE], "No such command 'chek'. Did you mean 'check'?"),
+    (["docter"], "No such command 'docter'. Did you mean 'doctor'?"),
+    (["doctor", RECIPE], "unexpected extra argument"),
+    (["check"], "Missing argument 'RECIPE'."),
+    (["preview"], "Missing argument 'RECIPE'."),
+    (["check", "smollm3_ultrafeedbak"], "Did you mean 'smollm3_ultrafeedback'?"),
+    (["preview", RECIPE, "betta=0.1"], "error: betta is not a field of the recipe. Did you mean 'beta'?"),
+    (["check", RECIPE, "--rnu"], "error: '--rnu' is neither an option (see --help) nor KEY=VALUE"),
+    (["check", RECIPE, "--gpu"], "Option '--gpu' requires an argument."),
+    (["check", RECIPE, "--gpu", "24 gigs"], "'24 gigs' is no amount of memory. Examples: 24GB, 80GiB, 512MB."),
+    (["check", RECIPE, "--gpu", "much", "--json"], "'much' is no amount of memory."),
+    (["check", RECIPE, "loss=sigmod", "--json"], "Did you mean 'sigmoid'?"),
+    (["preview", RECIPE, "-n", "0"], "'-n': Input should be greater than or equal to 1"),
+    (["preview", RECIPE, "-n", "some"], "'-n': Input should be a valid integer"),
 ]
 
 
@@ -117,7 +132,7 @@ def test_help_is_short_and_grouped(dpo):
         out.index(panel) for panel in ("Look", "Make your own", "Run")
     )
     assert "Start with: dpo-recipes train quickstart" in out and "completion" not in out
-    for verb in ("list", "show", "new", "train"):
+    for verb in ("list", "show", "new", "train", "preview", "check", "doctor"):
         code, out, _ = dpo(verb, "--help", columns=80)
         assert code == 0 and f" {verb} [OPTIONS]" in out and len(out.splitlines()) < 25
         assert max(map(len, out.splitlines())) <= 80 and ("--json" in out) == (verb not in ("new", "train"))
@@ -267,3 +282,126 @@ def test_a_terminal_that_is_not_utf_8_is_no_traceback(here):
     )
     done = subprocess.run([sys.executable, "-m", "dpo_recipes", "list"], env=env, capture_output=True, cwd=here)
     assert done.returncode == 0 and b"?ber." in done.stdout and done.stderr == b""
+
+
+# ------------------------------------------------------------------------------------------ preview, check and doctor
+
+
+@pytest.fixture
+def mine(here, tiny, pairs_file) -> Path:
+    """A recipe file on the tiny model."""
+    text = f"Recipe(model={str(tiny())!r}, data=Data({str(pairs_file)!r}), adapter=LoRA(r=4), global_batch_size=4, "
+    (here / "mine.py").write_text(f"from dpo_recipes import *\n\nrecipe = {text}max_length=128)\n")
+    return here / "mine.py"
+
+
+def test_preview_draws_pairs_and_as_json_is_one_value(dpo, mine):
+    code, out, err = dpo("preview", "mine.py", "-n", "2")
+    assert code == 0 and "Traceback" not in err
+    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("row ")] == ["row 0", "row 1"]
+    assert out.count("chosen   ▶") == out.count("rejected ▶") == 2 and "<|im_start|>user↵" in out
+    code, out, _ = dpo("preview", "mine.py", "-n", "2", "--json")
+    rows = json.loads(out)
+    assert code == 0 and [row["row"] for row in rows] == ["0", "1"]
+    assert all(row["chosen"]["kept"].endswith("<|im_end|>") and row["chosen"]["cut"] == "" for row in rows)
+    assert all(row["chosen"]["tokens"] == len(row["chosen"]["kept"]) - 9 for row in rows)  # bytes, and one end token
+    assert len(json.loads(dpo("preview", "mine.py", "--json")[1])) == 3
+    assert len(json.loads(dpo("preview", "mine.py", "-n", "1000", "--json")[1])) == 23  # one of 24 is held out
+
+
+@pytest.mark.parametrize("json_too", [(), ("--json",)])
+def test_preview_of_a_file_that_is_not_there(dpo, mine, json_too):
+    code, out, err = dpo("preview", "mine.py", "data.path=./nowhere.jsonl", *json_too)
+    assert (code, out) == (1, "") and err.startswith("error: ") and "nowhere.jsonl" in err and err.count("\n") == 1
+
+
+def test_check_exits_0_and_1_and_shows_every_finding(dpo, mine):
+    code, out, err = dpo("check", "mine.py")
+    assert code == 0 and "Traceback" not in err
+    lines = [line.split()[:2] for line in out.splitlines() if line.startswith(("pass", "warn", "fail", "skipped"))]
+    assert [name for _, name in lines][:4] == ["versions", "recipe", "model", "template"]
+    assert {level for level, _ in lines} == {"pass", "warn"} and lines[-1] == ["pass", "tokens"]
+    assert re.fullmatch(r"\d+ pass, \d+ warn", out.splitlines()[-1].strip())
+    code, out, err = dpo("check", "mine.py", "model=./nowhere")
+    assert code == 1 and "Traceback" not in err
+    levels = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
+    assert levels == ["pass", "pass", "fail", "skipped", "skipped", "2"]
+    assert out.splitlines()[-1].strip() == "2 pass, 1 fail, 2 skipped"
+    assert "model='./nowhere': there is no such folder." in out
+
+
+def test_findings_fit_the_terminal_and_need_no_colour(dpo, mine, monkeypatch):
+    module = importlib.import_module("dpo_recipes.check")
+    found = module.check(cli.overrides.apply(cli.catalogue.load("mine.py"), []), gpu="1KB")
+    monkeypatch.setattr(module, "check", lambda *args, **kwargs: found)
+    for columns in (60, 80, 120):
+        plain = dpo("check", "mine.py", columns=columns)[1]
+        assert max(map(len, plain.splitlines())) <= columns and "\x1b" not in plain
+        words = "".join(plain.split())
+        assert all("".join(finding.text.split()) in words for finding in found["findings"] if len(finding.text) < 40)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[1;31mfail\x1b[0m" in dpo("check", "mine.py")[1]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "31mfail" not in dpo("check", "mine.py")[1]
+
+
+def test_what_a_finding_quotes_is_no_markup(dpo, mine):
+    assert "model='./[bold]nowhere'" in dpo("check", "mine.py", "model=./[bold]nowhere")[1]
+
+
+@pytest.mark.parametrize("changes", [(), ("model=./nowhere",), ("max_length=16",)], ids=["pass", "missing", "cut"])
+def test_check_as_json_is_one_value_and_nothing_else(dpo, mine, changes):
+    import datasets
+
+    datasets.enable_progress_bars()
+    code, out, _ = dpo("check", "mine.py", *changes, "--json", columns=40)
+    found = json.loads(out)
+    assert list(found) == ["findings", "data", "plan", "run"] and found["run"] is None
+    assert all(list(finding) == ["level", "name", "text"] for finding in found["findings"])
+    failed = any(finding["level"] == "fail" for finding in found["findings"])
+    assert code == failed == bool(changes)
+
+
+def test_a_trial_in_a_process_of_its_own_is_one_value_too(mine, here):
+    import subprocess
+
+    env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), "FORCE_COLOR": "1"}
+    command = [sys.executable, "-m", "dpo_recipes", "check", "mine.py", "--run", "--json"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=here)
+    found = json.loads(done.stdout)
+    assert done.returncode == 0 and found["run"]["seconds_per_step"] > 0 and "Traceback" not in done.stderr
+    assert [path.name for path in here.iterdir() if path.name != "__pycache__"] == ["mine.py"]
+
+
+@pytest.mark.parametrize("verb", ["check", "preview"])
+def test_a_broken_recipe_file_is_one_line_for_each_verb(dpo, here, verb):
+    (here / "bad.py").write_text("from dpo_recipes import Recipe\n\nrecipe = Recipe(\n")
+    code, out, err = dpo(verb, "bad.py", "--json")
+    assert (code, out) == (1, "") and err.startswith(f"error: {here / 'bad.py'}, line 3: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["check", "preview", "doctor"])
+def test_ctrl_c_is_exit_code_130_without_a_traceback(dpo, mine, monkeypatch, verb):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module(f"dpo_recipes.{verb}"), verb, stopped)
+    code, out, err = dpo(verb, *["mine.py"] * (verb != "doctor"))
+    assert (code, out) == (130, "") and "Traceback" not in err
+
+
+def test_doctor_exits_1_where_training_cannot_work(dpo, monkeypatch):
+    from dpo_recipes.errors import Finding
+
+    found = [Finding("pass", "machine", "one [bold]core"), Finding("fail", "GPU", "The driver: update it.")]
+    monkeypatch.setattr(importlib.import_module("dpo_recipes.doctor"), "doctor", lambda: iter(found))
+    code, out, err = dpo("doctor")
+    lines = [line.split() for line in out.splitlines()]
+    assert (code, err) == (1, "") and lines == [
+        ["pass", "machine", "one", "[bold]core"], ["fail", "GPU", "The", "driver:", "update", "it."],
+        ["1", "pass,", "1", "fail"],
+    ]  # fmt: skip
+    code, out, err = dpo("doctor", "--json")
+    assert (code, err) == (1, "") and json.loads(out) == {"findings": [finding._asdict() for finding in found]}
+    found.pop()
+    assert dpo("doctor")[0] == 0

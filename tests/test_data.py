@@ -12,6 +12,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from conftest import make_pairs, write_jsonl
 
 from dpo_recipes import data
 from dpo_recipes.errors import RecipeError
@@ -499,7 +500,7 @@ def test_a_hub_data_set_is_loaded_with_all_its_fields(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     fields = {"subset": "default", "data_dir": "d", "revision": "3949bf5", "train": "train_prefs[:5]"}
     found = read("HuggingFaceH4/ultrafeedback_binarized", eval="test_prefs", **fields)
-    how = {"data_dir": "d", "revision": "3949bf5"}
+    how = {"data_dir": "d", "revision": "3949bf5", "streaming": False}
     assert asked == [(("HuggingFaceH4/ultrafeedback_binarized", "default"), how)]
     assert (len(found.train), len(found.eval)) == (3, 2)
     assert found.report["train"]["dropped"] == {LEAKED: {"count": 2, "rows": ["1", "2"]}}
@@ -672,6 +673,37 @@ def test_the_row_is_no_part_of_the_fingerprint(tmp_path):
     assert read(save(tmp_path / "b.jsonl", broken), eval=0.3, max_dropped=0.1).report["fingerprint"] == here
 
 
+# Streams
+
+
+def test_a_stream_gives_the_same_pairs_and_counts_what_it_drops(tmp_path):
+    pairs = make_pairs(12)
+    broken = {**pairs[3], "chosen": pairs[3]["rejected"]}
+    train = write_jsonl(tmp_path / "train.jsonl", [*pairs[:3], broken, *pairs[4:]])
+    test = write_jsonl(tmp_path / "test.jsonl", pairs[:2])
+    stored, streamed = (read(str(train), eval=str(test), streaming=on, max_dropped=0.5) for on in (False, True))
+    assert isinstance(streamed.train, datasets.IterableDataset) and streamed.report["train"]["dropped"] == {}
+    assert [row["row"] for row in streamed.train] == ["2", *map(str, range(4, 12))] == stored.train["row"][:]
+    assert [row["chosen"] for row in streamed.train] == stored.train["chosen"][:]
+    twice = {LEAKED: {"count": 4, "rows": ["0", "1", "0"]}, "identical sides": {"count": 2, "rows": ["3", "3"]}}
+    assert streamed.report["train"]["dropped"] == twice  # it was read twice
+    assert streamed.eval["chosen"][:] == stored.eval["chosen"][:]
+
+
+def test_a_stream_needs_one_path_and_evaluation_pairs_of_their_own(tmp_path, pairs_file):
+    assert "name one path, and a split as data.eval" in refused(str(pairs_file), streaming=True, eval=0.1)
+    message = refused(str(pairs_file), streaming=True, train="train[:5]", eval=str(pairs_file))
+    assert "What is streamed has no slices" in message
+
+
+def test_a_stream_that_breaks_off_names_its_file(tmp_path, pairs_file):
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text(pairs_file.read_text() * 10 + '{"prompt": "a')
+    stream = read(str(cut), eval=str(pairs_file), streaming=True).train
+    with pytest.raises(RecipeError, match=r"cut.jsonl is not readable as jsonl: line 241 is not one whole JSON object"):
+        list(stream)
+
+
 # What a careful reader would ask
 
 
@@ -729,3 +761,16 @@ def test_a_slice_of_a_file_and_a_folder_beside_it_are_held_out(tmp_path, monkeyp
 def test_messages_beside_an_empty_prompt_are_not_said_to_have_been_text(tmp_path):
     rows = [{"prompt": "", **row} for row in conversations(20)]
     assert read(save(tmp_path / "a.jsonl", rows), eval=0.2).report["notes"] == []
+
+
+def test_a_stream_with_too_many_unusable_rows_stops(tmp_path, pairs_file):
+    rows = three(200)
+    for row in rows[::4]:
+        row["chosen"] = ""
+    path = save(tmp_path / "a.jsonl", rows)
+    stream = read(path, streaming=True, eval=str(pairs_file)).train
+    with pytest.raises(
+        RecipeError, match="26 of the first 101 rows cannot be used. The last: empty side.* data.max_dropped"
+    ):
+        list(stream)
+    assert len(list(read(path, streaming=True, eval=str(pairs_file), max_dropped=0.3).train)) == 150

@@ -44,6 +44,8 @@ def get(recipe: Recipe, key: str) -> Any:
         ("data.eval=test", "test"), ("data.chat_template={{ x }} = y", "{{ x }} = y"),
         ("data.template_date=2025-07-08", "2025-07-08"), ("data.reader=none", None),
         ("data.mix={'a.jsonl': 1.0, 'org/set': 0.5}", {"a.jsonl": 1.0, "org/set": 0.5}),
+        ("data.allow=border,truncated", ["border", "truncated"]), ("data.allow=border", ["border"]),
+        ("data.allow=['border']", ["border"]), ("data.allow=[]", []), ("data.drop_truncated=true", True),
         ("data.chat_template_kwargs.enable_thinking=true", True),
         ("data.chat_template_kwargs={'a': 1}", {"a": 1}), ("adapter.r=64", 64), ("adapter.alpha=none", None),
         ("adapter.target_modules=all-linear", "all-linear"),
@@ -78,6 +80,7 @@ def test_the_rest_stays_as_it_was():
 def test_a_run_is_capped_whatever_the_epochs_of_the_file():
     changed = apply(RECIPE, ["trl.max_steps=2"])
     assert (changed.num_train_epochs, changed.trl["max_steps"]) == (2, 2)
+    assert apply(changed, ["data.streaming=true"]).data.streaming is True
 
 
 def test_a_dictionary_may_be_set_as_a_whole_and_then_in_parts():
@@ -199,6 +202,7 @@ REFUSED = [
     (["learning_rate=fast"], "learning_rate='fast' must be a number such as 0.1 or 5e-7 or none."),
     (["trust_remote_code=yes"], "trust_remote_code='yes' must be true or false."),
     (["data.reader=f"], "data.reader='f' must be a function or none."),
+    (["data.allow=bordr"], "Data.allow=['bordr'] must be a list of findings to allow: border, start_token,"),
     (["data.mix=a.jsonl"], "data.mix='a.jsonl' must be a dict such as {'name': value}."),
     (["data.mix={'a': 2}"], "Data.mix={'a': 2} must be paths with the share of their pairs to use, in (0, 1]."),
     (["reward=f"], "reward='f' must be a function or none."),

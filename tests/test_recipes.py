@@ -110,8 +110,8 @@ def test_it_trains_two_steps_on_its_own_architecture_and_schema(name: str, tmp_p
     run = train(recipe, runs=tmp_path / "runs", console=Console(file=said, width=300))
     losses = [m["loss"] for m in run.metrics if "loss" in m]
     assert len(losses) == 2 and losses[0] == pytest.approx(0.693147, abs=1e-3)
-    assert run.data["train_pairs"] + run.data["eval_pairs"] == 24
-    assert run.evaluation["after"]["pairs"] == run.data["eval_pairs"]
+    assert run.data["train"]["kept"] + run.data["eval"]["kept"] == 24
+    assert run.evaluation["after"]["pairs"] == run.data["eval"]["kept"]
     assert SIZES["vocab_size"] < 300 and Path(run.path / "model").is_dir()
     if name == "smollm3_ultrafeedback":
         assert run.recipe["data.template_date"]["value"] == "2025-07-08"

@@ -218,3 +218,42 @@ def test_a_machine_without_git_or_a_package_has_none_there(monkeypatch, tmp_path
     found = rundir.environment(0, {})
     assert found["git_commit"] is None
     assert found["versions"] == {"torch": version("torch")}
+
+
+# -------------------------------------------------------------------------------------------------------- versions
+
+
+@pytest.fixture
+def constraints(tmp_path, monkeypatch):
+    """constraints("torch==1.0\\n") puts this file in the place of constraints.txt beside the package, as in a wheel."""
+
+    def write(text: str) -> None:
+        (tmp_path / "constraints.txt").write_text(text)
+        monkeypatch.setattr(rundir, "__file__", str(tmp_path / "rundir.py"))
+
+    return write
+
+
+def test_the_tested_versions_are_those_of_the_checkout():
+    found = rundir.versions()
+    assert found.name == "versions" and found.level in ("pass", "warn")
+    assert all(f"{name} " in found.text for name in rundir.installed()) or found.level == "warn"
+
+
+def test_the_same_versions_pass_and_a_build_of_them_is_the_same(constraints, monkeypatch):
+    monkeypatch.setattr(rundir, "installed", lambda: {"dpo-recipes": "0.1", "torch": "2.13.0+cu130", "trl": "1.16.0"})
+    constraints("# tested\ntorch==2.13.0\ntrl==1.16.0\nnumpy==2.0\n")
+    assert rundir.versions() == ("pass", "versions", "as tested: dpo-recipes 0.1, torch 2.13.0+cu130, trl 1.16.0")
+
+
+def test_versions_that_differ_are_all_named_with_the_way_to_the_tested_ones(constraints, monkeypatch):
+    monkeypatch.setattr(rundir, "installed", lambda: {"torch": "2.12.0", "trl": "1.16.0", "peft": "0.22"})
+    constraints("torch==2.13.0\ntrl==1.16.0\npeft==0.21.2\n")
+    text = "torch 2.12.0, tested 2.13.0; peft 0.22, tested 0.21.2. To have the tested ones: "
+    assert rundir.versions() == ("warn", "versions", text + "pip install -c constraints.txt")
+
+
+def test_a_package_that_is_not_installed_does_not_differ(constraints, monkeypatch):
+    monkeypatch.setattr(rundir, "PACKAGES", ("torch", "a-package-that-is-not-there"))
+    constraints(f"torch=={version('torch').split('+')[0]}\na-package-that-is-not-there==1.0\n")
+    assert rundir.versions().level == "pass"

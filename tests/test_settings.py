@@ -193,11 +193,12 @@ def test_rows_show_where_the_pairs_come_from():
     def mine(row):
         return row
 
-    data = Data(mix={"a.jsonl": 1.0, "org/set": 0.5}, reader=mine)
+    data = Data(mix={"a.jsonl": 1.0, "org/set": 0.5}, reader=mine, allow=["border"])
     recipe = make(data=data)
     found = {key.removeprefix("data."): row for key, row in rows(recipe, resolve(recipe, GPU)).items()}
     assert found["mix"] == ({"a.jsonl": 1.0, "org/set": 0.5}, "recipe file") and found["path"] == (None, "default")
-    assert found["reader"] == ("mine", "recipe file")
+    assert found["reader"] == ("mine", "recipe file") and found["allow"] == (["border"], "recipe file")
+    assert found["streaming"] == (False, "default") and found["drop_truncated"] == (False, "default")
     json.dumps(show(recipe, GPU))
 
 

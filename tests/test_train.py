@@ -6,7 +6,6 @@ import errno
 import io
 import json
 import re
-from unittest.mock import ANY
 
 import pytest
 import torch
@@ -61,7 +60,7 @@ def test_a_run_reads_back_as_values(lora_run):
     assert 0 <= low <= after["rewards/accuracies"] <= high <= 1
     assert run.recipe["adapter.r"] == {"value": 4, "origin": "recipe file"}
     assert run.recipe["adapter.alpha"] == {"value": 8, "origin": "mode default"}
-    assert run.data["train_pairs"] == 18 and run.data["eval_pairs"] == 6
+    assert run.data["train"]["kept"] == 18 and run.data["eval"]["kept"] == 6
     environment = json.loads((run.path / "environment.json").read_text())
     assert environment["versions"]["trl"].startswith("1.16") and environment["seed"] == 42
     assert json.loads((run.path / "trl.json").read_text())["beta"] == 0.1
@@ -152,13 +151,13 @@ def test_plain_strings_train_without_a_template_and_end_with_the_end_token(tiny,
     assert "<|im_start|>" not in run.samples[0]["prompt"]
 
 
-@pytest.mark.parametrize("where", ["dpo_recipes.data.read", "trl.DPOTrainer._prepare_dataset"])
+@pytest.mark.parametrize("where", ["dpo_recipes.data.read", "dpo_recipes.tokens.prepare"])
 def test_a_full_disk_is_one_message_wherever_it_is_noticed(tiny, pairs_file, tmp_path, monkeypatch, where):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(where, full)
-    with pytest.raises(RecipeError, match="There is no place to write: .*No space left.* HF_DATASETS_CACHE names"):
+    with pytest.raises(RecipeError, match="cannot be kept in the cache .*No space left.* HF_DATASETS_CACHE names"):
         run_it(quick(tiny, pairs_file), tmp_path)
     assert list((tmp_path / "runs").iterdir()) == []
 
@@ -170,7 +169,9 @@ def test_conversations_need_a_template_and_the_message_names_the_ways_out(tiny, 
 
 
 def test_a_run_that_stops_before_its_first_log_leaves_no_folder(tiny, pairs_file, tmp_path):
-    with pytest.raises(RecipeError, match="18 of 18 train pairs cannot be used"):
+    with pytest.raises(
+        RecipeError, match="18 of 18 pairs .100.0%. are dropped at max_length=6. prompt fills max_length: 18"
+    ):
         run_it(quick(tiny, pairs_file, max_length=6), tmp_path)
     assert list((tmp_path / "runs").iterdir()) == []
 
@@ -268,9 +269,12 @@ def test_answers_start_from_the_tokens_of_training_and_skip_dropped_prompts(tiny
     )
     run, said = run_it(recipe, tmp_path)
     tokenizer = run.load_model()[1]
-    (cut,) = re.findall(r"1 train pairs are cut at max_length=192; the longest has (\d+) tokens", said)
-    assert run.data["cut"] == {"train": {"pairs": 1, "longest": int(cut)}, "eval": {"pairs": 0, "longest": ANY}}
-    assert "1 eval pairs dropped, prompt fills max_length." in said and len(run.samples) == 4 and len(asked) == 8
+    assert run.data["eval"]["dropped"] == {"prompt fills max_length": {"count": 1, "rows": ["2"]}}
+    assert (
+        re.search(r"dropped: prompt fills max_length +\S +0 +\S +1 \(rows 2\)", said)
+        and len(run.samples) == 4
+        and len(asked) == 8
+    )
     texts = [tokenizer.decode(ids) for ids in asked]
     assert all("/no_think" in text and "08 July 2025" in text for text in texts)
 

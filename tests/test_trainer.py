@@ -227,37 +227,6 @@ def test_a_gradient_that_is_not_finite_stops(tiny, tmp_path):
 # ------------------------------------------------------------------------------------------------------------- data
 
 
-def test_pairs_that_truncation_makes_identical_are_dropped_and_counted(tiny, tmp_path):
-    rows = make_pairs(12)
-    same = "word " * 30
-    rows[3]["chosen"][0]["content"], rows[3]["rejected"][0]["content"] = same + "a", same + "b"
-    rows[5]["prompt"][0]["content"] = "long " * 40
-    with pytest.raises(RecipeError, match="2 of 12 train pairs cannot be used at max_length=96 .*data.max_dropped"):
-        build(tiny(), tmp_path, rows=rows)
-    trainer = build(tiny(), tmp_path, rows=rows, data=Data("unused", max_dropped=0.2))
-    assert trainer.dropped["train"] == {"prompt fills max_length": 1, "identical after truncation": 1}
-    assert len(trainer.train_dataset) == 10
-
-
-@pytest.mark.parametrize("over", [0, 1])
-def test_pairs_that_lose_an_end_are_counted(tiny, tmp_path, over):
-    rows = make_pairs(12)
-    trainer = build(tiny(), tmp_path, rows=rows, max_length=None)
-    longest = max(
-        len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in trainer.train_dataset
-    )
-    assert trainer.cut["train"] == {"pairs": 0, "longest": longest}
-    rows[7]["rejected"][0]["content"] += "x" * (longest + over)
-    grown = build(tiny(), tmp_path, rows=rows, max_length=None).cut["train"]["longest"]
-    cut = build(tiny(), tmp_path, rows=rows, max_length=grown - over).cut["train"]
-    assert cut == {"pairs": over, "longest": grown}
-
-
-def test_nothing_left_is_an_error_that_names_max_length(tiny, tmp_path):
-    with pytest.raises(RecipeError, match="24 of 24 train pairs cannot be used at max_length=8"):
-        build(tiny(), tmp_path, max_length=8)
-
-
 def test_the_precomputed_reference_does_not_go_stale_when_ld_alpha_changes(tiny, tmp_path):
     values = []
     for alpha in (None, 0.5, None):
