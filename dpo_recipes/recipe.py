@@ -173,6 +173,7 @@ class Recipe(Value):
     max_length: int | None = 1024  # tokens, prompt plus completion
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attn_implementation: str | None = None  # None: Transformers' choice
+    pair_sharing: Literal["auto", "off", "require"] = "off"  # read each pair's prompt once, without padding
     trust_remote_code: bool = False
     seed: int = 42
     reward: Callable[[str, str], float] | None = None  # reward(prompt, completion), for the evaluation

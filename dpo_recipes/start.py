@@ -155,7 +155,7 @@ class Start:
         second = load_reference() if settings.reference in ("other model", "moving copy") else None
         try:
             trainer = RecipeTrainer(
-                recipe=recipe, settings=settings, model=policy, ref_model=second, callbacks=callbacks,
+                recipe=recipe, settings=settings, say=self.say, model=policy, ref_model=second, callbacks=callbacks,
                 args=config(dpo_config(recipe, settings, str(output)) | changes), train_dataset=self.train,
                 eval_dataset=self.eval, processing_class=self.tokenizer.tokenizer,
                 peft_config=model.peft_config(recipe.adapter),

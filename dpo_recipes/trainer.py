@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import tempfile
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
-from datasets import Dataset
-from datasets.fingerprint import Hasher
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, concatenate_datasets
 from trl import DPOConfig, DPOTrainer
-from trl.trainer.utils import hash_module
 
-from . import guard, losses
+from . import guard, losses, reference_cache, rundir, shared_prefix
 from .errors import RecipeError
 from .losses import PairLogps
 from .recipe import Recipe
@@ -64,19 +67,32 @@ class RecipeTrainer(DPOTrainer):
     args: Any
     train_dataset: Any
     eval_dataset: Any
+    reference_cache: dict[str, str] = {}  # split -> hit, computed or rebuilt, where it is computed beforehand
+    _fingerprint: str | None = None
 
-    def __init__(self, *, recipe: Recipe, settings: Settings, **arguments: Any):
-        self.recipe, self.settings = recipe, settings
+    def __init__(
+        self, *, recipe: Recipe, settings: Settings, say: Callable[[str], None] = lambda _: None, **arguments: Any
+    ):
+        self.recipe, self.settings, self.say = recipe, settings, say
         self.plugins = [(f, w, recipe.numbers(f)) for f, w in recipe.plugins.values()]
         self.half = settings.autocast is not None
         self.health = guard.Health(loss_at_start(recipe), same_start=settings.reference != "other model")
         self.recorded: list[PairLogps] | None = None
         super().__init__(**arguments)
+        self._share_pairs()
         if self.aux_loss_enabled:
             self.health.declared = None  # the router's balancing loss comes on top
         if settings.reference == "other model":
             self.ref_model = None  # its log-probabilities are in the data now
         self.add_callback(guard.Watch(self.health))
+
+    def _share_pairs(self) -> None:
+        """Let policy and reference read each pair once, where the recipe asks for it."""
+        how, models = self.recipe.pair_sharing, list[Any]([self.model, self.ref_model])
+        for model in models if how != "off" else ():
+            base = model.get_base_model() if hasattr(model, "peft_config") else model
+            if base is not None and (no := shared_prefix.share(base, require=how == "require", say=self.say)):
+                self.say(f"Each pair is read twice and padded, as in TRL: {no}.")
 
     def _send_telemetry(self) -> None:
         """Nothing is sent unless asked."""
@@ -88,15 +104,43 @@ class RecipeTrainer(DPOTrainer):
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        # TRL's cache key is the data and the weights, so a change of ld_alpha or of the precision would return stale
-        # numbers where the data's fingerprint does not hold them.
-        salt = (self.args.ld_alpha, self.args.max_length, self.args.truncation_mode, self.args.bf16, self.args.fp16)
-        plain = self._precompute_model_hash
-        self._precompute_model_hash = Hasher.hash((plain, salt))
-        try:
-            return super()._precompute_ref_logps(dataset, name, batch_size)
-        finally:
-            self._precompute_model_hash = plain
+        """TRL's, for the pairs whose reference log-probabilities no earlier run has left in the user's cache."""
+        self._share_pairs()  # TRL comes here while it is being made
+        args, parent = self.args, super()._precompute_ref_logps
+        if not isinstance(dataset, Dataset) or not len(dataset):
+            return parent(dataset, name, batch_size)  # which refuses it
+        if dataset._indices is not None:
+            dataset = dataset.flatten_indices()  # as the last line would do; here, so that it is done once
+
+        def share(value: Any) -> Any:
+            return broadcast_object_list([value])[0]
+
+        def compute(rows: list[int]) -> np.ndarray:
+            part: Any = dataset.select_columns(reference_cache.IDS)
+            part = part if rows == list(range(len(part))) else part.select(rows)
+            # TRL's own cache takes stale numbers for new ones (another ld_alpha, say): each time it gets a new place.
+            with tempfile.TemporaryDirectory() as folder:
+                part._get_cache_file_path = functools.partial("{}/{}.arrow".format, share(folder))
+                made = parent(part, name, batch_size).with_format("numpy")
+                logps = np.stack([made["ref_chosen_logps"][:], made["ref_rejected_logps"][:]], axis=1)
+                self.accelerator.wait_for_everyone()
+            return logps
+
+        # All that the numbers depend on but the token ids, and nothing else. Versions, as a library may mend a model.
+        context = {
+            "weights": self.fingerprint(),
+            "truncation": (args.max_length, args.truncation_mode),
+            "ld_alpha": args.ld_alpha,
+            "precision": (args.bf16, args.fp16, args.tf32, self.accelerator.device.type),
+            "attention": (self.ref_model or self.model).config._attn_implementation,
+            "versions": {n: version(n) for n in ("torch", "transformers", "trl", "peft", "bitsandbytes")},
+        }
+        entries = reference_cache.Entries(rundir.cache() / "reference", context)
+        tolerance, main = guard.TOLERANCE[self.half], self.accelerator.is_main_process
+        logps, how = reference_cache.complete(dataset, entries, compute, tolerance, share, main)
+        self.reference_cache = {**self.reference_cache, name: how}
+        columns = {"ref_chosen_logps": logps[:, 0], "ref_rejected_logps": logps[:, 1]}
+        return concatenate_datasets([dataset, Dataset.from_dict(columns)], axis=1)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         """TRL's loss and metrics, plus the plugin terms computed from the log-probabilities that TRL's forward gave."""
@@ -166,8 +210,13 @@ class RecipeTrainer(DPOTrainer):
         return counts[0], counts[1]
 
     def fingerprint(self) -> str:
-        """A hash of the reference's weights (with a new adapter, which starts as nothing, those of the policy)."""
-        return self._precompute_model_hash or hash_module(self.ref_model or self.model)
+        """A hash of the reference: its weights and config, without the adapter that is trained. Made once."""
+        if self._fingerprint is None:
+            sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled  # so TRL's, which is from before that
+            reference = (self.model, "default") if self.ref_model is None else (self.ref_model,)
+            made_before = sharded and self._precompute_model_hash
+            self._fingerprint = made_before or reference_cache.fingerprint(*reference)
+        return self._fingerprint
 
     def held_out(self) -> tuple[dict[str, float], PairLogps]:
         """(TRL's metrics over the held-out pairs without their `eval_` prefix, the log-probabilities of every pair)."""

@@ -65,14 +65,6 @@ def siblings(name: str, **how: bool) -> set[str]:
     return {found[1:] for found in imports(name, **how) if found.startswith(".")}
 
 
-def test_the_package_is_small():
-    lines = {name: len(f.read_text(encoding="utf-8").splitlines()) for name, f in FILES.items()}
-    assert not {name: n for name, n in lines.items() if n > 300}
-    assert sum(lines.values()) <= 3500, (
-        f"{sum(lines.values())} lines: {dict(sorted(lines.items(), key=lambda i: -i[1]))}"
-    )
-
-
 @pytest.mark.parametrize("name", sorted(LIGHT))
 def test_the_light_modules_import_the_standard_library_and_each_other(name):
     for found in imports(name, top=True):

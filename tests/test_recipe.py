@@ -51,6 +51,7 @@ ACTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "max_length": (None, {}, "run"),
     "dtype": ("float32", {}, "run"),
     "attn_implementation": ("eager", {}, "model.py"),
+    "pair_sharing": ("auto", {}, "trainer.py"),
     "trust_remote_code": (True, {}, "run"),
     "seed": (7, {}, "run"),
     "reward": (reward, {}, "evaluate.py"),

@@ -19,7 +19,7 @@ from dpo_recipes.settings import Device, dpo_config, resolve
 FAST = {"gradient_checkpointing": False, "max_steps": 4}
 
 
-def build(folder, tmp_path, rows=None, cls=None, data=None, model=None, **changes):
+def build(folder, tmp_path, rows=None, cls=None, data=None, model=None, say=print, **changes):
     """A RecipeTrainer of a tiny recipe, or with `cls` bare TRL's trainer on the very same arguments."""
     given = {"adapter": LoRA(r=4), "global_batch_size": 8, "learning_rate": 1e-3, "max_length": 96, "trl": FAST}
     recipe = Recipe(model=str(folder), data=data or Data("unused"), **{**given, **changes})
@@ -34,7 +34,7 @@ def build(folder, tmp_path, rows=None, cls=None, data=None, model=None, **change
         "processing_class": tokenizer,
         "peft_config": peft_config(recipe.adapter),
     }
-    return cls(**arguments) if cls else ours.RecipeTrainer(recipe=recipe, settings=settings, **arguments)
+    return cls(**arguments) if cls else ours.RecipeTrainer(recipe=recipe, settings=settings, say=say, **arguments)
 
 
 def history(trainer, *names) -> list:
@@ -244,3 +244,27 @@ def test_nothing_is_sent(tiny, tmp_path, monkeypatch):
     monkeypatch.delenv("CI", raising=False)
     trainer = build(tiny(), tmp_path)
     assert trainer.args.report_to == [] and json.loads(trainer.args.to_json_string())["push_to_hub"] is False
+
+
+@pytest.mark.parametrize("adapter", [LoRA(r=4), None], ids=["lora", "full"])
+def test_reading_each_pair_once_gives_the_same_losses(tiny, tmp_path, adapter):
+    said: list[str] = []
+    changes = {"adapter": adapter, "global_batch_size": 8, "micro_batch_size": 4, "max_length": 80}
+    plain, shared = (
+        build(tiny(), tmp_path, pair_sharing=how, say=said.append, **changes) for how in ("off", "require")
+    )
+    for trainer in (plain, shared):
+        trainer.train()
+    names = ("loss", "grad_norm", "rewards/margins", "logps/chosen", "entropy")
+    for one, other in zip(history(plain, *names), history(shared, *names), strict=True):
+        assert other == pytest.approx(one, rel=2e-4, abs=2e-6)
+    [line] = [line for line in said if line.startswith("Each pair is read once: ")]
+    assert "padded tokens; log-probabilities differ by" in line
+
+
+def test_where_pairs_cannot_be_read_once_that_is_said_or_refused(tiny, tmp_path):
+    said: list[str] = []
+    build(tiny(), tmp_path, pair_sharing="auto", attn_implementation="eager", say=said.append)
+    assert said == ["Each pair is read twice and padded, as in TRL: 'eager' attention cannot be split, 'sdpa' can."]
+    with pytest.raises(RecipeError, match="'eager' attention cannot be split, .* pair_sharing='auto'"):
+        build(tiny(), tmp_path, pair_sharing="require", attn_implementation="eager")
