@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import os
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 # Nothing is sent unless asked; huggingface_hub reads this when it is imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-# Public name -> (module, name in it); imported on first use, so that `import dpo_recipes` costs nothing.
+# Public name -> the module it lives in and its name there. Imported on first use: `import dpo_recipes` is quick.
 _PUBLIC = {
-    **{name: ("recipe", name) for name in ("Recipe", "Data", "LoRA", "QLoRA")},
-    **{name: ("losses", name) for name in ("PairLogps", "conformance")},
-    "load": ("catalogue", "load"), "list": ("catalogue", "rows"), "new": ("catalogue", "new"),
-    "apply": ("overrides", "apply"), "show": ("settings", "show"), "RecipeError": ("errors", "RecipeError"),
-    **{verb: (verb, verb) for verb in ("preview", "check", "doctor", "train")}, "Run": ("rundir", "Run"),
-}  # fmt: skip
+    "Recipe": ("recipe.recipe", "Recipe"),
+    "Data": ("recipe.recipe", "Data"),
+    "LoRA": ("recipe.recipe", "LoRA"),
+    "QLoRA": ("recipe.recipe", "QLoRA"),
+    "PairLogps": ("losses.plugins", "PairLogps"),
+    "conformance": ("losses.plugins", "conformance"),
+    "load": ("recipe.catalogue", "load"),
+    "list": ("recipe.catalogue", "rows"),
+    "new": ("recipe.catalogue", "new"),
+    "apply": ("recipe.overrides", "apply"),
+    "show": ("recipe.resolve", "show"),
+    "preview": ("commands.preview", "preview"),
+    "check": ("commands.check", "check"),
+    "doctor": ("commands.doctor", "doctor"),
+    "train": ("commands.train", "train"),
+    "Run": ("runs.folder", "Run"),
+    "RecipeError": ("errors", "RecipeError"),
+}
 __all__ = list(_PUBLIC)
 
 
@@ -27,14 +37,3 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'dpo_recipes' has no attribute {name!r}")
     module, attribute = _PUBLIC[name]
     return getattr(import_module(f".{module}", __name__), attribute)
-
-
-class _Package(ModuleType):
-    """A verb is a function that lives in a module of the same name; importing the module must not hide the function."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        own = isinstance(value, ModuleType) and _PUBLIC.get(name, ("",))[0] == name
-        super().__setattr__(name, getattr(value, name) if own else value)
-
-
-sys.modules[__name__].__class__ = _Package

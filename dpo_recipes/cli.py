@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from . import catalogue, overrides, settings
 from .errors import Finding, RecipeError, UsageError
+from .recipe import catalogue, overrides
+from .recipe import resolve as settings
 
 app = typer.Typer(
     name="dpo-recipes",
@@ -114,7 +115,7 @@ def _report(findings: Iterable[Finding], as_json: bool, **more: Any) -> None:
 def preview(recipe: RecipeName, changes: Overrides = None, count: Count = 3, as_json: AsJson = False) -> None:
     """A few pairs as the model sees them, their border, what is cut."""
     value = overrides.apply(catalogue.load(recipe), changes or [])
-    from .preview import preview as run
+    from .commands.preview import preview as run
 
     shown = run(value, count=count, console=Console(quiet=as_json))
     if as_json:
@@ -127,8 +128,8 @@ def check(
 ) -> None:
     """All that can be known before training; exit 1 on a fail."""
     value = overrides.apply(catalogue.load(recipe), changes or [])
-    from .check import check as run_checks
-    from .start import table as pairs
+    from .commands.check import check as run_checks
+    from .training.session import table as pairs
 
     found = run_checks(value, gpu=gpu, run=run, console=Console(quiet=as_json))
     if found["data"] and not as_json:
@@ -139,7 +140,7 @@ def check(
 @app.command(rich_help_panel=LOOK)
 def doctor(as_json: AsJson = False) -> None:
     """This machine: versions, devices, hub, caches, known problems."""
-    from .doctor import doctor as look
+    from .commands.doctor import doctor as look
 
     _report(look(), as_json)
 
@@ -148,7 +149,7 @@ def doctor(as_json: AsJson = False) -> None:
 def train(recipe: RecipeName, changes: Overrides = None, runs: Runs = Path("runs")) -> None:
     """Train a recipe: a run folder with the model, held-out numbers before and after, and answers side by side."""
     value = overrides.apply(catalogue.load(recipe), changes or [])
-    from .train import train as run
+    from .commands.train import train as run
 
     at_fork = getattr(os, "register_at_fork", dict)  # Ctrl-C reaches worker processes too: no traceback of each
     at_fork(after_in_child=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))

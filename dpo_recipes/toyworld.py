@@ -125,8 +125,8 @@ def make(folder: Path, seed: int, *, small: bool = False) -> None:
     from rich import console, progress
     from transformers.utils.logging import disable_progress_bar
 
-    from .pairs import preference_pairs
-    from .sampling import generate
+    from .data.ranked_pairs import preference_pairs
+    from .models.generate import generate
 
     disable_progress_bar()  # of saving one small file
     size, draw = SMALL if small else Size(), random.Random(seed)

@@ -45,7 +45,7 @@ def write_pairs(path: Path, count: int, draw: random.Random) -> list[str]:
 
 def make_tokenizer(texts: list[str]):
     """Byte-level BPE of 16,000 tokens, trained on them, with a ChatML template."""
-    from conftest import CHATML
+    from making import CHATML
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -61,8 +61,9 @@ def make_tokenizer(texts: list[str]):
 
 
 def ours(path: Path, tokenizer) -> dict:
-    from dpo_recipes import data, tokens
-    from dpo_recipes.recipe import Data
+    from dpo_recipes.data import preference_dataset as data
+    from dpo_recipes.data import tokenize as tokens
+    from dpo_recipes.recipe.recipe import Data
 
     read = data.read(Data(str(path), eval=0.01), {str(path): 1.0})
     how = {"text": read.text, "max_length": 1024, "ends": {tokenizer.eos_token_id}, "drop_truncated": False}

@@ -14,32 +14,50 @@ import pytest
 import dpo_recipes
 
 PACKAGE = Path(dpo_recipes.__file__).parent
-FILES = {f.stem: f for f in PACKAGE.glob("*.py")}
-TREES = {name: ast.parse(f.read_text(encoding="utf-8")) for name, f in FILES.items()}
-
-LIGHT = {"errors", "losses", "dpoconfig", "recipe", "overrides", "catalogue", "settings"}
-PARTS = {
-    "data", "rows", "sources", "tokens", "sampling", "guard", "rundir", "progress", "shared_prefix",
-    "reference_cache", "plan",
-}  # fmt: skip
-VERBS = {
-    "preview", "check", "doctor", "train", "evaluate", "pairs", "sweep", "report", "export", "bench", "launch",
-}  # fmt: skip
-BELOW = {"model", "trainer", "start"}  # between the parts and the verbs
-VERB_MAY = {"train": {"evaluate"}, "sweep": {"train", "evaluate"}, "bench": {"train", "evaluate"}}
-# Part -> parts it may import; rundir's load_model is lazy, so that reading a run's numbers needs no model code.
-PART_MAY = {"data": {"rows", "sources"}}
-ONLY = {  # library -> the modules that may import it, also inside a function
-    "typer": {"cli"},
-    "peft": {"model"},
-    "bitsandbytes": {"model"},
-    "trl": {"trainer", "bench", "export"},
-    "matplotlib": {"report", "sweep"},
+# Module, as `recipe.overrides` -> its file. The recipes that a wheel carries are data, not modules.
+FILES = {
+    ".".join(file.relative_to(PACKAGE).with_suffix("").parts): file
+    for file in sorted(PACKAGE.rglob("*.py"))
+    if file.name != "__init__.py" and "shipped" not in file.parts
 }
+TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
+
+# A room may import the rooms of the lines above its own, and what stands in its own folder.
+ORDER = [
+    {"errors"},
+    {"terminal"},
+    {"losses"},
+    {"formats"},
+    {"recipe"},
+    {"runs"},
+    {"data"},
+    {"models"},
+    {"guard", "shared_prefix"},
+    {"training"},
+    {"evaluation", "planning", "report", "export"},
+    {"commands", "toyworld"},
+    {"cli"},
+    {"__main__"},
+]
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+# Reading a run's numbers needs no model code, so that `Run.load_model` reaches up when it is called.
+LAZY_EXCEPTIONS = {("runs.folder", "models")}
+LIGHT = {"errors", "losses", "formats", "recipe"}
+ONLY = {  # library -> the rooms or modules that may import it, also inside a function
+    "typer": {"cli"},
+    "peft": {"models"},
+    "bitsandbytes": {"models"},
+    "trl": {"training.trainer", "commands.bench", "export"},
+}
+VERB_MAY = {"commands.sweep": {"train", "evaluate"}, "commands.bench": {"train", "evaluate"}}
+
+
+def room(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def imports(name: str, *, top: bool = False, types: bool = False) -> set[str]:
-    """What a module imports: `.x` for siblings, the first part of the name for others; `top` leaves functions out."""
+    """What a module imports: `.room.module` of ours, the first part of others' names; `top` leaves functions out."""
 
     def walk(node: ast.AST):
         for child in ast.iter_child_nodes(node):
@@ -50,60 +68,97 @@ def imports(name: str, *, top: bool = False, types: bool = False) -> set[str]:
             yield child
             yield from walk(child)
 
-    found = set()
+    folder = name.split(".")[:-1]
+    imported = set()
     for node in walk(TREES[name]):
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level:
-            found |= {f".{node.module}"} if node.module else {f".{alias.name}" for alias in node.names}
+            base = folder[: len(folder) - (node.level - 1)]
+            target = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            for alias in node.names:  # `from .. import errors` names a module, `from ..errors import nearest` does not
+                longer = f"{target}.{alias.name}".strip(".")
+                imported.add("." + (longer if longer in FILES else target))
         elif isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").partition(".")[0])
-    return found
+            imported.add((node.module or "").partition(".")[0])
+    return imported
 
 
-def siblings(name: str, **how: bool) -> set[str]:
-    return {found[1:] for found in imports(name, **how) if found.startswith(".")}
+def siblings(name: str, **which: bool) -> set[str]:
+    return {imported[1:] for imported in imports(name, **which) if imported.startswith(".")}
 
 
-@pytest.mark.parametrize("name", sorted(LIGHT))
-def test_the_light_modules_import_the_standard_library_and_each_other(name):
-    for found in imports(name, top=True):
-        assert found[1:] in LIGHT if found.startswith(".") else found in sys.stdlib_module_names, found
+def test_the_rules_below_see_the_whole_package():
+    assert {room(name) for name in FILES} <= LEVEL.keys()
+    assert len(FILES) >= 30 and sum(len(siblings(name)) for name in FILES) > 100
+    assert siblings("commands.train") >= {"recipe.recipe", "runs.folder", "errors"}
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_room_imports_only_what_stands_before_it(name):
+    for other in siblings(name):
+        assert other in FILES or f"{other}.__init__" in FILES or other == "", (
+            f"{name} imports {other}, which is no file"
+        )
+        if room(other) == room(name) or (name, room(other)) in LAZY_EXCEPTIONS:
+            continue
+        assert LEVEL[room(other)] < LEVEL[room(name)], f"{name} imports {other}"
+
+
+def test_what_reaches_up_does_so_inside_a_function():
+    for name, upper in LAZY_EXCEPTIONS:
+        assert upper in map(room, siblings(name)) and upper not in map(room, siblings(name, top=True))
+
+
+@pytest.mark.parametrize("folder", sorted({room(name) for name in FILES if "." in name}))
+def test_no_folder_imports_itself_in_a_circle(folder):
+    within = {name: {o for o in siblings(name) if room(o) == folder} for name in FILES if room(name) == folder}
+    while free := [name for name, others in within.items() if not others & within.keys()]:
+        for name in free:
+            del within[name]
+    assert not within
+
+
+@pytest.mark.parametrize("name", sorted(name for name in FILES if room(name) in LIGHT))
+def test_the_light_rooms_import_the_standard_library_and_each_other(name):
+    for imported in imports(name, top=True):
+        assert room(imported[1:]) in LIGHT if imported.startswith(".") else imported in sys.stdlib_module_names, (
+            imported
+        )
 
 
 @pytest.mark.parametrize("library", ONLY)
-def test_a_library_is_imported_by_its_module_only(library):
-    assert {name for name in FILES if library in imports(name)} <= ONLY[library]
+def test_a_library_is_imported_by_its_room_only(library):
+    importers = {name for name in FILES if library in imports(name)}
+    assert {name for name in importers if not {name, room(name)} & ONLY[library]} == set()
+    assert importers, f"nothing imports {library}: is its name still right?"
 
 
 def test_nothing_imports_the_command_line():
     assert {name for name in FILES if "cli" in siblings(name, types=True)} == {"__main__"}
 
 
-@pytest.mark.parametrize("name", sorted(PARTS & FILES.keys()))
-def test_parts_do_not_import_each_other_nor_what_stands_above(name):
-    above = {*BELOW, "cli", *VERBS} - ({"model"} if name == "rundir" else set())
-    assert siblings(name) & (PARTS | above) <= PART_MAY.get(name, set())
-    assert not siblings(name, top=True) & above
-
-
-def test_the_one_lazy_import_of_the_model_is_in_load_model():
-    [function] = [n for n in ast.walk(TREES["rundir"]) if isinstance(n, ast.FunctionDef) and n.name == "load_model"]
-    assert [n.module for n in ast.walk(function) if isinstance(n, ast.ImportFrom)] == ["model"]
-
-
-@pytest.mark.parametrize("name", sorted(VERBS & FILES.keys()))
+@pytest.mark.parametrize("name", sorted(name for name in FILES if room(name) == "commands"))
 def test_verbs_do_not_import_verbs(name):
-    assert siblings(name) & VERBS <= VERB_MAY.get(name, set())
+    others = {other.partition(".")[2] for other in siblings(name) if room(other) == "commands"}
+    assert others <= VERB_MAY.get(name, set())
 
 
-@pytest.mark.parametrize("name", sorted(BELOW & FILES.keys()))
-def test_model_trainer_and_start_stand_below_the_verbs(name):
-    assert not siblings(name) & VERBS
+@pytest.mark.parametrize("name", sorted(name for name in FILES if room(name) == "commands"))
+def test_a_verb_is_a_function_of_the_name_of_its_file(name):
+    verb = name.partition(".")[2]
+    functions = {node.name for node in TREES[name].body if isinstance(node, ast.FunctionDef)}
+    assert {verb, f"{verb}_"} & functions or verb == "recipes"
 
 
-def test_no_module_is_named_after_nothing():
-    assert not FILES.keys() & {"utils", "util", "common", "helpers", "manager", "factory", "base", "misc", "core"}
+def test_no_room_is_named_after_nothing():
+    words = {word for name in FILES for word in name.split(".")}
+    assert not words & {"utils", "util", "common", "helpers", "manager", "factory", "base", "misc", "core"}
+
+
+def test_a_folder_says_what_it_holds():
+    for folder in {file.parent for file in FILES.values()}:
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))), folder
 
 
 CALLS = {
@@ -185,11 +240,7 @@ def test_the_package_and_the_toy_world_import_nothing_heavy(tmp_path, body):
 
 
 def test_public_names_are_what_they_say_however_they_are_reached(tmp_path):
-    import importlib
-
     assert set(dpo_recipes.__all__) >= {"Recipe", "Data", "LoRA", "QLoRA", "PairLogps", "load", "train"}
-    module = importlib.import_module("dpo_recipes.train")
-    assert dpo_recipes.train is module.train and callable(dpo_recipes.train)
     for name in dpo_recipes.__all__:
         assert getattr(dpo_recipes, name) is not None
     mistyped = "trian"

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from dpo_recipes import cli
-from dpo_recipes.catalogue import names
 from dpo_recipes.errors import RecipeError
+from dpo_recipes.recipe.catalogue import names
 
 RECIPE = "smollm3_ultrafeedback"
 SHIPPED = list(names())
@@ -232,7 +232,7 @@ def trained(monkeypatch):
         if calls.fails:
             raise calls.fails
 
-    monkeypatch.setattr(importlib.import_module("dpo_recipes.train"), "train", fake)
+    monkeypatch.setattr(importlib.import_module("dpo_recipes.commands.train"), "train", fake)
     return calls
 
 
@@ -331,7 +331,7 @@ def test_check_exits_0_and_1_and_shows_every_finding(dpo, mine):
 
 
 def test_findings_fit_the_terminal_and_need_no_colour(dpo, mine, monkeypatch):
-    module = importlib.import_module("dpo_recipes.check")
+    module = importlib.import_module("dpo_recipes.commands.check")
     found = module.check(cli.overrides.apply(cli.catalogue.load("mine.py"), []), gpu="1KB")
     monkeypatch.setattr(module, "check", lambda *args, **kwargs: found)
     for columns in (60, 80, 120):
@@ -385,7 +385,7 @@ def test_ctrl_c_is_exit_code_130_without_a_traceback(dpo, mine, monkeypatch, ver
     def stopped(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module(f"dpo_recipes.{verb}"), verb, stopped)
+    monkeypatch.setattr(importlib.import_module(f"dpo_recipes.commands.{verb}"), verb, stopped)
     code, out, err = dpo(verb, *["mine.py"] * (verb != "doctor"))
     assert (code, out) == (130, "") and "Traceback" not in err
 
@@ -394,7 +394,7 @@ def test_doctor_exits_1_where_training_cannot_work(dpo, monkeypatch):
     from dpo_recipes.errors import Finding
 
     found = [Finding("pass", "machine", "one [bold]core"), Finding("fail", "GPU", "The driver: update it.")]
-    monkeypatch.setattr(importlib.import_module("dpo_recipes.doctor"), "doctor", lambda: iter(found))
+    monkeypatch.setattr(importlib.import_module("dpo_recipes.commands.doctor"), "doctor", lambda: iter(found))
     code, out, err = dpo("doctor")
     lines = [line.split() for line in out.splitlines()]
     assert (code, err) == (1, "") and lines == [

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_model, make_pairs, write_jsonl
+from making import make_model, make_pairs, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -109,15 +109,23 @@ def test_the_recipe_shown_whole_is_the_file():
 
 
 def test_every_file_of_the_package_is_in_the_tree_with_a_phrase():
-    tree = dict(re.findall(r"^  (\w+\.py) +(\S.*)$", README, re.M))
-    real = {p.name for p in (ROOT / "dpo_recipes").glob("*.py")} - {"__main__.py"}
-    assert set(tree) == real
+    listed = README.partition("## The files")[2].partition("```\n")[2].partition("```")[0]
+    tree, folder = dict[str, str](), ""
+    for indent, name, phrase in re.findall(r"^( +)([\w/]+(?:\.py)?) {2,}(\S.*)$", listed, re.M):
+        if name.endswith("/"):
+            folder = name
+        else:
+            tree[name if len(indent) == 2 else folder + name] = phrase
+    package = ROOT / "dpo_recipes"
+    files = {str(p.relative_to(package)) for p in package.rglob("*.py")}
+    real = {name for name in files if not name.endswith(("__init__.py", "__main__.py")) or name == "__init__.py"}
+    assert len(real) > 30 and set(tree) == real
 
 
 def test_recipes_and_losses_and_verbs_are_all_named():
-    from dpo_recipes.catalogue import SHIPPED
     from dpo_recipes.cli import app
-    from dpo_recipes.losses import LOSSES
+    from dpo_recipes.losses.plugins import LOSSES
+    from dpo_recipes.recipe.catalogue import SHIPPED
 
     for name in [*(p.stem for p in SHIPPED.glob("*.py")), *LOSSES]:
         assert f"`{name}`" in README, name

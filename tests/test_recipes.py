@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CHATML, DATED, SIZES, make_model, make_pairs, write_jsonl
+from making import CHATML, DATED, SIZES, make_model, make_pairs, write_jsonl
 from rich.console import Console
 
 from dpo_recipes import apply, load, train
-from dpo_recipes.catalogue import SHIPPED
-from dpo_recipes.settings import Device, dpo_config, resolve
+from dpo_recipes.recipe.catalogue import SHIPPED
+from dpo_recipes.recipe.resolve import Device, dpo_config, resolve
 
 FILES = sorted(SHIPPED.rglob("*.py"))
 NAMES = [f.stem for f in FILES]
@@ -86,7 +86,7 @@ def test_the_header_names_its_own_file_source_hardware_and_expectation(path: Pat
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_it_maps_onto_a_real_dpoconfig(path: Path, tmp_path):
-    from dpo_recipes.trainer import config
+    from dpo_recipes.training.trainer import config
 
     recipe = load(path)
     settings = resolve(recipe, Device())

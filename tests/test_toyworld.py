@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo_recipes import toyworld
 from dpo_recipes.errors import RecipeError
-from dpo_recipes.sampling import generate
+from dpo_recipes.models.generate import generate
 from dpo_recipes.toyworld import OUTSIDE, PROMPTS, converse, parse, reward
 
 LAMP = "Hello. What colour is the lamp?"

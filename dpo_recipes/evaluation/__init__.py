@@ -1,0 +1,1 @@
+"""Did it work? Held-out numbers, answers, KL."""

@@ -1,0 +1,110 @@
+"""Finds, loads and forks recipe files. The folder listing is the registry: `./recipes` wins over the shipped ones."""
+
+import ast
+import contextlib
+import importlib.util
+import re
+import sys
+import traceback
+from pathlib import Path
+
+from ..errors import RecipeError, UsageError, nearest
+from ..losses.plugins import name_of
+from .overrides import home
+from .recipe import Recipe
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_IN_WHEEL, _IN_CHECKOUT = _PACKAGE / "shipped", _PACKAGE.parent / "recipes"
+SHIPPED = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
+
+
+def names() -> dict[str, Path]:
+    """Recipe name -> file, sorted by name; a file in `./recipes` hides a shipped one of the same name."""
+    files = [f for folder in (SHIPPED, Path("recipes").resolve()) for f in folder.glob("*.py") if f.is_file()]
+    return {f.stem: f for f in sorted(files, key=lambda f: f.stem) if not f.name.startswith("_")}
+
+
+def find(name: str) -> Path:
+    """The file of a recipe given by name, or by a path that ends in .py."""
+    known, path = names(), Path(name).expanduser()
+    if name in known:
+        return known[name]
+    if path.suffix == ".py" and path.is_file():
+        return path.resolve()
+    begins = [f" Did you mean {n!r}?" for n in known if name and n.startswith(name)]
+    near = begins[0] if begins else nearest(path.stem, [*known, *(f.stem for f in path.parent.glob("*.py"))])
+    raise UsageError(f"There is no recipe {name!r}.{near} Recipes by name: {', '.join(known)}; by path: ./mine.py.")
+
+
+def load(name: str | Path) -> Recipe:
+    """The recipe value of a name or a path. Importing the file runs it, as any Python file; it starts nothing."""
+    path = find(str(name))
+    # A dataclass or a pickled reader in the file looks its module up in sys.modules, so it must be there, under a
+    # name that two files of the same stem do not share.
+    module_name = re.sub(r"\W", "_", f"dpo_recipes_file_{path}")
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
+    caching, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # leave no __pycache__ beside a user's file
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # what the file prints must not end up in --json
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[module_name]
+        raise RecipeError(f"{path}{_reason(error, path)}") from None
+    finally:
+        sys.dont_write_bytecode = caching
+    recipe = getattr(module, "recipe", None)
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"{path} must define `recipe = Recipe(...)`, not a value of type {type(recipe).__name__}.")
+    object.__setattr__(recipe, "source", path)
+    return recipe
+
+
+def _reason(error: BaseException, path: Path) -> str:
+    """Where in a recipe file, what went wrong, and for a misplaced name where it belongs."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    text = " ".join(str(error).split()).rstrip(".")
+    why = f"{type(error).__name__}{f': {text}' if text else ''}."
+    if isinstance(error, SyntaxError):
+        lines, why = [error.lineno], f"this is not valid Python: {(error.msg or '').rstrip('.?')}."
+    elif isinstance(error, RecipeError):
+        why = str(error)
+    elif isinstance(error, TypeError) and (word := re.search(r"unexpected keyword argument '(\w+)'", text)):
+        why = f"{text.partition('.')[0]} has no field {word[1]!r}.{home(word[1])}"
+    return f", line {lines[-1]}: {why}" if lines and lines[-1] else f": {why}"
+
+
+def rows() -> list[dict[str, str]]:
+    """One dict per recipe: name, model, data, loss, adapter, and a line of what it is; there a broken file says so."""
+    found = []
+    for name, path in names().items():
+        found.append(row := {"name": name, "model": "", "data": "", "loss": "", "adapter": "", "what": ""})
+        try:
+            recipe = load(path)
+            row |= {"model": recipe.model, "data": recipe.data.name, "loss": " + ".join(map(name_of, recipe.weights))}
+            row["adapter"] = f"{type(recipe.adapter).__name__} r={recipe.adapter.r}" if recipe.adapter else "full"
+            row["what"] = (ast.get_docstring(ast.parse(path.read_bytes())) or "").split("\n")[0]
+        except RecipeError as error:
+            row["what"] = f"broken: {str(error).removeprefix(f'{path}, ')}"
+    return found
+
+
+def new(name: str, source: str, folder: Path | str = "recipes") -> Path:
+    """Fork a recipe: copy its file to `folder`/`name`.py, its header already naming itself; never overwrites."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        raise UsageError(f"{name!r} cannot be a recipe's name: letters, digits and _, such as my_{find(source).stem}.")
+    original, target = find(source), Path(folder) / f"{name}.py"
+    if target.exists():
+        raise UsageError(f"{target} exists already and stays as it is: choose another name, or delete it.")
+    load(original)  # a file that does not load is no start
+    text = importlib.util.decode_source(original.read_bytes())
+    docstring = ast.get_docstring(ast.parse(text), clean=False) or ""
+    header = re.sub(rf"(?<![\w/]){re.escape(original.stem)}(?!\w)", name, docstring)
+    named = text.replace(docstring, header, 1) if name in header else f"# {name}: a fork of {original.stem}.\n{text}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(named, encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"{target} cannot be written: {error.strerror}.") from None
+    return target

@@ -1,0 +1,1 @@
+"""A recipe on this machine: its places, checked pairs and trainer."""

@@ -1,0 +1,224 @@
+"""A recipe on this machine: its places, device, tokenizer and checked pairs, and the trainer that they make.
+
+Every verb that looks at pairs or weights begins here: what `check` and `preview` show is what `train` trains on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from ..data.sources import FULL
+from ..errors import Finding, RecipeError
+from ..recipe.recipe import PREPARED, Recipe
+from ..recipe.resolve import dpo_config, here, resolve
+from . import places as hub
+
+SMALL = 20_000_000  # bytes of a file that is read, tokenised and compared within seconds
+
+
+class Start:
+    """What is known before the pairs are read; `pairs()` adds `train`, `eval`, `report` and `findings`."""
+
+    train: Any  # datasets.Dataset, tokenised
+    eval: Any
+    report: dict[str, Any]  # data.json
+    findings: list[Finding]
+
+    def __init__(self, recipe: Recipe, console: Console):
+        resolve(recipe, here())  # what can be refused is refused before anything is loaded
+        folder = hub.prepared(recipe, console)
+
+        def place(text: str) -> str:
+            return os.path.expanduser(text.replace(PREPARED, str(folder)))
+
+        self.recipe, self.console = recipe, console
+        self.model_path, self.reference_path = place(recipe.model), place(recipe.reference or "")
+        self.paths = {place(path): share for path, share in recipe.data.paths.items()}
+        models = [path for path in (self.model_path, self.reference_path) if path]
+        hub.require(models, recipe.revision, list(self.paths), recipe.data.revision)
+        with console.status("loading the libraries"):
+            # bitsandbytes announces an optional kernel that is not installed, at every import on a CPU.
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+            import datasets
+            from transformers import GenerationConfig
+            from transformers.utils.logging import disable_progress_bar
+
+            from ..models import weights as model
+
+            disable_progress_bar()  # of loading shards, which is quick or has a download bar
+            watched = console.is_terminal or console.is_jupyter
+            if not watched or all(os.path.exists(p) and os.path.getsize(p) < SMALL for p in self.paths):
+                datasets.disable_progress_bars()
+            if not watched:
+                os.environ["TQDM_DISABLE"] = "1"  # read by TRL for the reference pass
+        self.device = model.device(self.say, use_cpu=bool(recipe.trl.get("use_cpu")))
+        self.settings = resolve(recipe, self.device)
+        self.tokenizer = model.load_tokenizer(recipe, self.model_path, self.say)
+        self.ends = {self.tokenizer.tokenizer.eos_token_id}
+        with contextlib.suppress(OSError):  # what ends a turn stands there, where it is not the tokenizer's end token
+            own = GenerationConfig.from_pretrained(self.model_path, revision=recipe.revision or "main").eos_token_id
+            self.ends |= {*(own if isinstance(own, list) else [own])} - {None}
+
+    def say(self, text: str) -> None:
+        self.console.print(escape(text), highlight=False, soft_wrap=not self.console.is_terminal)  # one line in a log
+
+    def pairs(self) -> None:
+        """Read, tokenise and judge the pairs. RecipeError where nothing can be judged; what was judged is a finding."""
+        try:
+            with _interruptible():
+                self._pairs()
+        except OSError as error:
+            if error.errno in FULL:
+                where = "HF_DATASETS_CACHE names another place"
+                raise RecipeError(f"The pairs cannot be kept in the cache of data sets: {error}. {where}.") from error
+            ways = "Connect and run again, or name a local file: data.path=/path/to/pairs.jsonl"
+            raise RecipeError(f"The data set {self.recipe.data.name} cannot be read: {error}. {ways}") from error
+
+    def _pairs(self) -> None:
+        from ..data import preference_dataset as data
+        from ..data import tokenize as tokens
+
+        recipe, own = self.recipe, self.recipe.data
+        cores = recipe.trl.get("dataset_num_proc")
+        read = data.read(own, self.paths, num_proc=cores)
+        template = None if read.text else self.tokenizer.tokenizer.chat_template
+        if not read.text and template is None:
+            raise RecipeError(
+                f"The data are conversations, and the tokenizer of {recipe.model!r} has no chat template to render "
+                "them. Ways out: an instruct model, data.chat_template= in Jinja, or data.format=text: plain strings."
+            )
+        self.report = read.report
+        self.findings = [Finding("pass", "pairs", note) for note in read.report["notes"]]
+        self.findings += self._template(template)
+        for split, seen in (("train", self.report["train"]), ("eval", self.report["eval"])):
+            rows, part = tokens.prepare(
+                getattr(read, split), self.tokenizer.tokenizer, text=read.text, max_length=recipe.max_length,
+                ends=self.ends, drop_truncated=own.drop_truncated, num_proc=cores, split=split,
+                micro_batch_size=self.settings.micro_batch_size, seed=recipe.seed,
+                dropped=seen["dropped"],
+            )  # fmt: skip
+            setattr(self, split, rows)
+            seen |= {**part, "kept": len(rows)} if "pairs" in part else {}
+            judged = {why: drop for why, drop in seen["dropped"].items() if why not in data.HARMLESS}
+            limits: dict[str, Any] = {"allow": own.allow, "max_dropped": own.max_dropped}
+            self.findings += tokens.rules(seen | {"dropped": judged}, split, max_length=recipe.max_length, **limits)
+        swapped = self.report.get("contradictions") or {"count": 0, "rows": []}
+        if n := swapped["count"]:
+            many = n > own.max_dropped * len(self.train) and "contradictions" not in own.allow
+            what = f"{n:,} train pairs stand in the data the other way round too: rows {', '.join(swapped['rows'])} ..."
+            out = "Keep one of each" + (", or accept it: data.allow=['contradictions']." if many else ".")
+            self.findings.append(Finding("fail" if many else "warn", "contradictions", f"{what} {out}"))
+        digest = template and hashlib.sha256(f"{template}{own.chat_template_kwargs}".encode()).hexdigest()
+        self.report |= {"text": read.text, "template_sha256": digest}
+
+    def _template(self, template: str | None) -> Iterator[Finding]:
+        """What a chat template may do unasked: print today's date, think, ignore what it is given."""
+        if template is None:
+            yield Finding("pass", "template", "plain text, to which no chat template is applied")
+            return
+        given, warned = self.recipe.data, False
+        if "strftime_now" in template:
+            warned, what = True, "prints today's date, so tokens change from day to day: set data.template_date."
+            yield Finding("warn", "template", f"The chat template {what}")
+        if "enable_thinking" in template and "enable_thinking" not in given.chat_template_kwargs:
+            warned, what = True, "Say which: data.chat_template_kwargs={'enable_thinking': False}, or True."
+            yield Finding("warn", "template", f"The chat template can think, and its own default decides. {what}")
+        if not warned:
+            yield Finding("pass", "template", "a chat template, the same tokens every day")
+
+    def trainer(self, output: Path, callbacks: list[Any], **changes: Any) -> Any:
+        """The RecipeTrainer of this recipe; `changes` go over its DPOConfig."""
+        from transformers import PrinterCallback
+
+        from ..models import weights as model
+        from .trainer import RecipeTrainer, config
+
+        recipe, settings = self.recipe, self.settings
+        with self.console.status("loading the model"):
+            policy = model.load_weights(recipe, settings, self.model_path, say=self.say)
+        model.need_embeddings(policy, self.tokenizer.tokenizer)
+        origin = self.reference_path or self.model_path
+        load_reference = functools.partial(model.load_weights, recipe, settings, origin, trainable=False)
+        second = load_reference() if settings.reference in ("other model", "moving copy") else None
+        try:
+            trainer = RecipeTrainer(
+                recipe=recipe, settings=settings, say=self.say, model=policy, ref_model=second, callbacks=callbacks,
+                args=config(dpo_config(recipe, settings, str(output)) | changes), train_dataset=self.train,
+                eval_dataset=self.eval, processing_class=self.tokenizer.tokenizer,
+                peft_config=model.peft_config(recipe.adapter),
+            )  # fmt: skip
+        except (ValueError, NotImplementedError, RuntimeError) as error:
+            raise RecipeError(f"TRL refuses the recipe: {str(error).strip()}") from error
+        except ImportError as error:
+            raise RecipeError(f"A package that the recipe asks for is missing: {error}") from error
+        trainer.remove_callback(PrinterCallback)
+        self.reference = model.Reference(trainer.model, settings, load_reference)
+        return trainer
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends worker processes without a traceback each, and stays Ctrl-C whatever it breaks in this one."""
+    parent, asked = os.getpid(), list[int]()
+
+    def interrupted(number: int, frame: Any) -> None:
+        if os.getpid() != parent:
+            os._exit(130)
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    except Exception:
+        if asked:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def table(report: dict[str, Any]) -> Table:
+    """The data report: rows read, kept and dropped by reason, and lengths in tokens, for both splits."""
+    shown = Table(Column(no_wrap=True), "train", "eval", title="Pairs", title_justify="left")
+    splits = [report["train"], report["eval"]]
+
+    def add(words: str, *cells: Any) -> None:
+        shown.add_row(words, *(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in cells))
+
+    for name in ("rows", "held_out", "kept"):
+        if any(name in split for split in splits):
+            add(name.replace("_", " "), *(split.get(name, "") for split in splits))
+    for reason in dict.fromkeys(reason for split in splits for reason in split["dropped"]):
+        drops = [split["dropped"].get(reason) for split in splits]
+        add(f"dropped: {reason}", *(f"{d['count']:,} (rows {', '.join(d['rows'])})" if d else 0 for d in drops))
+    splits = [split if "tokens" in split else {} for split in splits]  # of a stream nothing is known beforehand
+    for side in ("prompt", "chosen", "rejected"):
+        cells = [
+            " / ".join(f"{s['tokens'][side][p]:,}" for p in ("p50", "p95", "p99", "max")) if s else "" for s in splits
+        ]
+        add(f"{side} tokens, 50/95/99/100 %", *cells)
+    add("pairs that max_length cuts", *(s["truncated"]["pairs"] if s else "" for s in splits))
+    for words, name in {"max_length to keep 99 % whole": "max_length_keeping_99",
+                        "chosen is the longer side": "longer_chosen",
+                        'accuracy of "pick the longer"': "pick_longer_accuracy"}.items():  # fmt: skip
+        cells = [s.get(name, "") for s in splits]
+        add(words, *(f"{cell:.1%}" if isinstance(cell, float) else cell for cell in cells))
+    return shown

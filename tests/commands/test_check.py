@@ -1,0 +1,598 @@
+"""`check`: what it finds, in which order, the numbers beside it, and every known pain provoked and caught."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import json
+import os
+import re
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from making import CHATML, DATED, make_model, make_pairs, make_tokenizer, write_jsonl
+from rich.console import Console
+
+from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError, apply, train
+from dpo_recipes.errors import UsageError
+from dpo_recipes.planning.memory import PARTS, Unplannable
+from dpo_recipes.training.session import Start
+
+module = importlib.import_module("dpo_recipes.commands.check")  # whose name in the package is the function
+check = module.check
+
+SPLIT = ["dropped", "truncated", "border", "special_tokens", "start_token", "end_token", "length"]
+BEFORE = ["versions", "recipe"]
+PAIRS = ["model", "template", *(f"{split} {name}" for split in ("train", "eval") for name in SPLIT)]
+PLAN = ["parameters", "memory", "tokens"]
+RUN = ["step 0", "peak memory", "time"]
+
+
+def even_pairs(n: int, seed: int = 0) -> list[dict]:
+    """Pairs of which the chosen side is the longer one in every second; no prompt of one seed is another's."""
+    rows = make_pairs(n, seed)
+    for at, row in enumerate(rows):
+        row["prompt"][0]["content"] += f" ({seed})"
+        if at % 2:
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[str, str]:
+    """24 pairs to train on and 8 to evaluate with."""
+    folder = tmp_path_factory.mktemp("pairs")
+    parts = {"train": even_pairs(24), "eval": even_pairs(8, 9)}
+    return tuple(str(write_jsonl(folder / f"{name}.jsonl", rows)) for name, rows in parts.items())  # type: ignore
+
+
+@pytest.fixture
+def made(tiny, files):
+    """made(model=..., beta=...) -> a recipe that passes, with some fields changed."""
+
+    def build(**changes) -> Recipe:
+        own = changes.pop("data", Data(files[0], eval=files[1]))
+        given = {"adapter": LoRA(r=4), "global_batch_size": 4, "max_length": 128, "model": str(tiny())}
+        return Recipe(data=own, **{**given, **changes})
+
+    return build
+
+
+@pytest.fixture
+def with_rows(made, tmp_path):
+    """with_rows(rows, model=..., max_dropped=...) -> a recipe on a file of these rows."""
+
+    def build(rows, **changes) -> Recipe:
+        own = {name: changes.pop(name) for name in list(changes) if name in Data.__dataclass_fields__}
+        train, held = (str(write_jsonl(tmp_path / f"{n}.jsonl", r)) for n, r in (("train", rows), ("eval", rows[:2])))
+        evaluation = write_jsonl(tmp_path / "eval.jsonl", even_pairs(4, 9)) if "prompt" in rows[0] else held
+        return made(data=Data(train, **{"eval": str(evaluation), **own}), **changes)
+
+    return build
+
+
+def names(found) -> list[str]:
+    return [finding.name for finding in found["findings"]]
+
+
+def of(found, name):
+    """The one finding of a name."""
+    [finding] = [finding for finding in found["findings"] if finding.name == name]
+    return finding
+
+
+def by_level(found, level) -> dict[str, str]:
+    return {finding.name: finding.text for finding in found["findings"] if finding.level == level}
+
+
+# -------------------------------------------------------------------------------------------------------- what passes
+
+
+def test_a_healthy_recipe_passes_in_one_order_and_prints_nothing(made, capsys):
+    found = check(made())
+    assert names(found) == BEFORE + PAIRS + PLAN
+    assert {finding.level for finding in found["findings"][1:]} == {"pass"}
+    assert found["run"] is None and capsys.readouterr().out == ""
+    assert found["data"]["train"]["kept"] == 24 and found["data"]["eval"]["kept"] == 8
+    assert json.loads(json.dumps(found)).keys() == {"findings", "data", "plan", "run"}
+
+
+@pytest.mark.parametrize("adapter", [LoRA(r=4), QLoRA(r=4), None], ids=["lora", "qlora", "full"])
+def test_the_planned_parameters_are_those_of_the_real_model(made, tmp_path, adapter):
+    recipe = made(adapter=adapter)
+    found = check(recipe)
+    start = Start(recipe, Console(quiet=True))
+    start.pairs()
+    counts = start.trainer(tmp_path, []).parameter_counts()
+    assert (found["plan"]["trainable"], found["plan"]["total"]) == counts
+    assert of(found, "parameters").text == f"{counts[0]:,} of {counts[1]:,} train"
+    assert start.report == found["data"]
+
+
+def test_the_plan_is_made_for_the_longest_pair_of_either_split_as_max_length_cuts_it(made, files, tmp_path):
+    longest = max(len(a) + len(b) for a, b in longest_ids(made()))
+    assert check(made())["plan"]["tokens"] == longest < 128
+    held = [row | {"prompt": [{"role": "user", "content": "x" * 200}]} for row in make_pairs(1)]
+    data = Data(files[0], eval=str(write_jsonl(tmp_path / "long.jsonl", held)))
+    assert 128 < check(made(data=data, max_length=1024))["plan"]["tokens"] < 300
+    assert check(made(data=data, max_length=240))["plan"]["tokens"] == 240
+
+
+def longest_ids(recipe):
+    start = Start(recipe, Console(quiet=True))
+    start.pairs()
+    sides = [(row["prompt_ids"], row[f"{s}_ids"]) for split in (start.train, start.eval) for row in split
+             for s in ("chosen", "rejected")]  # fmt: skip
+    return sides
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [({}, 6), ({"global_batch_size": 16}, 2), ({"global_batch_size": 64}, 1), ({"num_train_epochs": 2.5}, 15),
+     ({"global_batch_size": 10, "micro_batch_size": 2, "num_train_epochs": 0.5}, 2), ({"trl": {"max_steps": 7}}, 7)],
+)  # fmt: skip
+def test_the_planned_steps_are_those_that_the_trainer_takes(made, tmp_path, changes, steps):
+    recipe = made(**changes)
+    start = Start(recipe, Console(quiet=True))
+    start.pairs()
+    trainer = start.trainer(tmp_path, [])
+    assert check(recipe)["plan"]["steps"] == steps
+    batches = len(trainer.get_train_dataloader())
+    accumulation, epochs = trainer.args.gradient_accumulation_steps, trainer.args.num_train_epochs
+    own = trainer.args.max_steps if trainer.args.max_steps > 0 else -(-batches // accumulation) * epochs
+    assert steps == -(-own // 1)
+
+
+def test_what_check_says_is_what_train_does(made, tmp_path):
+    recipe = made(global_batch_size=8, learning_rate=1e-3)
+    found = check(recipe)
+    run = train(recipe, runs=tmp_path, console=Console(file=io.StringIO()))
+    assert run.data == json.loads(json.dumps(found["data"]))
+    assert len([row for row in run.metrics if "loss" in row]) == found["plan"]["steps"] == 3
+    assert of(found, "parameters").text.split(" train")[0] in run.reference["policy"].replace(" parameters", "")
+
+
+# ------------------------------------------------------------------------------------------------------- what fails
+
+
+def upside_down(pairs, *, beta):
+    """A step down its gradient makes the rejected side likelier."""
+    return beta * pairs.h
+
+
+def lying(pairs, *, beta):
+    return (1 - beta * pairs.h).clamp(min=0)
+
+
+lying.at_start = lambda beta, **_: 5.0  # type: ignore[attr-defined]
+
+NEEDS = {"pairs": "it needs the model, which failed", "plan": "it needs the model, which failed",
+         "run": "it needs the pairs, which failed"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"model": "./nowhere"}, "model='./nowhere': there is no such folder."),
+        ({"data": Data("./nowhere.jsonl")}, "./nowhere.jsonl"),
+        ({"micro_batch_size": 3}, "micro_batch_size=3 does not divide the 4 pairs per device and step."),
+        ({"loss": "sft"}, "set micro_batch_size"),
+        ({"model": "org/model"}, "HF_HUB_OFFLINE is set, and this machine has no copy of model org/model"),
+    ],
+    ids=["model", "data", "batch", "loss", "hub"],
+)  # fmt: skip
+def test_what_cannot_begin_is_one_fail_and_what_depends_on_it_is_skipped(made, changes, text):
+    found = check(made(**changes), run=True)
+    assert names(found) == [*BEFORE, "model", "pairs", "plan", "run"]
+    [(name, said)] = by_level(found, "fail").items()
+    assert name == "model" and text in said
+    assert by_level(found, "skipped") == NEEDS
+    assert found["data"] is found["plan"] is found["run"] is None
+
+
+def test_without_a_chat_template_the_pairs_fail_and_the_plan_is_made_for_max_length(made, tiny):
+    found = check(made(model=str(tiny(template=None))), run=True)
+    assert names(found) == [*BEFORE, "model", "pairs", "parameters", "memory", "run"]
+    assert "has no chat template" in by_level(found, "fail")["pairs"]
+    assert by_level(found, "skipped") == {"run": NEEDS["run"]}
+    assert found["plan"]["tokens"] == 128 and found["plan"]["steps"] == 0
+    found = check(made(model=str(tiny(template=None)), max_length=None))
+    assert by_level(found, "skipped") == {"plan": "Neither the pairs nor max_length say how long a pair can be."}
+
+
+def test_rows_that_cannot_be_used_fail_above_the_limit(with_rows):
+    rows = even_pairs(20)
+    for row in rows[3:6]:
+        row["rejected"] = row["chosen"]
+    found = check(with_rows(rows))
+    assert list(by_level(found, "fail")) == ["pairs"]
+    assert (
+        "3 of 20 rows cannot be used" in of(found, "pairs").text and "data.max_dropped=0.15" in of(found, "pairs").text
+    )
+    found = check(with_rows(rows, max_dropped=0.15))
+    assert not by_level(found, "fail") and found["data"]["train"]["kept"] == 17
+    assert "3 of 20 pairs (15.0%) are dropped" in of(found, "train dropped").text
+
+
+@pytest.mark.parametrize(
+    ("loss", "wrong"),
+    [
+        (upside_down, "a step down its gradient does not raise the chosen log-probability"),
+        (lying, "declared 5.0 where policy and reference agree, but it is 1.0"),
+    ],
+)
+def test_a_loss_that_breaks_the_kit_is_a_fail_and_the_rest_goes_on(made, loss, wrong):
+    found = check(made(loss=loss))
+    assert names(found) == [*BEFORE, f"loss {loss.__name__}", *PAIRS, *PLAN]
+    assert list(by_level(found, "fail")) == [f"loss {loss.__name__}"]
+    assert wrong in of(found, f"loss {loss.__name__}").text
+
+
+def test_a_loss_that_keeps_to_the_kit_passes_with_its_own_numbers(made):
+    found = check(made(loss={"cdpo": 1.0, "ipo_sum": 0.5}, loss_args={"label_smoothing": 0.2}))
+    passed = by_level(found, "pass")
+    assert passed["loss cdpo"] == passed["loss ipo_sum"] == "passes the conformance kit"
+
+
+# ------------------------------------------------------------------------------------------------------ does it fit
+
+WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "vocab_size": 500}
+OPEN = {"gradient_checkpointing": False}
+
+
+def test_memory_is_planned_for_the_device_that_is_named(made):
+    plan = check(made(), gpu="24GB")["plan"]
+    assert plan["memory"] == 24 * 10**9 and plan["fits"] and plan["ways_out"] == []
+    assert plan["peak"] == sum(plan[part] for part in PARTS)
+    own = check(made())["plan"]
+    assert own["here"] == own["peak"] == plan["here"]
+    assert own["memory"] == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_ways_out_come_nearest_first_and_the_one_that_fits_passes(made):
+    recipe = made(adapter=None, micro_batch_size=4, trl=OPEN)
+    found = check(recipe, gpu="1MB")
+    both = "micro_batch_size=1 trl.gradient_checkpointing=true"
+    ways = ["micro_batch_size=1", both, f"{both} adapter=lora", f"{both} adapter=qlora"]
+    assert [way.split(" (")[0] for way in found["plan"]["ways_out"]] == ways
+    assert all(way.endswith("MB, not enough)") for way in found["plan"]["ways_out"])
+    memory = of(found, "memory")
+    assert memory.level == "fail" and not found["plan"]["fits"]
+    assert memory.text.endswith(f" It does not fit. In this order: {'; '.join(found['plan']['ways_out'])}.")
+    smaller = check(apply(recipe, ways[0].split()), gpu="80GB")["plan"]["peak"]
+    assert smaller < check(recipe, gpu="80GB")["plan"]["peak"]
+    gpu = f"{int(smaller / 0.94)}B"
+    found = check(recipe, gpu=gpu)
+    [way] = found["plan"]["ways_out"]
+    assert way.startswith("micro_batch_size=1 (") and "not enough" not in way and of(found, "memory").level == "fail"
+    again = check(apply(recipe, ways[0].split()), gpu=gpu)
+    assert of(again, "memory").level == "pass" and again["plan"]["ways_out"] == []
+
+
+def test_where_no_field_is_left_that_is_said(made):
+    found = check(made(adapter=QLoRA(r=4), micro_batch_size=1), gpu="1KB")
+    assert of(found, "memory").text.endswith("It does not fit. No field is left to change.")
+
+
+@pytest.mark.parametrize("gpu", ["much", "24 gigs", "0GB", "-1GB"])
+def test_a_gpu_that_is_no_amount_of_memory_is_a_typo(made, gpu):
+    with pytest.raises(UsageError, match="is no amount of memory. Examples: 24GB"):
+        check(made(), gpu=gpu)
+
+
+def test_a_model_that_does_not_run_on_fake_tensors_is_skipped_and_still_tried(made, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise Unplannable("This model does not run on fake tensors.")
+
+    monkeypatch.setattr(module, "plan", refuse)
+    found = check(made(), run=True)
+    assert by_level(found, "skipped") == {"plan": "This model does not run on fake tensors."}
+    assert names(found)[-4:] == ["plan", *RUN] and of(found, "peak memory").text.endswith("; planned nothing")
+    assert found["run"]["seconds"] == 0 < found["run"]["seconds_per_step"]
+
+
+# ------------------------------------------------------------------------------------------------------- real steps
+
+TRIED = {
+    "lora, checkpointing": (WIDE, {}),
+    "lora, accumulation": (WIDE, {"micro_batch_size": 2, "trl": OPEN}),
+    "full, checkpointing": (WIDE, {"adapter": None}),
+    "full, precomputed, wide vocabulary": (
+        {"vocab_size": 33000},
+        {"adapter": None, "global_batch_size": 1, "trl": OPEN},
+    ),
+    "bf16 weights": (WIDE, {"dtype": "bfloat16", "trl": OPEN}),
+    "qlora": (WIDE, {"adapter": QLoRA(r=4)}),
+    "a large evaluation batch": ({}, {"micro_batch_size": 1, "trl": {"per_device_eval_batch_size": 8}}),
+    "fewer pairs than a step takes": ({}, {"global_batch_size": 32, "micro_batch_size": 8}),
+}
+
+
+@pytest.mark.parametrize("case", TRIED)
+def test_real_steps_hold_what_was_planned_and_time_adds_up(made, tiny, case):
+    sizes, changes = TRIED[case]
+    found = check(made(model=str(tiny(**sizes)), **changes), run=True)
+    assert names(found) == BEFORE + PAIRS + PLAN + RUN and not by_level(found, "fail")
+    run, plan = found["run"], found["plan"]
+    print(f"{case}: planned {plan['here'] / 1e6:.1f} MB, measured {run['peak'] / 1e6:.1f} MB")
+    assert plan["here"] == pytest.approx(run["peak"], rel=0.15)
+    assert run["seconds"] == run["seconds_per_step"] * plan["steps"] > 0
+    whole = timedelta(seconds=round(run["seconds"]))
+    assert f"{plan['steps']:,} steps take {whole}, without evaluation and answers" in of(found, "time").text
+    assert of(found, "step 0").text == "policy and reference agree, and the loss has its known value"
+
+
+def test_a_plan_for_another_device_stands_beside_a_run_on_this_one(made):
+    found = check(made(), gpu="80GB", run=True)
+    plan = found["plan"]
+    assert plan["here"] == check(made())["plan"]["peak"] != plan["peak"]
+    assert plan["here"] == pytest.approx(found["run"]["peak"], rel=0.15)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_trial_leaves_nothing_on_the_disk(made, tmp_path, monkeypatch, fails):
+    for name in ("here", "temporary"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    trl = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 9}
+    assert not by_level(check(made(trl=trl), run=True), "fail")
+    if fails:
+        monkeypatch.setattr(module, "measured_peak", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            check(made(), run=True)
+    assert os.listdir(tmp_path / "here") == os.listdir(tmp_path / "temporary") == []
+
+
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_an_adapter_that_does_not_start_at_zero_is_a_fail(made, monkeypatch):
+    model = importlib.import_module("dpo_recipes.models.weights")
+    real = model.peft_config
+
+    def shifted(adapter):
+        config = real(adapter)
+        config.init_lora_weights = False
+        return config
+
+    monkeypatch.setattr(model, "peft_config", shifted)
+    found = check(made(), run=True)
+    assert names(found)[-1] == "run" and list(by_level(found, "fail")) == ["run"] and found["run"] is None
+    assert "the policy must equal its reference, but they differ by" in of(found, "run").text
+
+
+def test_a_loss_that_is_not_what_it_declares_is_a_fail_at_the_first_step_too(made):
+    found = check(made(loss=lying), run=True)
+    assert list(by_level(found, "fail")) == ["loss lying", "run"]
+    assert "Before the first update the loss must be 5, but it is 1 although" in of(found, "run").text
+
+
+def test_only_what_was_looked_at_is_said_of_the_first_step(made, tmp_path):
+    mixed = check(made(loss={"sigmoid": 1.0, "sft": 0.1}, micro_batch_size=4), run=True)
+    assert of(mixed, "step 0").text == "policy and reference agree"
+    other = check(made(reference=str(make_model(tmp_path / "other", seed=1))), run=True)
+    assert names(other) == BEFORE + PAIRS + PLAN + RUN[1:] and not by_level(other, "fail")
+
+
+def alone(pairs, *, beta):
+    """Passes the kit and breaks on a batch of one pair."""
+    if len(pairs.h) == 1:
+        raise ValueError("one pair is too few")
+    return (1 - beta * pairs.h).clamp(min=0)
+
+
+def test_whatever_breaks_a_trial_is_a_fail(made, monkeypatch):
+    found = check(made(loss=alone, micro_batch_size=1), run=True)
+    assert by_level(found, "fail") == {"run": "ValueError: one pair is too few"} and found["run"] is None
+    found = check(made(trl={"lr_scheduler_type": "warmup_stable_decay"}), run=True)
+    assert "num_decay_steps" in by_level(found, "fail")["run"]
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(module, "measured_peak", full)
+    found = check(made(), run=True)
+    assert by_level(found, "fail") == {"run": "OutOfMemoryError: Tried to allocate 2.00 GiB."}
+
+
+def test_a_bug_of_ours_outside_the_trial_is_not_hidden(made, monkeypatch):
+    monkeypatch.setattr(Start, "pairs", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        check(made(), run=True)
+
+
+def test_what_does_not_fit_here_is_not_tried(made, monkeypatch):
+    monkeypatch.setattr(module, "_memory", lambda kind: 10**6)
+    found = check(made(), run=True)
+    assert list(by_level(found, "fail")) == ["memory"] and found["run"] is None
+    assert re.fullmatch(r"It needs [0-9.]+ [MG]B, and the cpu has 1\.0 MB\.", by_level(found, "skipped")["run"])
+    assert by_level(check(made(), gpu="80GB", run=True), "skipped").keys() == {"run"}
+
+
+def test_no_pairs_and_a_stream_are_not_tried(made, files):
+    stream = check(made(data=Data(files[0], eval=files[1], streaming=True), trl={"max_steps": 5}), run=True)
+    assert by_level(stream, "skipped") == {"run": "There are no stored pairs to try."}
+    assert stream["plan"]["steps"] == 5 and stream["plan"]["tokens"] == 128 and not by_level(stream, "fail")
+    none = check(made(max_length=8, data=Data(files[0], eval=files[1], max_dropped=1.0)), run=True)
+    assert list(by_level(none, "fail")) == ["train dropped", "eval dropped"]
+    assert by_level(none, "skipped") == {"run": "There are no stored pairs to try."}
+
+
+# ------------------------------------------------------------------------------------------------- pains, provoked
+
+
+@pytest.fixture
+def with_tokenizer(tmp_path):
+    """with_tokenizer(template, start=True) -> a model folder; `start`: a start token goes before plain text."""
+
+    def build(template: str | None = CHATML, start: bool = False) -> str:
+        from tokenizers.processors import TemplateProcessing
+
+        tokenizer = make_tokenizer(template)
+        if start:
+            tokenizer.add_special_tokens({"bos_token": "<s>"})
+            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+                single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.bos_token_id)]
+            )
+        folder = make_model(tmp_path / "model")
+        tokenizer.save_pretrained(folder)
+        return str(folder)
+
+    return build
+
+
+def refused(recipe: Recipe, tmp_path: Path, finding) -> None:
+    """`train` stops on what `check` fails on, with the same words, and leaves no run behind."""
+    assert finding.level == "fail"
+    with pytest.raises(RecipeError) as error:
+        train(recipe, runs=tmp_path / "runs", console=Console(file=io.StringIO()))
+    assert finding.text in str(error.value)
+    assert not any((tmp_path / "runs").glob("*"))
+
+
+def test_a_doubled_start_token(with_rows, with_tokenizer, tmp_path):
+    rows = [{"prompt": f"<s>Q{n}", "chosen": f" a{n}", "rejected": f" b{n}"} for n in range(8)]
+    recipe = with_rows(rows, model=with_tokenizer(start=True), format="text", eval=0.25)
+    finding = of(check(recipe), "train start_token")
+    assert finding.text.startswith("6 of 6 pairs (100.0%; rows ") and "start with two start tokens" in finding.text
+    refused(recipe, tmp_path, finding)
+    whole = [row | {"prompt": row["prompt"][3:]} for row in rows]
+    found = check(with_rows(whole, model=recipe.model, format="text", eval=0.25))
+    assert found["data"]["train"]["start_token"] == {"none": 0, "one": 6, "doubled": 0, "rows": [], "wanted": True}
+    assert of(found, "train start_token").level == "pass"
+
+
+def test_a_doubled_start_token_in_a_template(made, with_tokenizer):
+    found = check(made(model=with_tokenizer("{{ '<s><s>' }}" + CHATML, start=True)))
+    assert found["data"]["train"]["start_token"]["doubled"] == 24 and of(found, "train start_token").level == "fail"
+    found = check(made(model=with_tokenizer("{{ '<s>' }}" + CHATML, start=True)))
+    assert found["data"]["train"]["start_token"]["one"] == 24 and not by_level(found, "fail")
+
+
+def test_a_missing_and_a_doubled_end_token(made, with_tokenizer, tmp_path):
+    recipe = made(model=with_tokenizer(CHATML.replace("<|im_end|>'", "'")))
+    finding = of(check(recipe), "train end_token")
+    assert finding.text.startswith("The end token is missing in 24 of 24 pairs (100.0%) and repeated in 0 of 24 pairs")
+    refused(recipe, tmp_path, finding)
+    found = check(made(model=with_tokenizer(CHATML.replace("<|im_end|>'", "<|im_end|><|im_end|>'"))))
+    assert found["data"]["train"]["end_token"]["repeated"] == 24 and of(found, "train end_token").level == "fail"
+
+
+def forms(question: str, chosen: str, rejected: str) -> dict[str, dict]:
+    """One pair in four shapes."""
+    asked, sides = {"role": "user", "content": question}, {"chosen": chosen, "rejected": rejected}
+
+    def said(text):
+        return {"role": "assistant", "content": text}
+
+    return {
+        "preference": {"prompt": [asked], **{name: [said(text)] for name, text in sides.items()}},
+        "ultrafeedback": {
+            "prompt": question, "prompt_id": "1", "messages": [asked, said(chosen)], "score_chosen": 8.0,
+            "score_rejected": 4.0, **{name: [asked, said(text)] for name, text in sides.items()},
+        },
+        "sharegpt": {
+            "conversations": [{"from": "human", "value": question}],
+            **{name: {"from": "gpt", "value": text} for name, text in sides.items()},
+        },
+        "hh_rlhf": {name: f"\n\nHuman: {question}\n\nAssistant: {text}" for name, text in sides.items()},
+    }  # fmt: skip
+
+
+def test_the_same_pairs_in_every_shape_are_the_same_tokens(made, tmp_path):
+    rows = [forms(r["prompt"][0]["content"], r["chosen"][0]["content"], r["rejected"][0]["content"])
+            for r in even_pairs(12)]  # fmt: skip
+    read = {}
+    for form in rows[0]:
+        path = write_jsonl(tmp_path / f"{form}.jsonl", [row[form] for row in rows])
+        found = check(made(data=Data(str(path), eval=0.2)))
+        assert found["data"]["format"] == form and not by_level(found, "fail")
+        read[form] = {name: found["data"][name] for name in ("train", "eval", "fingerprint", "text")}
+    assert read["sharegpt"] == read["hh_rlhf"] == read["ultrafeedback"] == read["preference"]
+
+
+def test_rows_of_the_wrong_shape_name_the_columns(with_rows):
+    rows = [{"question": "q", "good": "a", "bad": "b"}] * 5
+    found = check(with_rows(rows, eval=0.2))
+    [(name, text)] = by_level(found, "fail").items()
+    assert name == "pairs" and all(column in text for column in ("question", "good", "bad"))
+
+
+def test_pairs_that_truncation_makes_identical(with_rows, tmp_path):
+    rows = even_pairs(20)
+    for n in (3, 4):
+        for side in ("chosen", "rejected"):
+            rows[n][side][0]["content"] = "the same words " * 10 + side
+    recipe = with_rows(rows)
+    finding = of(check(recipe), "train dropped")
+    assert "identical after truncation: 2 of 20 pairs (10.0%; rows 3, 4)." in finding.text
+    refused(recipe, tmp_path, finding)
+    assert check(with_rows(rows, max_length=256))["data"]["train"]["dropped"] == {}
+
+
+def test_sides_that_lose_their_end_are_counted_with_the_length_that_would_keep_them(with_rows):
+    rows = even_pairs(20)
+    for row in rows[:6]:
+        row["chosen"][0]["content"] += " and so on" * 10
+    found = check(with_rows(rows))
+    assert list(by_level(found, "fail")) == ["train truncated"]
+    most = found["data"]["train"]["max_length_keeping_99"]
+    assert f"Set max_length={most}, or data.drop_truncated=True." in of(found, "train truncated").text
+    assert of(check(with_rows(rows, max_length=most)), "train truncated").level == "pass"
+    dropped = check(with_rows(rows, drop_truncated=True, max_dropped=0.5))
+    assert not by_level(dropped, "fail") and dropped["data"]["train"]["kept"] == 14
+
+
+def test_a_generation_prompt_that_opens_thinking_is_no_prefix(made, with_tokenizer, tmp_path):
+    thinking = CHATML.replace("<|im_start|>assistant\\n'", "<|im_start|>assistant\\n<think>\\n'")
+    recipe = made(model=with_tokenizer(thinking))
+    finding = of(check(recipe), "train border")
+    assert finding.text.startswith("24 of 24 pairs (100.0%; rows 0, 1, 2) have a prompt whose tokens change")
+    assert "Its end '<think>\\n' is left out" in finding.text
+    refused(recipe, tmp_path, finding)
+    allowed = recipe.evolve(data=recipe.data.evolve(allow=["border"]))
+    assert of(check(allowed), "train border").level == "warn" and not by_level(check(allowed), "fail")
+
+
+def test_length_that_tells_the_sides_apart(with_rows):
+    found = check(with_rows(make_pairs(20)))
+    assert found["data"]["train"]["pick_longer_accuracy"] == found["data"]["train"]["longer_chosen"] == 1.0
+    assert list(by_level(found, "warn")) == ["train length"] and not by_level(found, "fail")
+    assert "in 100.0% of the pairs" in of(found, "train length").text
+    swapped = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in make_pairs(20)]
+    assert "in 0.0% of the pairs" in by_level(check(with_rows(swapped)), "warn")["train length"]
+
+
+def test_todays_date_and_an_unset_thinking_switch(made, tiny, files):
+    dated = functools.partial(made, model=str(tiny(template=DATED)), max_length=192)
+    said = [f.text for f in check(dated())["findings"] if (f.level, f.name) == ("warn", "template")]
+    assert len(said) == 2
+    assert "prints today's date" in said[0] and "set data.template_date" in said[0]
+    assert "can think" in said[1] and "data.chat_template_kwargs={'enable_thinking': False}" in said[1]
+    asked = Data(files[0], eval=files[1], template_date="2025-07-08", chat_template_kwargs={"enable_thinking": False})
+    found = check(dated(data=asked))
+    assert of(found, "template").level == "pass" and not by_level(found, "fail")
+
+
+def test_pairs_that_stand_the_other_way_round_too(with_rows, tmp_path):
+    rows = even_pairs(20)
+    rows[7] = rows[6] | {"chosen": rows[6]["rejected"], "rejected": rows[6]["chosen"]}
+    recipe = with_rows(rows)
+    finding = of(check(recipe), "contradictions")
+    assert finding.text.startswith("2 train pairs stand in the data the other way round too: rows 6, 7")
+    refused(recipe, tmp_path, finding)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_seen_by_trying(made, with_tokenizer):
+    folder = with_tokenizer()
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([f"<{n}>" for n in range(10)])
+    tokenizer.save_pretrained(folder)
+    failed = by_level(check(made(model=folder), run=True), "fail")
+    assert failed == {"run": "The tokenizer has 270 tokens, but the model 264 embeddings: they do not match."}

@@ -1,0 +1,300 @@
+"""The spine on tiny models: every mode runs, leaves a whole run folder, and says who the reference was."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import re
+
+import pytest
+import torch
+from making import make_pairs, write_jsonl
+from rich.console import Console
+
+from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError, Run, load, train
+
+FILES = {
+    "recipe.py", "recipe.json", "trl.json", "environment.json", "data.json", "reference.json", "metrics.jsonl",
+    "evaluation.json", "samples.jsonl", "checkpoints", "model",
+}  # fmt: skip
+
+
+def quick(tiny, pairs_file, **changes) -> Recipe:
+    given = {
+        "data": Data(str(pairs_file), eval=0.25), "global_batch_size": 6, "micro_batch_size": 3, "learning_rate": 1e-3,
+        "max_length": 112, "trl": {"gradient_checkpointing": False, "max_steps": 4},
+    }  # fmt: skip
+    return Recipe(**{"model": str(tiny()), **given, **changes})
+
+
+def run_it(recipe, tmp_path) -> tuple[Run, str]:
+    """(the run, everything it printed)."""
+    said = io.StringIO()
+    return train(recipe, runs=tmp_path / "runs", console=Console(file=said, width=300)), said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def lora_run(tiny, pairs_file, tmp_path_factory) -> tuple[Run, str]:
+    return run_it(quick(tiny, pairs_file, adapter=LoRA(r=4)), tmp_path_factory.mktemp("lora"))
+
+
+def test_a_run_leaves_everything_and_nothing_half_written(lora_run):
+    run, _ = lora_run
+    assert {p.name for p in run.path.iterdir()} == FILES
+    kept = {p.name for p in (run.path / "model").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"} <= kept
+    assert not [p for p in run.path.rglob("*") if ".tmp" in p.name]
+    assert not [p for p in (run.path / "model").iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_a_run_reads_back_as_values(lora_run):
+    run, _ = lora_run
+    losses = [m for m in run.metrics if "loss" in m]
+    assert [m["step"] for m in losses] == [1, 2, 3, 4]
+    assert {"rewards/accuracies", "rewards/margins", "logps/chosen", "grad_norm"} <= losses[0].keys()
+    before, after = run.evaluation["before"], run.evaluation["after"]
+    assert before["loss"] == pytest.approx(0.693147, abs=1e-5) and before["rewards/accuracies"] == 0.5
+    assert after["loss"] < before["loss"] and after["rewards/margins"] > 0 and after["pairs"] == 6
+    low, high = after["rewards/accuracies_interval"]
+    assert 0 <= low <= after["rewards/accuracies"] <= high <= 1
+    assert run.recipe["adapter.r"] == {"value": 4, "origin": "recipe file"}
+    assert run.recipe["adapter.alpha"] == {"value": 8, "origin": "mode default"}
+    assert run.data["train"]["kept"] == 18 and run.data["eval"]["kept"] == 6
+    environment = json.loads((run.path / "environment.json").read_text())
+    assert environment["versions"]["trl"].startswith("1.16") and environment["seed"] == 42
+    assert json.loads((run.path / "trl.json").read_text())["beta"] == 0.1
+    assert {"prompt", "reference", "policy", "reference_ended", "policy_ended"} == run.samples[0].keys()
+
+
+def test_the_first_lines_say_who_policy_and_reference_are(lora_run, tiny):
+    _, said = lora_run
+    assert f"Policy: {tiny()} + LoRA of rank 4 (3,712 of 36,128 parameters train)." in said
+    assert "Reference: the same model with the adapter off." in said
+    assert "18 pairs to train on, 6 held out; 6 pairs a step = 3 pairs x 2 accumulation; float32 on cpu." in said
+    assert "pairs ranked as labelled" in said and "95 % interval" in said
+
+
+def sequence_logp(model, tokenizer, row) -> float:
+    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"]
+    ids = torch.tensor([tokenizer.apply_chat_template(row["prompt"] + row["chosen"])["input_ids"][:112]])
+    with torch.no_grad():
+        logp = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+    return logp[len(prompt) - 1 :].sum().item()
+
+
+@pytest.mark.parametrize("adapter", [LoRA(r=4), QLoRA(r=4), None])
+def test_the_saved_model_is_the_one_that_was_measured(tiny, tmp_path, adapter):
+    train_file = write_jsonl(tmp_path / "train.jsonl", make_pairs(12))
+    held_out = make_pairs(4, seed=5)
+    data = Data(str(train_file), eval=str(write_jsonl(tmp_path / "eval.jsonl", held_out)))
+    run, _ = run_it(quick(tiny, train_file, data=data, adapter=adapter), tmp_path)
+    model, tokenizer = run.load_model()
+    mean = sum(sequence_logp(model, tokenizer, row) for row in held_out) / len(held_out)
+    half = isinstance(adapter, QLoRA)
+    assert mean == pytest.approx(run.evaluation["after"]["logps/chosen"], rel=2e-2 if half else 1e-4)
+    assert run.evaluation["after"]["logps/chosen"] != pytest.approx(run.evaluation["before"]["logps/chosen"], rel=1e-3)
+
+
+def test_full_fine_tuning_holds_one_model_and_says_so(tiny, pairs_file, tmp_path):
+    run, said = run_it(quick(tiny, pairs_file), tmp_path)
+    assert "all weights (32,416 of 32,416 parameters train)" in said
+    assert "Reference: the weights it starts from, as log-probabilities computed before training." in said
+    assert run.reference["kind"] == "start weights" and run.reference["precomputed"]
+    assert run.samples[0]["reference"] != run.samples[0]["policy"]
+
+
+def test_a_continued_adapter_is_compared_with_its_frozen_copy(tiny, pairs_file, tmp_path, lora_run):
+    start = str(lora_run[0].path / "model")
+    run, said = run_it(quick(tiny, pairs_file, adapter=LoRA(continue_from=start)), tmp_path)
+    assert (
+        f"LoRA continued from {start}" in said and f"Reference: the same model with the frozen copy of {start}." in said
+    )
+    before = run.evaluation["before"]
+    assert before["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert before["logps/chosen"] == pytest.approx(lora_run[0].evaluation["after"]["logps/chosen"], rel=1e-4)
+    assert not (run.path / "model" / "ref").exists()
+    assert {n.split(".")[-2] for n, _ in run.load_model()[0].named_parameters() if "lora_" in n} == {"default"}
+
+
+@pytest.mark.parametrize("adapter", [LoRA(r=4), None])
+def test_another_model_can_be_the_reference(tiny, pairs_file, tmp_path, adapter):
+    other = tiny(seed=7)
+    run, said = run_it(quick(tiny, pairs_file, adapter=adapter, reference=str(other)), tmp_path)
+    assert f"Reference: {other}, as log-probabilities computed before training." in said
+    assert (
+        abs(run.evaluation["before"]["rewards/chosen"]) > 0.1
+    )  # the start is not the reference, and is not stopped for it
+    own = run_it(quick(tiny, pairs_file, adapter=adapter), tmp_path)[0]
+    assert own.reference["fingerprint"] != run.reference["fingerprint"]
+
+
+def test_another_model_as_reference_does_not_get_the_continued_adapter(tiny, pairs_file, tmp_path, lora_run):
+    start, other = str(lora_run[0].path / "model"), tiny(seed=7)
+    both = [LoRA(continue_from=start), LoRA(r=2)]
+    runs = [run_it(quick(tiny, pairs_file, adapter=a, reference=str(other)), tmp_path)[0] for a in both]
+    shown = [[s["reference"] for s in run.samples] for run in runs]
+    assert shown[0] == shown[1] and runs[0].reference["fingerprint"] == runs[1].reference["fingerprint"]
+
+
+def test_a_moving_reference_is_a_second_copy(tiny, pairs_file, tmp_path):
+    trl = {"gradient_checkpointing": False, "max_steps": 4, "sync_ref_model": True, "ref_model_sync_steps": 2}
+    _, said = run_it(quick(tiny, pairs_file, trl=trl), tmp_path)
+    assert "a second copy of the weights, moved towards the policy (TR-DPO)" in said
+
+
+def test_plain_strings_train_without_a_template_and_end_with_the_end_token(tiny, tmp_path):
+    rows = [{"prompt": f"Q{i}: lamp?", "chosen": f" red {i} thanks", "rejected": f" blue {i}"} for i in range(16)]
+    data = Data(str(write_jsonl(tmp_path / "text.jsonl", rows)), format="text", eval=0.25)
+    run, _ = run_it(quick(tiny, None, data=data, adapter=LoRA(r=4)), tmp_path)
+    assert run.data["text"] is True and isinstance(run.samples[0]["prompt"], str)
+    assert "<|im_start|>" not in run.samples[0]["prompt"]
+
+
+@pytest.mark.parametrize("where", ["dpo_recipes.data.preference_dataset.read", "dpo_recipes.data.tokenize.prepare"])
+def test_a_full_disk_is_one_message_wherever_it_is_noticed(tiny, pairs_file, tmp_path, monkeypatch, where):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(where, full)
+    with pytest.raises(RecipeError, match="cannot be kept in the cache .*No space left.* HF_DATASETS_CACHE names"):
+        run_it(quick(tiny, pairs_file), tmp_path)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_conversations_need_a_template_and_the_message_names_the_ways_out(tiny, pairs_file, tmp_path):
+    with pytest.raises(RecipeError, match=r"has no chat template .* data\.chat_template= .* data\.format=text"):
+        run_it(quick(tiny, pairs_file, model=str(tiny(template=None))), tmp_path)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_run_that_stops_before_its_first_log_leaves_no_folder(tiny, pairs_file, tmp_path):
+    with pytest.raises(
+        RecipeError, match="18 of 18 pairs .100.0%. are dropped at max_length=6. prompt fills max_length: 18"
+    ):
+        run_it(quick(tiny, pairs_file, max_length=6), tmp_path)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_what_dpoconfig_refuses_is_one_message(tiny, pairs_file, tmp_path):
+    trl = {"max_steps": 2, "load_best_model_at_end": True, "eval_strategy": "no"}
+    with pytest.raises(RecipeError, match="DPOConfig refuses the recipe: .*load_best_model_at_end"):
+        run_it(quick(tiny, pairs_file, trl=trl), tmp_path)
+
+
+def test_what_trl_refuses_later_is_one_message_too(tiny, pairs_file, tmp_path):
+    adapter = LoRA(r=4, target_modules=["no_such_layer"])
+    with pytest.raises(RecipeError, match="TRL refuses the recipe: Target modules .*no_such_layer.* not found"):
+        run_it(quick(tiny, pairs_file, adapter=adapter), tmp_path)
+
+
+def test_a_reward_adds_the_truth_to_the_numbers(tiny, pairs_file, tmp_path):
+    def shorter(prompt: str, completion: str) -> float:
+        assert prompt.startswith("Question")
+        return -float(len(completion))
+
+    def loud(prompt: str, completion: str) -> bool:
+        return len(completion) > 0
+
+    recipe = quick(tiny, pairs_file, adapter=LoRA(r=4), reward=shorter, measures={"loud": loud})
+    run, said = run_it(recipe, tmp_path)
+    before, after = run.evaluation["before"], run.evaluation["after"]
+    assert (before["win_rate"], before["kl"]) == (0.5, 0.0) and before["reward"] < 0
+    assert after["kl"] > 0 and 0 <= after["win_rate"] <= 1 and after["reward_stderr"] > 0
+    assert after["best_reward_at_kl"] >= before["reward"]
+    assert 0 < after["measures/loud"] <= 1 and "measures/loud" in before
+    assert "best reward at that KL" in said and "loud" in said
+
+
+def test_prepare_makes_the_model_once_for_a_seed(tiny, pairs_file, tmp_path):
+    import shutil
+
+    made = []
+
+    def prepare(folder, seed):
+        made.append(seed)
+        shutil.copytree(tiny(), folder / "model")
+        shutil.copy(pairs_file, folder / "pairs.jsonl")
+
+    data = Data("{prepared}/pairs.jsonl", eval=0.25)
+    recipe = quick(tiny, None, model="{prepared}/model", data=data, adapter=LoRA(r=4), prepare=prepare)
+    for _ in range(2):
+        run_it(recipe, tmp_path)
+    assert made == [42]
+
+
+def test_the_same_recipe_gives_the_same_run_and_another_seed_another(tiny, pairs_file, tmp_path):
+    def losses(seed):
+        run = run_it(quick(tiny, pairs_file, adapter=LoRA(r=4), seed=seed), tmp_path)[0]
+        return [m["loss"] for m in run.metrics if "loss" in m], run.samples
+
+    first, again, other = losses(1), losses(1), losses(2)
+    assert first == again and first[0] != other[0]
+
+
+def test_the_run_folder_keeps_the_recipe_file_and_can_train_again(tiny, pairs_file, tmp_path):
+    source = (
+        '"""Mine."""\nfrom dpo_recipes import Data, LoRA, Recipe\n'
+        f'recipe = Recipe(model="{tiny()}", data=Data("{pairs_file}", eval=0.25), adapter=LoRA(r=2), max_length=112,\n'
+        '                trl={"max_steps": 2, "gradient_checkpointing": False})\n'
+    )
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    run, _ = run_it(load(path), tmp_path)
+    assert run.path.name.startswith("mine-") and (run.path / "recipe.py").read_text() == source
+    again, _ = run_it(load(run.path / "recipe.py"), tmp_path)
+    assert again.evaluation == run.evaluation
+
+
+def test_answers_start_from_the_tokens_of_training_and_skip_dropped_prompts(tiny, tmp_path, monkeypatch):
+    """Each row's own template switches are in the prompt that is answered; a dropped row is not asked at all."""
+    from making import DATED
+
+    from dpo_recipes.evaluation import answers as evaluate
+
+    asked: list[list[int]] = []
+    real = evaluate.generate
+    monkeypatch.setattr(
+        evaluate, "generate", lambda m, t, prompts, **how: asked.extend(prompts) or real(m, t, prompts, **how)
+    )
+    rows = make_pairs(10)
+    for row in rows:
+        row["chat_template_kwargs"] = {"enable_thinking": False}
+    rows[7]["prompt"][0]["content"] = "long " * 60
+    rows[1]["chosen"][0]["content"] += " and" * 60
+    paths = [write_jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("train", rows[:5]), ("eval", rows[5:]))]
+    data = Data(str(paths[0]), eval=str(paths[1]), template_date="2025-07-08", max_dropped=0.5)
+    recipe = quick(
+        tiny, None, model=str(tiny(template=DATED)), data=data, adapter=LoRA(r=4), global_batch_size=3, max_length=192
+    )
+    run, said = run_it(recipe, tmp_path)
+    tokenizer = run.load_model()[1]
+    assert run.data["eval"]["dropped"] == {"prompt fills max_length": {"count": 1, "rows": ["2"]}}
+    assert (
+        re.search(r"dropped: prompt fills max_length +\S +0 +\S +1 \(rows 2\)", said)
+        and len(run.samples) == 4
+        and len(asked) == 8
+    )
+    texts = [tokenizer.decode(ids) for ids in asked]
+    assert all("/no_think" in text and "08 July 2025" in text for text in texts)
+
+
+def test_a_reward_without_a_name_that_fails_is_still_one_message(tiny, pairs_file, tmp_path):
+    import functools
+
+    def broken(prompt: str, completion: str, least: int) -> float:
+        raise KeyError(least)
+
+    nameless = functools.partial(broken, least=3)
+    with pytest.raises(RecipeError, match=r"failed on a sampled answer: KeyError: 3"):
+        run_it(quick(tiny, pairs_file, adapter=LoRA(r=4), reward=nameless), tmp_path)
+
+
+def test_a_reward_that_fails_loses_neither_the_model_nor_the_numbers(tiny, pairs_file, tmp_path):
+    def broken(prompt: str, completion: str) -> float:
+        raise KeyError("no such item")
+
+    with pytest.raises(RecipeError, match=r"broken\(\) failed on a sampled answer: KeyError"):
+        run_it(quick(tiny, pairs_file, adapter=LoRA(r=4), reward=broken), tmp_path)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert Run(folder).evaluation["after"]["pairs"] == 6 and (folder / "model" / "adapter_model.safetensors").is_file()

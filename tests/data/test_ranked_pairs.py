@@ -1,0 +1,59 @@
+import pytest
+
+from dpo_recipes.data.ranked_pairs import preference_pairs
+from dpo_recipes.data.replies import Reply, question
+from dpo_recipes.errors import RecipeError
+
+
+def ask(text):
+    return [{"role": "user", "content": text}]
+
+
+def said(*texts):
+    return [Reply(text, [1], True) for text in texts]
+
+
+def length(prompt, completion):
+    return float(len(completion))
+
+
+def test_a_pair_is_two_distinct_finished_replies_and_the_better_is_chosen():
+    replies = [
+        [*said("a", "bbb", "a", "cc", "dd"), Reply("unfinished, and the longest", [1], False)],
+        said("same", "same"),
+        said("ab", "cd"),
+        said("  ", "x"),
+    ]
+    rows, report = preference_pairs([ask(c) for c in "wxyz"], replies, length, per_prompt=10, seed=0)
+    found = {(row["prompt"][0]["content"], row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows}
+    # cc and dd have equal rewards, so they are no pair; each other pair once.
+    assert found == {("w", "bbb", "a"), ("w", "cc", "a"), ("w", "dd", "a"), ("w", "bbb", "cc"), ("w", "bbb", "dd")}
+    assert len(rows) == len(found)
+    assert all(row["chosen_reward"] > row["rejected_reward"] for row in rows)
+    assert all(row["chosen"][0]["role"] == row["rejected"][0]["role"] == "assistant" for row in rows)
+    assert report == {
+        "prompts": 4, "replies": 12, "unfinished": 1, "blank": 1, "duplicates": 2,
+        "prompts_without_pair": 3, "pairs": 5,
+    }  # fmt: skip
+
+
+def test_the_draw_is_a_function_of_the_seed_without_repeats():
+    prompts = [ask(str(k)) for k in range(30)]
+    replies = [said(*("x" * n for n in range(1, 7))) for _ in prompts]
+    rows, report = preference_pairs(prompts, replies, length, per_prompt=4, seed=3)
+    assert report["pairs"] == len(rows) == 120
+    assert preference_pairs(prompts, replies, length, per_prompt=4, seed=3)[0] == rows
+    assert preference_pairs(prompts, replies, length, per_prompt=4, seed=4)[0] != rows
+    keys = [(row["prompt"][0]["content"], row["chosen_reward"], row["rejected_reward"]) for row in rows]
+    assert len(set(keys)) == 120
+    assert len({key[1:] for key in keys}) == 15  # all pairs of six lengths turn up somewhere
+
+
+def test_the_reward_judges_the_last_user_message():
+    prompt = [{"role": "system", "content": "s"}, *ask("first"), {"role": "assistant", "content": "a"}, *ask("last")]
+    assert question(prompt) == "last"
+    seen = []
+    preference_pairs([prompt], [said("x", "y")], lambda p, c: seen.append((p, c)) or len(seen), per_prompt=1, seed=0)
+    assert seen == [("last", "x"), ("last", "y")]
+    with pytest.raises(RecipeError, match="no user message"):
+        question([{"role": "system", "content": "s"}])

@@ -1,0 +1,134 @@
+"""Which files make which split, what a slice selects, and that rows arrive as they were written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import datasets
+import pytest
+
+from dpo_recipes.data import sources
+from dpo_recipes.errors import RecipeError
+
+ROWS = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", "n": i} for i in range(10)]
+
+
+def written(path, rows=ROWS):
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def numbers(picked) -> list[int]:
+    rows, spans = picked
+    assert sum(count for _, _, count in spans) == len(rows)
+    return [sources.row_of(row)["n"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("path", "local"),
+    [
+        ("a/b", False), ("a", False), ("HuggingFaceH4/ultrafeedback_binarized", False),
+        ("./a", True), ("/a", True), ("~/a", True), ("../a", True),
+        ("a.jsonl", True), ("a.JSON.GZ", True), ("a.parquet", True), ("a.csv", True),
+    ],
+)  # fmt: skip
+def test_what_is_a_path_and_what_a_name_on_the_hub(path, local):
+    assert sources.is_path(path) is local
+
+
+def test_the_files_of_a_folder_by_split(tmp_path):
+    names = [
+        "train-00000-of-00002.jsonl",
+        "train-00001-of-00002.jsonl",
+        "test.jsonl.gz",
+        "README.md",
+        "data/extra.jsonl",
+    ]
+    (tmp_path / "data").mkdir()
+    for name in names:
+        written(tmp_path / name)
+    found = sources.files_of(str(tmp_path))
+    assert {split: [file.name for file in files] for split, files in found.items()} == {
+        "extra": ["extra.jsonl"], "test": ["test.jsonl.gz"], "train": names[:2],
+    }  # fmt: skip
+    assert sources.files_of(str(tmp_path / "test.jsonl.gz")) == {"": [tmp_path / "test.jsonl.gz"]}
+    written(tmp_path / "test.json")
+    with pytest.raises(RecipeError, match=r"test\.json and test\.jsonl\.gz are not one whole split 'test'\. Keep one"):
+        sources.files_of(str(tmp_path))
+
+
+@pytest.mark.parametrize("there", [(0, 2), (0, 1, 2, 3), (1,), (0, 1, 2)])
+def test_a_split_in_parts_is_whole_or_refused(tmp_path, there):
+    for part in there:
+        written(tmp_path / f"train-{part:05}-of-00003.jsonl", ROWS[part : part + 1])
+    if there == (0, 1, 2):
+        assert numbers(sources.pick(sources.files_of(str(tmp_path)), "train", "here")) == [0, 1, 2]
+    else:
+        with pytest.raises(RecipeError, match=r"are not one whole split 'train'\. Keep one file, or all the parts"):
+            sources.files_of(str(tmp_path))
+
+
+def test_a_space_after_a_comma_is_no_part_of_a_cell(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt, chosen, rejected\n"q, 0", "yes ""a"" ", no 0\n')
+    (row,) = sources.pick(sources.files_of(str(tmp_path / "a.csv")), "", "a.csv")[0]
+    assert sources.row_of(row) == {"prompt": "q, 0", "chosen": 'yes "a" ', "rejected": "no 0"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "want"),
+    [
+        ("train", [*range(10)]), ("train[:3]", [0, 1, 2]), ("train[8:]", [8, 9]), ("train[-2:]", [8, 9]),
+        ("train[:20%]", [0, 1]), ("train[90%:]", [9]), ("train[:1] + train[5:6]+test", [0, 5, *range(10)]),
+    ],
+)  # fmt: skip
+def test_a_split_a_slice_and_a_sum_of_them(tmp_path, spec, want):
+    for name in ("train", "test"):
+        written(tmp_path / f"{name}.jsonl")
+    assert numbers(sources.pick(sources.files_of(str(tmp_path)), spec, "here")) == want
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("trian", "here has no split 'trian'. It has: train. Did you mean 'train'?"),
+        ("train[9:2]", "selects no rows"),
+        ("train[20:]", "selects no rows"),
+        ("train[x:]", "'train[x:]' is no split: "),
+        ("train[:1", "'train[:1' is no split: "),
+        ("", "here has no split ''. It has: train."),
+    ],
+)
+def test_a_spec_that_selects_nothing_is_refused(tmp_path, spec, words):
+    with pytest.raises(RecipeError) as caught:
+        sources.pick(sources.files_of(str(written(tmp_path / "train.jsonl").parent)), spec, "here")
+    assert words in str(caught.value)
+
+
+def test_rows_arrive_as_they_were_written(tmp_path):
+    odd = [
+        {"x": 1},
+        {"x": "1"},
+        {"x": None, "y": [1, "a", {}]},
+        {"x": 1.5, "z": "\ud83d"},
+        {"x": True},
+        {"x": "\u2028"},
+    ]
+    path = written(tmp_path / "p.jsonl", odd)
+    assert [sources.row_of(row) for row in sources.pick({"": [path]}, "", "p")[0]] == odd
+    (tmp_path / "q.json").write_text(json.dumps(odd, indent=2))
+    assert [sources.row_of(row) for row in sources.pick({"": [tmp_path / "q.json"]}, "", "q")[0]] == odd
+
+
+def test_a_changed_file_is_read_anew(tmp_path):
+    path = written(tmp_path / "p.jsonl")
+    assert numbers(sources.pick({"": [path]}, "", "p")) == [*range(10)]
+    written(path, ROWS[::-1])
+    assert numbers(sources.pick({"": [path]}, "", "p")) == [*range(9, -1, -1)]
+
+
+def test_a_saved_dataset_is_read_from_where_it_lies(tmp_path):
+    datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk(tmp_path / "saved")
+    found = sources.files_of(str(tmp_path / "saved"))
+    assert list(found) == ["train"] and numbers(sources.pick(found, "train[:2]", "saved")) == [0, 1]

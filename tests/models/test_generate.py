@@ -1,0 +1,199 @@
+import math
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from dpo_recipes.errors import RecipeError
+from dpo_recipes.models.generate import best_reward_at_kl, end_tokens, generate, prompt_ids, sequence_kl
+
+PROMPTS = [
+    [{"role": "user", "content": text}]
+    for text in ("Where is the lamp?", "Hi.", "How much is the red kettle in the attic?", "Hi.", "Is it red?")
+]
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny):
+    folder = tiny()
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def texts(replies):
+    return [[reply.text for reply in row] for row in replies]
+
+
+def test_greedy_is_the_argmax_token_by_token_for_any_batching_and_order(loaded):
+    model, tokenizer = loaded
+    by_hand = []
+    for prompt in PROMPTS:
+        ids = prompt_ids(tokenizer, prompt)
+        new = []
+        while len(new) < 12 and tokenizer.eos_token_id not in new:
+            with torch.no_grad():
+                new.append(model(torch.tensor([ids + new])).logits[0, -1].argmax().item())
+        by_hand.append(new)
+    for batch_size in (1, 2, 64):
+        replies = generate(model, tokenizer, PROMPTS, temperature=0, max_new_tokens=12, batch_size=batch_size)
+        assert [row[0].token_ids for row in replies] == by_hand
+    twice = generate(model, tokenizer, PROMPTS[:1], temperature=0, max_new_tokens=12, samples=2)[0]
+    assert [reply.token_ids for reply in twice] == [by_hand[0]] * 2
+
+
+def test_samples_depend_on_the_seed_alone_and_leave_no_trace(loaded):
+    model, tokenizer = loaded
+    model.train()
+    side, state = tokenizer.padding_side, torch.random.get_rng_state()
+    counted = []
+    first = generate(
+        model, tokenizer, PROMPTS, samples=3, max_new_tokens=8, seed=1, batch_size=4,
+        progress=lambda done, total: counted.append((done, total)),
+    )  # fmt: skip
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert model.training and tokenizer.padding_side == side
+    assert counted == [(4, 15), (8, 15), (12, 15), (15, 15)]
+    assert [len(row) for row in first] == [3] * 5
+    torch.manual_seed(99)
+    assert generate(model, tokenizer, PROMPTS, samples=3, max_new_tokens=8, seed=1, batch_size=4) == first
+    assert generate(model, tokenizer, PROMPTS, samples=3, max_new_tokens=8, seed=2, batch_size=4) != first
+    assert len({reply.text for row in first for reply in row}) > 5
+    model.eval()
+
+
+def test_the_models_own_sampling_habits_do_not_leak_in(loaded):
+    model, tokenizer = loaded
+    plain = generate(model, tokenizer, PROMPTS, samples=2, max_new_tokens=8)
+    greedy = generate(model, tokenizer, PROMPTS, max_new_tokens=8, temperature=0)
+    kept = model.generation_config.to_dict()
+    model.generation_config.update(
+        do_sample=True, temperature=0.1, top_k=2, top_p=0.3, min_p=0.5, typical_p=0.4, repetition_penalty=5.0,
+        no_repeat_ngram_size=1, min_new_tokens=3, num_beams=2, max_length=3,
+    )  # fmt: skip
+    try:
+        assert generate(model, tokenizer, PROMPTS, samples=2, max_new_tokens=8) == plain
+        assert generate(model, tokenizer, PROMPTS, max_new_tokens=8, temperature=0) == greedy
+    finally:
+        model.generation_config.update(**kept)
+
+
+def test_sampling_follows_the_softmax_at_the_temperature(loaded):
+    model, tokenizer = loaded
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt_ids(tokenizer, PROMPTS[1])])).logits[0, -1].double()
+    for temperature in (1.0, 0.5):
+        replies = generate(
+            model, tokenizer, [PROMPTS[1]], samples=4000, max_new_tokens=1, temperature=temperature, batch_size=4000
+        )[0]
+        counts = torch.bincount(torch.tensor([reply.token_ids[0] for reply in replies]), minlength=len(logits))
+        expected = (logits / temperature).softmax(0)
+        # Total variation of 4,000 draws over 264 tokens: about sum sqrt(p / 2 pi n) in expectation.
+        noise = (expected / (2 * math.pi * 4000)).sqrt().sum().item()
+        assert (counts / 4000 - expected).abs().sum().item() / 2 < 1.3 * noise
+
+
+def test_every_end_token_ends_a_reply_and_the_cap_does_not(loaded):
+    model, tokenizer = loaded
+    full = generate(model, tokenizer, PROMPTS[:1], temperature=0, max_new_tokens=6)[0][0]
+    assert len(full.token_ids) == 6 and not full.ended
+    other = full.token_ids[3]
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, other]
+    try:
+        assert end_tokens(model, tokenizer) == sorted({tokenizer.eos_token_id, other})
+        cut = generate(model, tokenizer, PROMPTS[:1], temperature=0, max_new_tokens=6)[0][0]
+    finally:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    stop = full.token_ids.index(other)
+    assert cut.ended and cut.token_ids == full.token_ids[: stop + 1]
+    assert cut.text == tokenizer.decode(full.token_ids[:stop], skip_special_tokens=True)
+
+
+def test_plain_text_prompts_and_template_switches(loaded):
+    model, tokenizer = loaded
+    assert prompt_ids(tokenizer, "Once") == tokenizer("Once")["input_ids"]
+    assert tokenizer.decode(prompt_ids(tokenizer, PROMPTS[1])).endswith("Hi.<|im_end|>\n<|im_start|>assistant\n")
+    mixed = generate(model, tokenizer, ["Once", PROMPTS[1]], temperature=0, max_new_tokens=4)
+    assert mixed[0] == generate(model, tokenizer, ["Once"], temperature=0, max_new_tokens=4)[0]
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = "{{ 'loud' if loud is defined else 'quiet' }}"
+    try:
+        assert tokenizer.decode(prompt_ids(tokenizer, PROMPTS[1], {"loud": True})) == "loud"
+        assert tokenizer.decode(prompt_ids(tokenizer, PROMPTS[1])) == "quiet"
+    finally:
+        tokenizer.chat_template = plain
+    assert generate(model, tokenizer, []) == []
+    with pytest.raises(RecipeError, match="samples=0"):
+        generate(model, tokenizer, PROMPTS, samples=0)
+
+
+def small_model(seed):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=23, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(5 if parameter.dim() > 1 else 1)
+    return lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits
+
+
+def test_sequence_kl_is_the_sum_over_reply_positions_in_float64():
+    with torch.random.fork_rng():
+        policy, reference = small_model(0), small_model(1)
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [3, 3]]
+    replies = [[11, 12], [13, 14, 15, 16, 17], [18], []]
+    expected = []
+    for prompt, reply in zip(prompts, replies, strict=True):
+        total = 0.0
+        for t in range(len(reply)):
+            ids = torch.tensor([prompt + reply[:t]])
+            with torch.no_grad():
+                p = policy(ids, torch.ones_like(ids))[0, -1].double().softmax(0)
+                q = reference(ids, torch.ones_like(ids))[0, -1].double().softmax(0)
+            total += sum(a * math.log(a / b) for a, b in zip(p.tolist(), q.tolist(), strict=True))
+        expected.append(total)
+    assert expected[0] > 0.01
+    for batch_size in (1, 3, 64):
+        found = sequence_kl(policy, reference, prompts, replies, batch_size=batch_size)
+        assert found.dtype == torch.float32 and not found.requires_grad
+        torch.testing.assert_close(found.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-5)
+    assert sequence_kl(policy, policy, prompts, replies).tolist() == [0.0] * 4
+    with pytest.raises(RecipeError, match="at least one token"):
+        sequence_kl(policy, reference, [[]], [[1]])
+
+
+@pytest.mark.parametrize("p", [0.5, 0.75, 0.95])
+def test_best_reward_of_a_coin_at_the_kl_of_a_bent_coin(p):
+    # Rewards 0 and 1, half each: being right with probability p has reward p and this KL, and nothing does better.
+    kl = math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p)
+    assert best_reward_at_kl([[0.0, 1.0] * 6] * 3, kl) == pytest.approx(p, abs=1e-6)
+
+
+def test_best_reward_spends_one_budget_over_all_prompts():
+    # A prompt whose rewards are all equal cannot use its share; the mean KL over both prompts is what is bounded.
+    p = 0.9
+    kl = math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p)
+    assert best_reward_at_kl([[0.0, 1.0], [0.3, 0.3]], kl / 2) == pytest.approx((p + 0.3) / 2, abs=1e-6)
+
+
+def test_best_reward_recovers_the_gaussian_law():
+    # For r ~ N(0, 1), exp(r / b) tilts to N(1/b, 1): reward 1/b at KL 1 / 2b^2, that is sqrt(2 KL).
+    draw = random.Random(0)
+    rewards = [[draw.gauss(0, 1) for _ in range(4000)] for _ in range(10)]
+    for kl in (0.02, 0.125, 0.5):
+        assert best_reward_at_kl(rewards, kl) == pytest.approx(math.sqrt(2 * kl), rel=0.03)
+
+
+def test_best_reward_ends_and_edges():
+    rows = [[0.0, 1.0, 5.0], [2.0, 2.0, -4.0]]
+    assert best_reward_at_kl(rows, 0.0) == pytest.approx(1.0, abs=1e-6)
+    assert best_reward_at_kl(rows, 100.0) == 3.5
+    grid = [best_reward_at_kl(rows, k / 20) for k in range(20)]
+    assert grid == sorted(grid) and grid[-1] <= 3.5
+    assert best_reward_at_kl([[1000.0, -1000.0]], 0.3) > 0  # no overflow
+    for wrong in ([], [[]]):
+        with pytest.raises(RecipeError):
+            best_reward_at_kl(wrong, 0.1)
+    with pytest.raises(RecipeError, match="kl=-1"):
+        best_reward_at_kl(rows, -1)

@@ -1,0 +1,276 @@
+"""The plan against what training really takes: the same parameters exactly, the peak within a few per cent."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+import torch
+from datasets import Dataset
+from making import make_pairs
+from peft import get_peft_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from trl.kernels import chunked_logprob
+
+from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError
+from dpo_recipes.errors import UsageError
+from dpo_recipes.models.weights import load_tokenizer, load_weights, peft_config, skeleton
+from dpo_recipes.planning.memory import PARTS, Head, Live, Plan, measured_peak, parse_memory, plan, ways_out
+from dpo_recipes.recipe.resolve import Device, dpo_config, resolve
+from dpo_recipes.training.trainer import RecipeTrainer, config
+
+SMALL = {
+    "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 500,
+}  # fmt: skip
+OPEN = {"gradient_checkpointing": False}
+TOKENS = 160
+
+
+def long_pairs(n: int) -> list[dict]:
+    """Rows that fill TOKENS on one side and need padding on the other."""
+    rows = make_pairs(n)
+    for row in rows:
+        row["chosen"][0]["content"] = "word " * TOKENS
+    return rows
+
+
+def recipe_for(folder, **changes) -> Recipe:
+    given = {"adapter": LoRA(r=4), "global_batch_size": 4, "max_length": TOKENS}
+    trl = {"max_steps": 2, **changes.pop("trl", {})}
+    return Recipe(model=str(folder), data=Data("unused"), trl=trl, **{**given, **changes})
+
+
+def built(recipe: Recipe, folder, tmp_path, device: Device) -> RecipeTrainer:
+    settings = resolve(recipe, device)
+    second = None
+    if settings.reference in ("other model", "moving copy"):
+        second = load_weights(recipe, settings, recipe.reference or str(folder), trainable=False)
+    return RecipeTrainer(
+        recipe=recipe, settings=settings, model=load_weights(recipe, settings, str(folder)), ref_model=second,
+        args=config(dpo_config(recipe, settings, str(tmp_path / "out"))),
+        train_dataset=Dataset.from_list(long_pairs(12)), eval_dataset=Dataset.from_list(long_pairs(4)),
+        processing_class=load_tokenizer(recipe, str(folder)).tokenizer, peft_config=peft_config(recipe.adapter),
+    )  # fmt: skip
+
+
+def resident(model) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+@pytest.fixture(scope="module")
+def start(tiny, tmp_path_factory):
+    """A saved adapter of the small llama."""
+    folder = tmp_path_factory.mktemp("start")
+    recipe = recipe_for(tiny(**SMALL))
+    model = load_weights(recipe, resolve(recipe, Device()), str(tiny(**SMALL)))
+    get_peft_model(model, peft_config(LoRA(r=4))).save_pretrained(folder)
+    return str(folder)
+
+
+BF16 = Device("cpu", bf16=True)
+MEASURED = {
+    "lora, checkpointing": ({}, {}, Device()),
+    "lora": ({}, {"trl": OPEN}, Device()),
+    "full, accumulation": ({}, {"adapter": None, "micro_batch_size": 1, "trl": OPEN}, Device()),
+    "full, wide, checkpointing": ({"hidden_size": 512, "vocab_size": 264}, {"adapter": None}, Device()),
+    "full, bf16 autocast": ({"hidden_size": 256}, {"adapter": None, "micro_batch_size": 2, "trl": OPEN}, BF16),
+    "sgd": ({"hidden_size": 512, "vocab_size": 264}, {"adapter": None, "trl": {"optim": "sgd"}}, Device()),
+    "tied, large vocabulary": (
+        {"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": True, "vocab_size": 35000},
+        {"micro_batch_size": 1, "trl": OPEN}, Device(),
+    ),
+    "bf16 weights": ({}, {"dtype": "bfloat16", "trl": OPEN}, Device()),
+    "dora, eager attention": ({}, {"adapter": LoRA(r=4, use_dora=True), "attn_implementation": "eager"}, Device()),
+    "sliding window": ({"model_type": "gemma3_text", "head_dim": 32}, {"trl": OPEN}, Device()),
+    "experts": (
+        {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+        {"dtype": "bfloat16"}, Device(),
+    ),
+    "qlora": ({}, {"adapter": QLoRA(r=4), "trl": OPEN}, Device()),
+    "moving copy": ({"hidden_size": 256}, {"adapter": None, "trl": {**OPEN, "sync_ref_model": True}}, Device()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MEASURED)
+def test_the_planned_peak_is_the_measured_one(tiny, tmp_path, case):
+    """Both are exact counts of live bytes; 1 % is for what no model of the step has (metrics, the data loader)."""
+    changed, changes, device = MEASURED[case]
+    folder = tiny(**{**SMALL, **changed})
+    recipe = recipe_for(folder, **changes)
+    settings = resolve(recipe, device)
+    moving = settings.reference == "moving copy"
+    bare = skeleton(recipe, settings, str(folder))
+    second = skeleton(recipe, settings, str(folder), trainable=False) if moving else None
+    planned = plan(bare, recipe, settings, tokens=TOKENS, second=second)
+    trainer = built(recipe, folder, tmp_path, device)
+    held = resident(trainer.model) + (resident(trainer.ref_model) if moving else [])
+    measured = measured_peak(trainer.train, held)
+    print(f"{case}: planned {planned.peak / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB, {planned}")
+    assert (planned.trainable, planned.total) == trainer.parameter_counts()
+    assert planned.peak == pytest.approx(measured, rel=0.01)
+    assert planned == plan(bare, recipe, settings, tokens=TOKENS, second=second)  # the skeleton is as it was
+
+
+def test_a_continued_adapter_is_planned_with_its_frozen_copy(tiny, tmp_path, start):
+    for adapter in (LoRA(continue_from=start), QLoRA(continue_from=start)):
+        recipe = recipe_for(tiny(**SMALL), adapter=adapter, trl=OPEN)
+        settings = resolve(recipe, Device())
+        planned = plan(skeleton(recipe, settings, str(tiny(**SMALL))), recipe, settings, tokens=TOKENS)
+        trainer = built(recipe, tiny(**SMALL), tmp_path, Device())
+        assert (planned.trainable, planned.total) == trainer.parameter_counts()
+        assert planned.reference == sum(p.nbytes for n, p in trainer.model.named_parameters() if ".ref." in n)
+        assert planned.peak == pytest.approx(measured_peak(trainer.train, resident(trainer.model)), rel=0.01)
+
+
+def test_another_models_log_probabilities_are_the_worst_moment_where_it_is_larger(tiny):
+    folder, large = tiny(), tiny(**SMALL | {"hidden_size": 512})
+    recipe = recipe_for(folder, reference=str(large))
+    settings = resolve(recipe, Device())
+    second = skeleton(recipe, settings, str(large), trainable=False)
+    both = plan(skeleton(recipe, settings, str(folder)), recipe, settings, tokens=TOKENS, second=second)
+    assert both.moment == "reference" and both.optimizer == 0
+    assert both.reference == sum(t.nbytes for t in [*second.parameters(), *second.buffers()])
+    same = skeleton(recipe, settings, str(folder), trainable=False)
+    small = plan(skeleton(recipe, settings, str(folder)), recipe, settings, tokens=TOKENS, second=same)
+    assert small.moment == "step" and small.reference == 0
+
+
+def test_a_large_evaluation_batch_is_the_worst_moment(tiny):
+    recipe = recipe_for(tiny(), micro_batch_size=1, trl={"per_device_eval_batch_size": 32})
+    settings = resolve(recipe, Device())
+    assert plan(skeleton(recipe, settings, str(tiny())), recipe, settings, tokens=TOKENS).moment == "evaluation"
+
+
+def test_fewer_tokens_and_pairs_need_less_and_the_parts_are_those_of_the_recipe(tiny):
+    def planned(tokens=TOKENS, **changes):
+        recipe = recipe_for(tiny(**SMALL), **changes)
+        settings = resolve(recipe, Device())
+        return plan(skeleton(recipe, settings, str(tiny(**SMALL))), recipe, settings, tokens=tokens)
+
+    full, lora = planned(adapter=None, micro_batch_size=1), planned(micro_batch_size=1)
+    assert full.peak > lora.peak > planned(micro_batch_size=1, tokens=TOKENS // 2).peak
+    assert planned(micro_batch_size=4).peak > planned(micro_batch_size=2).peak > lora.peak
+    assert planned(trl=OPEN).peak > planned().peak
+    assert sum(getattr(lora, part) for part in PARTS) == lora.peak
+    assert full.optimizer == 8 * full.trainable and full.gradients == 4 * full.trainable
+    assert lora.adapter == 4 * lora.trainable and lora.reference == 0
+    states = {"sgd": 0, "lion_8bit": 1, "adamw_torch": 8, "paged_adamw_32bit": 8}
+    for name, each in states.items():
+        adapter = LoRA(r=64)  # every matrix has 4,096 numbers or more
+        found = planned(adapter=adapter, micro_batch_size=1, trl={"optim": name})
+        assert found.optimizer == each * found.trainable, name
+
+
+# ------------------------------------------------------------------------------------------------------------ the head
+
+
+class Kernel:
+    """In place of a Triton kernel, which allocates nothing."""
+
+    def __getitem__(self, grid):
+        return lambda *args, **kwargs: None
+
+
+@pytest.mark.parametrize("triton", [False, True])
+@pytest.mark.parametrize(
+    ("positions", "width", "words", "dtype", "autocast", "trains"),
+    [
+        (1000, 256, 32000, torch.float32, False, False), (2000, 64, 300, torch.float32, False, True),
+        (9000, 512, 50000, torch.bfloat16, False, False), (9000, 512, 128000, torch.bfloat16, True, True),
+        (64, 2048, 40000, torch.bfloat16, False, True), (5000, 128, 64000, torch.float32, True, True),
+    ],
+)  # fmt: skip
+def test_the_head_on_paper_allocates_what_trls_head_does(
+    monkeypatch, triton, positions, width, words, dtype, autocast, trains
+):
+    """Off Triton as it is; with Triton, whose kernels stay out and whose products are added in place."""
+    if triton:
+        monkeypatch.setattr(chunked_logprob, "_use_triton", lambda device: True)
+        monkeypatch.setattr(chunked_logprob, "_addmm_fp32", lambda *args: None)
+        monkeypatch.setattr(chunked_logprob, "triton", types.SimpleNamespace(cdiv=lambda a, b: 1), raising=False)
+        for name in ("_forward_kernel", "_backward_kernel"):
+            monkeypatch.setattr(chunked_logprob, name, Kernel())
+    outputs = ("log_probs", "entropy", "mean_logits", "is_top1")
+    peaks = []
+    for paper in (True, False):
+        with FakeTensorMode(), Live() as live, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            hidden = torch.empty(positions, width, dtype=dtype, requires_grad=True)
+            weight = torch.empty(words, width, dtype=torch.float32 if autocast else dtype, requires_grad=trains)
+            targets = torch.zeros(positions, dtype=torch.long)
+            real = (hidden, weight, None, targets, 1.0, 32768, None, 1.0, outputs)
+            logps = (
+                Head.apply(live, triton, hidden, weight)
+                if paper
+                else chunked_logprob.ChunkedLogProbFunction.apply(*real)[0]
+            )
+            forward = live.worst[0]
+            with torch.autocast("cpu", enabled=False):
+                logps.sum().backward()
+            peaks.append((forward, live.worst[0]))
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.02)
+
+
+# ------------------------------------------------------------------------------------------------------------ ways out
+
+
+def test_a_model_that_does_not_run_on_fake_tensors_is_a_reason(tiny, monkeypatch):
+    recipe = recipe_for(tiny())
+    settings = resolve(recipe, Device())
+    bare = skeleton(recipe, settings, str(tiny()))
+    real = type(bare.get_base_model().base_model).forward
+    monkeypatch.setattr(
+        type(bare.get_base_model().base_model), "forward",
+        lambda self, input_ids, **rest: real(self, input_ids=input_ids[: input_ids.max().item()], **rest),
+    )  # fmt: skip
+    with pytest.raises(RecipeError, match="does not run on fake tensors: DataDependentOutput"):
+        plan(bare, recipe, settings, tokens=TOKENS)
+
+
+def bytes_of(recipe: Recipe) -> Plan:
+    """A plan of made-up numbers: 100 for each pair and 1,024 tokens, twice that without checkpointing, and weights."""
+    pairs = recipe.micro_batch_size or 4
+    size = 100 * pairs * (recipe.max_length or 1024) // 1024 * (1 + (recipe.trl.get("gradient_checkpointing") is False))
+    weights = 1000 if recipe.adapter is None else 50 if isinstance(recipe.adapter, QLoRA) else 200
+    return Plan(0, 0, "step", weights, 0, 0, 0, 0, size, 0, weights + size)
+
+
+def test_ways_out_come_nearest_first_and_stop_where_one_fits():
+    recipe = Recipe(model="m", data=Data("d"), max_length=2048, micro_batch_size=4, trl=OPEN)
+    same = "micro_batch_size=1", "micro_batch_size=1 trl.gradient_checkpointing=true"
+    found = [(text, p.peak) for text, p in ways_out(recipe, 10, bytes_of)]
+    assert found == [
+        (same[0], 1400), (same[1], 1200), (f"{same[1]} max_length=1024", 1100), (f"{same[1]} max_length=512", 1050),
+        (f"{same[1]} max_length=256", 1025), (f"{same[1]} adapter=lora", 400), (f"{same[1]} adapter=qlora", 250),
+    ]  # fmt: skip
+    assert [text for text, _ in ways_out(recipe, 1200, bytes_of)] == list(same)
+    assert [text for text, _ in ways_out(recipe, 400, bytes_of)][-1] == f"{same[1]} adapter=lora"
+    done = Recipe(model="m", data=Data("d"), max_length=256, micro_batch_size=1, adapter=QLoRA())
+    assert list(ways_out(done, 10, bytes_of)) == []
+
+
+def test_no_way_out_changes_the_pairs_that_share_a_loss_or_what_the_recipe_refuses():
+    coupled = Recipe(model="m", data=Data("d"), loss="aot", micro_batch_size=4, max_length=512)
+    assert [text for text, _ in ways_out(coupled, 10, bytes_of)] == ["max_length=256", "adapter=lora", "adapter=qlora"]
+    moving = Recipe(model="m", data=Data("d"), micro_batch_size=1, max_length=512, trl={"sync_ref_model": True})
+    assert [text for text, _ in ways_out(moving, 10, bytes_of)] == ["max_length=256"]
+
+
+def test_memory_is_read_as_people_write_it():
+    assert [parse_memory(t) for t in ("24GB", "80 GiB", "512mb", "1.5g", "1TiB")] == [
+        24 * 10**9, 80 * 2**30, 512 * 10**6, 15 * 10**8, 2**40,
+    ]  # fmt: skip
+    for text in ("", "much", "24 gigs", "-1GB", "0GB", "1.GB", "24"):
+        with pytest.raises(UsageError, match="is no amount of memory. Examples: 24GB, 80GiB, 512MB"):
+            parse_memory(text)
+
+
+def test_the_measured_peak_is_what_a_step_holds_at_most_beside_what_was_there():
+    there = torch.zeros(1000)
+
+    def step():
+        kept = torch.zeros(500)
+        torch.zeros(2000).sum()
+        return kept
+
+    assert measured_peak(step, [there, there[:10]]) == 4 * (1000 + 500 + 2000 + 1)

@@ -1,0 +1,285 @@
+"""Recipe, Data, LoRA, QLoRA: frozen, keyword-only, inert; every field acts or is refused."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dpo_recipes
+from dpo_recipes import Data, LoRA, QLoRA, Recipe
+from dpo_recipes.errors import RecipeError, UsageError
+from dpo_recipes.losses.plugins import LOSSES, TRL_LOSSES
+from dpo_recipes.recipe.recipe import expected, fits, hints
+from dpo_recipes.recipe.resolve import Device, dpo_config, resolve
+
+PACKAGE = Path(dpo_recipes.__file__).parent
+GPU = Device("cuda", bf16=True, processes=1)
+
+
+def make(**changes: Any) -> Recipe:
+    return Recipe(**{"model": "m", "data": Data("d"), "adapter": LoRA(), **changes})
+
+
+def fill(folder: Path, seed: int) -> None:
+    pass
+
+
+def reward(prompt: str, completion: str) -> float:
+    return 0.0
+
+
+# Every field: a value other than its default, what must stand beside it, and what it changes: the DPOConfig and
+# settings of the run ("run"), or the folder whose code reads it.
+ACTS: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "model": ("other", {}, "commands"),
+    "data": (Data("other"), {}, "commands"),
+    "revision": ("v2", {}, "models"),
+    "adapter": (None, {}, "run"),
+    "reference": ("other", {}, "run"),
+    "loss": ("hinge", {}, "run"),
+    "loss_args": ({"label_smoothing": 0.2}, {"loss": "cdpo"}, "recipe"),
+    "beta": (0.3, {}, "run"),
+    "learning_rate": (1e-4, {}, "run"),
+    "global_batch_size": (64, {}, "run"),
+    "micro_batch_size": (8, {}, "run"),
+    "num_train_epochs": (2.5, {}, "run"),
+    "max_length": (None, {}, "run"),
+    "dtype": ("float32", {}, "run"),
+    "attn_implementation": ("eager", {}, "models"),
+    "pair_sharing": ("auto", {}, "training"),
+    "trust_remote_code": (True, {}, "run"),
+    "seed": (7, {}, "run"),
+    "reward": (reward, {}, "evaluation"),
+    "measures": ({"length": reward}, {}, "evaluation"),
+    "prepare": (fill, {"model": "{prepared}/m"}, "training"),
+    "trl": ({"max_grad_norm": 0.5}, {}, "run"),
+    "Data.path": ("other", {}, "recipe"),
+    "Data.mix": ({"a": 1.0, "b": 0.5}, {}, "recipe"),
+    "Data.reader": (len, {}, "data"),
+    "Data.streaming": (True, {"trl": {"max_steps": 5}}, "data"),
+    "Data.drop_truncated": (True, {}, "training"),
+    "Data.allow": (["border"], {}, "training"),
+    "Data.train": ("train[:10]", {}, "data"),
+    "Data.eval": ("test", {}, "data"),
+    "Data.subset": ("en", {}, "data"),
+    "Data.data_dir": ("harmless-base", {}, "data"),
+    "Data.revision": ("v2", {}, "data"),
+    "Data.format": ("text", {}, "data"),
+    "Data.chat_template": ("{{ x }}", {}, "models"),
+    "Data.chat_template_kwargs": ({"enable_thinking": False}, {}, "models"),
+    "Data.template_date": ("2025-07-08", {}, "models"),
+    "Data.max_dropped": (0.5, {}, "data"),
+    "LoRA.r": (64, {}, "models"),
+    "LoRA.alpha": (8, {}, "models"),
+    "LoRA.dropout": (0.1, {"trl": {"disable_dropout": False}}, "models"),
+    "LoRA.target_modules": (["q_proj"], {}, "models"),
+    "LoRA.use_rslora": (True, {}, "models"),
+    "LoRA.use_dora": (True, {}, "models"),
+    "LoRA.continue_from": ("runs/x/model", {}, "run"),
+    "QLoRA.double_quant": (False, {}, "models"),
+}
+FIELDS = [
+    *(f.name for f in dataclasses.fields(Recipe)),
+    *(f"Data.{f.name}" for f in dataclasses.fields(Data)),
+    *(f"LoRA.{f.name}" for f in dataclasses.fields(LoRA)),
+    *(f"QLoRA.{name}" for name in hints(QLoRA).keys() - hints(LoRA).keys()),
+]
+
+
+def run(recipe: Recipe) -> tuple[Any, ...]:
+    settings = resolve(recipe, GPU)
+    return settings, dpo_config(recipe, settings, "")
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_changes_the_run_or_is_read(field):
+    value, beside, where = ACTS[field]
+    owner, _, name = field.rpartition(".")
+    if owner == "Data":
+        path = {} if name == "mix" else {"path": "d"}
+        changed = make(data=Data(**{**path, name: value}), **beside)
+    elif owner:
+        changed = make(adapter={"LoRA": LoRA, "QLoRA": QLoRA}[owner](**{name: value}), **beside)
+    else:
+        changed = make(**{name: value, **beside})
+    assert changed != make(**beside) if field != "prepare" else changed.prepare is fill
+    if where == "run":
+        assert run(changed) != run(make(**beside))
+    else:
+        trees = [ast.parse(file.read_text(encoding="utf-8")) for file in (PACKAGE / where).glob("*.py")]
+        read = {getattr(n, "attr", getattr(n, "value", None)) for tree in trees for n in ast.walk(tree)}
+        assert name in read, f"{where} does not read {field}"
+
+
+@pytest.mark.parametrize("cls", [Recipe, Data, LoRA, QLoRA])
+def test_values_are_frozen_keyword_only_and_compare_by_their_fields(cls):
+    kwargs = {Recipe: {"model": "m", "data": Data("d")}, Data: {"path": "d"}}.get(cls, {})
+    value = cls(**kwargs)
+    for f in dataclasses.fields(cls):
+        assert f.kw_only or (cls, f.name) == (Data, "path")
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, f.name, None)
+    assert value == cls(**kwargs) and value.given == set(kwargs)
+
+
+def test_evolve_keeps_what_was_given_and_what_was_not():
+    changed = LoRA(r=8).evolve(alpha=4)
+    assert changed == LoRA(r=8, alpha=4) and changed.given == {"r", "alpha"}
+    assert changed.evolve("r") == LoRA(alpha=4) and changed.evolve("r").given == {"alpha"}
+
+
+def test_names_of_losses_and_weights():
+    def mine(pairs, *, beta):
+        return pairs.h
+
+    recipe = make(loss={"sigmoid": 1, "cdpo": 0.5, mine: 2.0})
+    assert recipe.loss_names == {"sigmoid", "cdpo", "mine"}
+    assert recipe.trl_losses == {"sigmoid": 1}
+    assert recipe.plugins == {"cdpo": (LOSSES["cdpo"], 0.5), "mine": (mine, 2.0)}
+    assert make(loss="hinge").weights == {"hinge": 1.0} and make().name == "recipe"
+
+
+@pytest.mark.parametrize("loss", [*TRL_LOSSES, *LOSSES])
+def test_every_known_loss_makes_a_recipe(loss):
+    beside = {"exo_pair": {"trl": {"label_smoothing": 1e-3}}}.get(loss, {})
+    assert run(make(loss=loss, micro_batch_size=4, **beside))
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"model": ""}, "Recipe.model='' must be text."),
+    ({"model": None}, "Recipe.model=None must be text."),
+    ({"data": "d"}, "Recipe.data='d' must be Data(...)."),
+    ({"adapter": LoRA}, "Recipe.adapter=LoRA must be LoRA(...) or QLoRA(...) or none."),
+    ({"adapter": True}, "Recipe.adapter=True must be LoRA(...) or QLoRA(...) or none."),
+    ({"beta": "0.1"}, "Recipe.beta='0.1' must be a number such as 0.1 or 5e-7."),
+    ({"beta": True}, "Recipe.beta=True must be a number such as 0.1 or 5e-7."),
+    ({"beta": 0}, "Recipe.beta=0 must be a positive, finite number."),
+    ({"beta": math.nan}, "Recipe.beta=nan must be a positive, finite number."),
+    ({"learning_rate": -1.0}, "Recipe.learning_rate=-1.0 must be a positive, finite number."),
+    ({"num_train_epochs": math.inf}, "Recipe.num_train_epochs=inf must be a positive, finite number."),
+    ({"global_batch_size": 0}, "Recipe.global_batch_size=0 must be at least 1."),
+    ({"global_batch_size": 1.0}, "Recipe.global_batch_size=1.0 must be a whole number."),
+    ({"micro_batch_size": -2}, "Recipe.micro_batch_size=-2 must be at least 1."),
+    ({"max_length": 1}, "Recipe.max_length=1 must be at least 2."),
+    ({"seed": -1}, "Recipe.seed=-1 must be in [0, 2**32)."),
+    ({"seed": 2**32}, "must be in [0, 2**32)."),
+    (
+        {"dtype": "bf16"},
+        "Recipe.dtype='bf16' must be one of auto, float32, bfloat16, float16. Did you mean 'bfloat16'?",
+    ),
+    ({"dtype": "float16", "adapter": None}, "16-bit weights swallow small steps"),
+    ({"dtype": "float32", "adapter": QLoRA()}, "does nothing under QLoRA, which computes in bf16: delete it."),
+    ({"trust_remote_code": 1}, "Recipe.trust_remote_code=1 must be true or false."),
+    ({"trl": ["x"]}, "Recipe.trl=['x'] must be a dict such as {'name': value}."),
+    ({"trl": {1: 2}}, "Recipe.trl={1: 2} must be a dict"),
+    ({"loss": ["sigmoid"]}, "must be text or a dict such as {'name': value} or a function."),
+    ({"loss": {}}, "Recipe.loss={} must be at least one loss."),
+    ({"loss": "sft", "beta": 0.2}, "beta does nothing: loss='sft' is plain likelihood."),
+    ({"loss": "exo_pair"}, "loss='exo_pair' needs trl.label_smoothing above 0; the EXO paper uses 0.001."),
+    ({"loss_args": {"x": 1}}, "Recipe.loss_args.x=1 is read by no loss of ['sigmoid']."),
+    ({"reward": lambda text: 0.0}, "reward(prompt, completion): too many positional arguments."),
+    ({"reward": 1.0}, "Recipe.reward=1.0 must be a function or none."),
+    ({"prepare": lambda: None, "model": "{prepared}"}, "prepare(folder, seed): too many"),
+    (
+        {"prepare": fill},
+        "{prepared} in model, data.path or reference goes with a `prepare` that fills it: both or neither.",
+    ),
+    ({"model": "{prepared}/m"}, "{prepared} in model, data.path or reference goes with"),
+    (
+        {"adapter": LoRA(dropout=0.1)},
+        "adapter.dropout does nothing, as TRL disables all dropout, without trl={'disable_dropout': False}.",
+    ),
+    (
+        {"trl": {"sync_ref_model": True}},
+        "trl.sync_ref_model moves a copy: no adapter, reference, reward or precompute_ref_log_probs",
+    ),
+    ({"adapter": None, "reference": "x", "trl": {"sync_ref_model": True}}, "trl.sync_ref_model moves a copy"),
+    ({"adapter": None, "trl": {"precompute_ref_log_probs": False}}, "would keep a second model in memory"),
+    ({"reference": "x", "trl": {"precompute_ref_log_probs": False}}, "would keep a second model in memory"),
+    ({"trl": {"beta": 0.2}}, "trl.beta=0.2 has a place of its own: set beta."),
+    ({"loss": "cdpo", "trl": {"ld_alpha": 0.5}}, "would never reach the plugin loss in ['cdpo']"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_what_cannot_work_or_does_nothing_is_refused(changes, message):
+    with pytest.raises(UsageError) as error:
+        make(**changes)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "kwargs", "message"),
+    [
+        (Data, {"eval": 1.0}, "Data.eval=1.0 must be a split, a file, or the share to hold out, between 0 and 1."),
+        *(
+            (Data, {"eval": no}, f"Data.eval={no!r} must be a split, a file, or the share")
+            for no in ("10%", "none", "False")
+        ),
+        (Data, {"eval": ""}, "Data.eval='' must be text or a number such as 0.1 or 5e-7."),
+        (Data, {"max_dropped": 5}, "Data.max_dropped=5 must be a share in [0, 1]."),
+        (
+            Data,
+            {"format": "texts"},
+            "must be one of preference, text, ultrafeedback, hh_rlhf, sharegpt, alpaca, orca, shp, helpsteer2, "
+            "helpsteer3, summarize, ultrainteract or none. Did you mean 'text'?",
+        ),
+        (Data, {"template_date": "2025-02-31"}, "must be a date as YYYY-MM-DD, such as 2025-07-08."),
+        (Data, {"template_date": "20250708"}, "must be a date as YYYY-MM-DD"),
+        (Data, {"chat_template_kwargs": None}, "must be a dict such as {'name': value}."),
+        (LoRA, {"r": 0}, "LoRA.r=0 must be at least 1."),
+        (LoRA, {"alpha": 0}, "LoRA.alpha=0 must be at least 1."),
+        (LoRA, {"dropout": 1.0}, "LoRA.dropout=1.0 must be in [0, 1)."),
+        (LoRA, {"target_modules": []}, "LoRA.target_modules=[] must be 'all-linear' or names of modules"),
+        (LoRA, {"target_modules": "all_linear"}, "must be 'all-linear' or names"),
+        (LoRA, {"target_modules": ["q_proj", "lm_head"]}, "never the head, whose weight TRL reads past"),
+        (QLoRA, {"target_modules": ("q_proj",)}, "must be text or a list such as ['q_proj', 'v_proj']."),
+        (
+            QLoRA,
+            {"r": 8, "continue_from": "x"},
+            "adapter.r cannot stand beside continue_from: that adapter brings its own.",
+        ),
+    ],
+)
+def test_parts_refuse_too(cls, kwargs, message):
+    with pytest.raises(UsageError) as error:
+        cls(**({"path": "d"} if cls is Data else {}) | kwargs)
+    assert message in str(error.value)
+
+
+def test_a_continued_qlora_may_still_choose_its_quantisation():
+    assert QLoRA(double_quant=False, continue_from="x").given == {"double_quant", "continue_from"}
+
+
+def test_a_loss_function_of_another_shape_is_the_files_error():
+    def mine(pairs, beta):
+        return pairs.h
+
+    with pytest.raises(
+        RecipeError, match=r"loss mine\(pairs, beta\) must be written `def name\(pairs, \*, beta, \.\.\.\)`"
+    ):
+        make(loss=mine)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "holds", "words"),
+    [
+        (1, float, True, "a number such as 0.1 or 5e-7"),
+        (True, float, False, "a number such as 0.1 or 5e-7"),
+        (True, int, False, "a whole number"),
+        (1, bool, False, "true or false"),
+        (None, int | None, True, "a whole number or none"),
+        (["a"], str | list[str], True, "text or a list such as ['q_proj', 'v_proj']"),
+        ([1], str | list[str], False, "text or a list such as ['q_proj', 'v_proj']"),
+        ({"a": 1}, dict[str, Any], True, "a dict such as {'name': value}"),
+        ({1: 1}, dict[str, Any], False, "a dict such as {'name': value}"),
+        (len, hints(Recipe)["reward"], True, "a function or none"),
+    ],
+)
+def test_types_and_their_words(value, hint, holds, words):
+    assert fits(value, hint) is holds and expected(hint) == words
