@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dpo_recipes.runs import folder as rundir
 from dpo_recipes.errors import RecipeError
+from dpo_recipes.runs import folder as rundir
 from dpo_recipes.runs.folder import Run
 
 
