@@ -272,6 +272,7 @@ def test_a_bug_of_ours_is_a_traceback(monkeypatch, trained):
         cli.main()
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_not_utf_8_is_no_traceback(here):
     import subprocess
 
@@ -362,6 +363,7 @@ def test_check_as_json_is_one_value_and_nothing_else(dpo, mine, changes):
     assert code == failed == bool(changes)
 
 
+@pytest.mark.slow
 def test_a_trial_in_a_process_of_its_own_is_one_value_too(mine, here):
     import subprocess
 

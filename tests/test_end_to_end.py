@@ -28,6 +28,7 @@ def dpo_recipes(*words: str, cwd: Path, code: int = 0, **environment: str) -> su
     return result
 
 
+@pytest.mark.slow
 def test_fork_show_train_and_read_back(tiny, pairs_file, tmp_path):
     assert (
         "recipes/mine.py is yours" in dpo_recipes("new", "mine", "--from", "smollm3_ultrafeedback", cwd=tmp_path).stdout
@@ -47,6 +48,7 @@ def test_fork_show_train_and_read_back(tiny, pairs_file, tmp_path):
     assert len([m for m in run.metrics if "loss" in m]) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["none", "lora", "qlora"])
 def test_the_three_ways_to_train_are_one_word_apart(tiny, pairs_file, tmp_path, adapter):
     words = [f"model={tiny()}", f"data.path={pairs_file}", "max_length=112", "trl.max_steps=2", f"adapter={adapter}"]
@@ -67,6 +69,7 @@ def test_without_a_network_it_ends_at_once_with_both_ways_out(tmp_path):
     assert len(said.splitlines()) == 1 and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_one_line_and_keeps_the_run_folder(tiny, pairs_file, tmp_path):
     words = [
         f"model={tiny()}",

@@ -58,6 +58,7 @@ def test_the_first_screen_holds_the_two_commands():
     assert words[:2] == ["make train", "make test"]
 
 
+@pytest.mark.slow
 def test_every_command_does_what_the_readme_says(ran):
     for command, result in ran.items():
         fails = README.split(f"$ {command}\n", 1)[1].startswith("error:")
@@ -70,6 +71,7 @@ def numbers_out(text: str) -> str:
     return re.sub(r"[\d.,:%+\-−–/~]+|\S*(?:runs|cache)\S*|[━╇┃│┏┓┗┛┡┩─]+|\s+", " ", text).strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_the_output_shown_is_the_output_printed(ran, block):
     command = ""
@@ -82,6 +84,7 @@ def test_the_output_shown_is_the_output_printed(ran, block):
             assert numbers_out(line) in printed, f"{command} does not print: {line}\n{printed}"
 
 
+@pytest.mark.slow
 def test_the_quickstart_reaches_what_the_readme_claims(ran, checkout):
     from dpo_recipes import Run
 
@@ -93,6 +96,7 @@ def test_the_quickstart_reaches_what_the_readme_claims(ran, checkout):
     assert after["rewards/accuracies_interval"][0] > 0.7
 
 
+@pytest.mark.slow
 def test_python_blocks_run(checkout, ran):
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
     assert blocks

@@ -90,6 +90,7 @@ def test_every_conversation_is_in_the_grammar_and_scored_as_it_was_made():
     assert sum(scores[False]) / 2880 == pytest.approx(-0.75, abs=0.06)
 
 
+@pytest.mark.slow
 def test_the_same_seed_makes_the_same_bytes(world, tmp_path):
     toyworld.make(tmp_path / "again", 5, small=True)
     names = [str(p.relative_to(world)) for p in sorted(world.rglob("*")) if p.is_file()]

@@ -253,6 +253,7 @@ def test_memory_is_planned_for_the_device_that_is_named(made):
     assert own["memory"] == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+@pytest.mark.slow
 def test_ways_out_come_nearest_first_and_the_one_that_fits_passes(made):
     recipe = made(adapter=None, micro_batch_size=4, trl=OPEN)
     found = check(recipe, gpu="1MB")
@@ -312,6 +313,7 @@ TRIED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TRIED)
 def test_real_steps_hold_what_was_planned_and_time_adds_up(made, tiny, case):
     sizes, changes = TRIED[case]
@@ -326,6 +328,7 @@ def test_real_steps_hold_what_was_planned_and_time_adds_up(made, tiny, case):
     assert of(found, "step 0").text == "policy and reference agree, and the loss has its known value"
 
 
+@pytest.mark.slow
 def test_a_plan_for_another_device_stands_beside_a_run_on_this_one(made):
     found = check(made(), gpu="80GB", run=True)
     plan = found["plan"]
@@ -373,6 +376,7 @@ def test_a_loss_that_is_not_what_it_declares_is_a_fail_at_the_first_step_too(mad
     assert "Before the first update the loss must be 5, but it is 1 although" in of(found, "run").text
 
 
+@pytest.mark.slow
 def test_only_what_was_looked_at_is_said_of_the_first_step(made, tmp_path):
     mixed = check(made(loss={"sigmoid": 1.0, "sft": 0.1}, micro_batch_size=4), run=True)
     assert of(mixed, "step 0").text == "policy and reference agree"
@@ -387,6 +391,7 @@ def alone(pairs, *, beta):
     return (1 - beta * pairs.h).clamp(min=0)
 
 
+@pytest.mark.slow
 def test_whatever_breaks_a_trial_is_a_fail(made, monkeypatch):
     found = check(made(loss=alone, micro_batch_size=1), run=True)
     assert by_level(found, "fail") == {"run": "ValueError: one pair is too few"} and found["run"] is None
@@ -407,6 +412,7 @@ def test_a_bug_of_ours_outside_the_trial_is_not_hidden(made, monkeypatch):
         check(made(), run=True)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_here_is_not_tried(made, monkeypatch):
     monkeypatch.setattr(module, "_memory", lambda kind: 10**6)
     found = check(made(), run=True)
@@ -505,6 +511,7 @@ def forms(question: str, chosen: str, rejected: str) -> dict[str, dict]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_same_pairs_in_every_shape_are_the_same_tokens(made, tmp_path):
     rows = [forms(r["prompt"][0]["content"], r["chosen"][0]["content"], r["rejected"][0]["content"])
             for r in even_pairs(12)]  # fmt: skip

@@ -117,6 +117,7 @@ def test_a_continued_adapter_is_compared_with_its_frozen_copy(tiny, pairs_file, 
     assert {n.split(".")[-2] for n, _ in run.load_model()[0].named_parameters() if "lora_" in n} == {"default"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [LoRA(r=4), None])
 def test_another_model_can_be_the_reference(tiny, pairs_file, tmp_path, adapter):
     other = tiny(seed=7)
@@ -129,6 +130,7 @@ def test_another_model_can_be_the_reference(tiny, pairs_file, tmp_path, adapter)
     assert own.reference["fingerprint"] != run.reference["fingerprint"]
 
 
+@pytest.mark.slow
 def test_another_model_as_reference_does_not_get_the_continued_adapter(tiny, pairs_file, tmp_path, lora_run):
     start, other = str(lora_run[0].path / "model"), tiny(seed=7)
     both = [LoRA(continue_from=start), LoRA(r=2)]
@@ -188,6 +190,7 @@ def test_what_trl_refuses_later_is_one_message_too(tiny, pairs_file, tmp_path):
         run_it(quick(tiny, pairs_file, adapter=adapter), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_reward_adds_the_truth_to_the_numbers(tiny, pairs_file, tmp_path):
     def shorter(prompt: str, completion: str) -> float:
         assert prompt.startswith("Question")
@@ -206,6 +209,7 @@ def test_a_reward_adds_the_truth_to_the_numbers(tiny, pairs_file, tmp_path):
     assert "best reward at that KL" in said and "loud" in said
 
 
+@pytest.mark.slow
 def test_prepare_makes_the_model_once_for_a_seed(tiny, pairs_file, tmp_path):
     import shutil
 
@@ -223,6 +227,7 @@ def test_prepare_makes_the_model_once_for_a_seed(tiny, pairs_file, tmp_path):
     assert made == [42]
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_run_and_another_seed_another(tiny, pairs_file, tmp_path):
     def losses(seed):
         run = run_it(quick(tiny, pairs_file, adapter=LoRA(r=4), seed=seed), tmp_path)[0]
@@ -232,6 +237,7 @@ def test_the_same_recipe_gives_the_same_run_and_another_seed_another(tiny, pairs
     assert first == again and first[0] != other[0]
 
 
+@pytest.mark.slow
 def test_the_run_folder_keeps_the_recipe_file_and_can_train_again(tiny, pairs_file, tmp_path):
     source = (
         '"""Mine."""\nfrom dpo_recipes import Data, LoRA, Recipe\n'

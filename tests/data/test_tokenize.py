@@ -122,6 +122,7 @@ def test_the_prompts_that_fill_max_length_are_those_that_trl_drops():
     assert part["dropped"]["prompt fills max_length"]["count"] == 30 - len(theirs) > 0
 
 
+@pytest.mark.slow
 def test_several_processes_and_batches_give_the_same_and_make_no_noise(monkeypatch, capfd):
     rows = make_pairs(2100)
     datasets.enable_progress_bars()
@@ -373,6 +374,7 @@ print(json.dumps([found["prompt_ids"][:], part["tokens"], found._fingerprint]))
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_tokenises_nothing_even_at_another_max_length_or_with_more_processes(tmp_path):
     file = write_jsonl(tmp_path / "pairs.jsonl", [{"row": f"r{n}", **row} for n, row in enumerate(make_pairs(40))])
     paths = [str(TESTS), str(TESTS.parent)]

@@ -92,6 +92,7 @@ MEASURED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MEASURED)
 def test_the_planned_peak_is_the_measured_one(tiny, tmp_path, case):
     """Both are exact counts of live bytes; 1 % is for what no model of the step has (metrics, the data loader)."""
@@ -112,6 +113,7 @@ def test_the_planned_peak_is_the_measured_one(tiny, tmp_path, case):
     assert planned == plan(bare, recipe, settings, tokens=TOKENS, second=second)  # the skeleton is as it was
 
 
+@pytest.mark.slow
 def test_a_continued_adapter_is_planned_with_its_frozen_copy(tiny, tmp_path, start):
     for adapter in (LoRA(continue_from=start), QLoRA(continue_from=start)):
         recipe = recipe_for(tiny(**SMALL), adapter=adapter, trl=OPEN)
@@ -142,6 +144,7 @@ def test_a_large_evaluation_batch_is_the_worst_moment(tiny):
     assert plan(skeleton(recipe, settings, str(tiny())), recipe, settings, tokens=TOKENS).moment == "evaluation"
 
 
+@pytest.mark.slow
 def test_fewer_tokens_and_pairs_need_less_and_the_parts_are_those_of_the_recipe(tiny):
     def planned(tokens=TOKENS, **changes):
         recipe = recipe_for(tiny(**SMALL), **changes)

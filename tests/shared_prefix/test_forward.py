@@ -391,6 +391,7 @@ def _ddp(rank: int, port: int, folder: str, tmp_path: Path):
     (tmp_path / f"done{rank}").touch()
 
 
+@pytest.mark.slow
 def test_two_processes(tiny, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -665,6 +666,7 @@ CENSUS_BATCH = batch(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_census(caplog):
     """Every causal language model of Transformers: exact, or refused with a reason, or read as TRL reads it."""

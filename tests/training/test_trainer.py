@@ -41,6 +41,7 @@ def history(trainer, *names) -> list:
     return [[log[name] for name in names] for log in trainer.state.log_history if "loss" in log]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sigmoid", "apo_zero", {"sigmoid": 1.0, "sft": 0.5}])
 def test_a_trl_loss_runs_bit_for_bit_as_in_bare_trl_over_20_steps(tiny, tmp_path, loss):
     trl = FAST | {"max_steps": 20}
@@ -81,6 +82,7 @@ def dpo(pairs: PairLogps, *, beta: float):
     return -torch.nn.functional.logsigmoid(beta * pairs.h)
 
 
+@pytest.mark.slow
 def test_a_plugin_dpo_follows_trls_sigmoid_within_3e_7_at_each_step(tiny, tmp_path):
     runs = []
     for loss in ("sigmoid", dpo):
@@ -153,6 +155,7 @@ def test_ld_alpha_weighs_both_sides_alike_so_that_rewards_start_at_zero(tiny, tm
 # ---------------------------------------------------------------------------------------------- what must stop a run
 
 
+@pytest.mark.slow
 def test_every_loss_starts_at_its_declared_value(tiny, tmp_path):
     for loss, extra in [*((n, {}) for n in ours.AT_START), ("cdpo", {}), ("ipo_sum", {})]:
         trl = FAST | ({"label_smoothing": 0.1} if loss in ("robust", "exo_pair", "aot", "aot_unpaired") else {})
