@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
-from ..formats import readers as rows
-from ..formats.readers import Row
+from ..formats.messages import Drop, Row
+from ..formats.readers import FORMATS, PAIR, PASSED_ON, QUESTION_COLUMNS, explicit_pair
+from ..formats.recognise import choose_format
 from ..recipe.recipe import Data
 from . import sources
 
@@ -27,7 +28,7 @@ KEYS = ("prompt_key", "pair_key", "swapped_key")  # 64 bits of the SHA-256 of wh
 
 @dataclass
 class Read:
-    """Pairs for TRL: columns prompt, chosen, rejected, row (its number) and, where any has them, those of rows.OWN."""
+    """Pairs for TRL: columns prompt, chosen, rejected, row (its number) and, where any has them, those of PASSED_ON."""
 
     train: Any  # datasets.Dataset
     eval: Any
@@ -83,7 +84,7 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) ->
         notes.append(f"{name} has no split {spec!r}: 5 % of its pairs are held out instead.")
     for part in () if data.reader else (*train, *tests):
         sample = [sources.row_of(row) for row, _ in zip(part.raw, range(100), strict=False)]
-        part.form = rows.choose(sample, part.where, named=data.format, few=data.max_dropped)
+        part.form = choose_format(sample, part.where, named=data.format, few=data.max_dropped)
         if part.form == "preference" and any(isinstance(row.get("prompt") or 0, str) for row in sample):
             notes.append("Text became user and assistant messages; data.format='text' keeps it, without a template.")
         if part.form == "text" and not any("prompt" in row for row in sample):
@@ -139,7 +140,7 @@ def _gather(parts: list[_Part], data: Data, num_proc: int | None, barred: Any) -
     made = [_explicit(part, data, num_proc) for part in parts]
     whole = datasets.concatenate_datasets(made)
     names = whole.select_columns(["row", "found"])
-    table = whole.select_columns(["dropped", *KEYS, *rows.OWN]).with_format("arrow")[:]
+    table = whole.select_columns(["dropped", *KEYS, *PASSED_ON]).with_format("arrow")[:]
     reasons = table["dropped"].combine_chunks().dictionary_encode()
     why = np.array(reasons.dictionary.to_pylist(), dtype=object)[reasons.indices.to_numpy()]
     keys = np.stack([table[key].to_numpy() for key in KEYS])
@@ -172,7 +173,7 @@ def _gather(parts: list[_Part], data: Data, num_proc: int | None, barred: Any) -
     if not len(kept := np.flatnonzero(why == "")):
         raise RecipeError(f"{parts[0].where}: no pair is left: the evaluation pairs have all the prompts. Use others.")
     unused = ["dropped", "found", *KEYS]
-    for name in rows.OWN:
+    for name in PASSED_ON:
         values = {value for chunk in table[name].chunks for value in chunk.storage.unique().to_pylist()}
         unused += [name] if values <= {None, "{}"} or parts[0].form == "text" else []
     return whole.remove_columns(unused).select(kept), keys[:, kept], count(0, ends[-1])
@@ -212,8 +213,10 @@ def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
 
     raw, reader, kind = part.raw, data.reader, Value("string") if part.form == "text" else Json()
     if not reader and sources.RAW not in raw.column_names:
-        raw = raw.select_columns([c for c in raw.column_names if c in rows.READS[part.form] or c in rows.QUESTION])
-    features = dict.fromkeys(rows.PAIR, kind) | dict.fromkeys(rows.OWN, Json()) | dict.fromkeys(KEYS, Value("int64"))
+        raw = raw.select_columns(
+            [c for c in raw.column_names if c in FORMATS[part.form].reads or c in QUESTION_COLUMNS]
+        )
+    features = dict.fromkeys(PAIR, kind) | dict.fromkeys(PASSED_ON, Json()) | dict.fromkeys(KEYS, Value("int64"))
     features |= dict.fromkeys(("row", "dropped", "found"), Value("string"))
     source = reader and secrets.token_hex()  # what a user's function reads beside the row no cache can know
     how = _how(part, data)
@@ -251,14 +254,14 @@ def _read_row(
             row, form, strict = reader(row), "preference", False
         except Exception as error:
             raise RecipeError(f"{place} raised {type(error).__name__}: {error}. None would drop the row.") from error
-        if row is not None and not (isinstance(row, dict) and {*rows.PAIR} <= row.keys()):
+        if row is not None and not (isinstance(row, dict) and {*PAIR} <= row.keys()):
             raise RecipeError(f"{place} returned {row!r:.60}, not a dict with prompt, chosen and rejected, or None.")
-    pair = rows.Drop("dropped by the reader") if row is None else rows.explicit(row, form, strict=strict)
-    if isinstance(pair, rows.Drop):
+    pair = Drop("dropped by the reader") if row is None else explicit_pair(row, form, strict=strict)
+    if isinstance(pair, Drop):
         out |= dict(zip(("dropped", "found"), pair.args, strict=False))
-        return dict.fromkeys((*rows.PAIR, *rows.OWN)) | dict.fromkeys(KEYS, 0) | out
+        return dict.fromkeys((*PAIR, *PASSED_ON)) | dict.fromkeys(KEYS, 0) | out
     pair["chat_template_kwargs"] |= kwargs
-    prompt, chosen, rejected, *own = (json.dumps(pair[c], sort_keys=True).encode() for c in (*rows.PAIR, *rows.OWN))
+    prompt, chosen, rejected, *own = (json.dumps(pair[c], sort_keys=True).encode() for c in (*PAIR, *PASSED_ON))
     asked = [m["content"] for m in pair["prompt"] if m["role"] == "user"] if form != "text" else [pair["prompt"]]
     same = json.dumps([" ".join(text.casefold().split()) for text in asked]).encode()  # but for case and white space
     content = [same], [prompt, chosen, rejected, *own], [prompt, rejected, chosen, *own]

@@ -10,7 +10,6 @@ import json
 import random
 import time
 from pathlib import Path
-from typing import get_args
 
 import datasets
 import pyarrow as pa
@@ -19,8 +18,8 @@ import pytest
 
 from dpo_recipes.data import preference_dataset as data
 from dpo_recipes.errors import RecipeError
-from dpo_recipes.formats import readers as rows
-from dpo_recipes.recipe.recipe import Data, Format
+from dpo_recipes.formats.readers import FORMATS
+from dpo_recipes.recipe.recipe import Data
 
 GOOD = [{"prompt": f"q{i:02}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(30)]
 TALKS = [{"chosen": [{"role": "user", "content": f"q{i:02}"}, {"role": "assistant", "content": "good"}],
@@ -412,9 +411,9 @@ def odd(draw, depth=0):
     return draw.choice([*words, *words, None, 0, 1, -2, 10**40, 1.5, float("nan"), float("inf"), True])
 
 
-@pytest.mark.parametrize("form", get_args(Format))
+@pytest.mark.parametrize("form", FORMATS)
 def test_whatever_a_file_holds_is_a_pair_a_counted_drop_or_one_error(tmp_path, form):
-    draw, path, columns = random.Random(form), tmp_path / "p.jsonl", sorted(rows.READS[form])
+    draw, path, columns = random.Random(form), tmp_path / "p.jsonl", sorted(FORMATS[form].reads)
     good = {"text": GOOD, "preference": GOOD, "hh_rlhf": [TRANSCRIPT], "sharegpt": SHARE}.get(form, [])
     lines = [*good, *({column: odd(draw) for column in columns if draw.random() < 0.9} for _ in range(300))]
     path.write_text("".join(json.dumps(row) + "\n" for row in lines))

@@ -7,7 +7,9 @@ from typing import get_args
 import pytest
 
 from dpo_recipes.errors import RecipeError
-from dpo_recipes.formats import readers as rows
+from dpo_recipes.formats.messages import Drop
+from dpo_recipes.formats.readers import FORMATS, explicit_pair
+from dpo_recipes.formats.recognise import choose_format
 from dpo_recipes.recipe.recipe import Format
 
 NEWLINES = "\n\n"
@@ -62,7 +64,7 @@ NEWS = {
 }
 TWO = [{"text": " One.", "policy": "sup4", "note": None}, {"text": " Two.", "policy": "ref", "note": None}]
 TRANSCRIPT = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Ok?\n\nAssistant:"
-FORMS = {
+SETS = {
     # name of the set: (form, its row, the pair)
     "HuggingFaceH4/ultrafeedback_binarized": (
         "ultrafeedback",
@@ -203,22 +205,22 @@ FORMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("form", "row", "want"), FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize(("form", "row", "want"), SETS.values(), ids=SETS)
 def test_each_set_is_recognised_and_its_pair_is_exact(form, row, want):
-    assert rows.choose([row] * 3, "here", named=None, few=0.05) == form
-    assert rows.explicit(row, form, strict=True) == want
-    assert rows.explicit(row, form, strict=False) == want
-    assert rows.choose([row] * 3, "here", named=form, few=0.05) == form
+    assert choose_format([row] * 3, "here", named=None, few=0.05) == form
+    assert explicit_pair(row, form, strict=True) == want
+    assert explicit_pair(row, form, strict=False) == want
+    assert choose_format([row] * 3, "here", named=form, few=0.05) == form
 
 
 def test_every_format_a_recipe_may_name_has_a_reader_and_a_set():
-    assert tuple(rows.READERS) == get_args(Format)
-    assert {form for form, _, _ in FORMS.values()} == {*get_args(Format)}
+    assert tuple(FORMATS) == get_args(Format)
+    assert {form for form, _, _ in SETS.values()} == {*get_args(Format)}
 
 
 def test_plain_text_is_read_as_it_is_where_it_is_named():
     want = {"prompt": " Ok?", "chosen": "Yes.", "rejected": "No.", "tools": None, "chat_template_kwargs": {}}
-    assert rows.explicit({"prompt": " Ok?", **SIDES}, "text", strict=False) == want
+    assert explicit_pair({"prompt": " Ok?", **SIDES}, "text", strict=False) == want
 
 
 HEAD = "malformed: "
@@ -290,14 +292,14 @@ DROPS = {
 
 @pytest.mark.parametrize(("form", "row", "reason", "found"), DROPS.values(), ids=DROPS)
 def test_what_a_row_cannot_be_read_as_is_its_reason(form, row, reason, found):
-    dropped = rows.explicit(row, form, strict=True)
-    assert isinstance(dropped, rows.Drop)
+    dropped = explicit_pair(row, form, strict=True)
+    assert isinstance(dropped, Drop)
     assert (dropped.args[0], "".join(dropped.args[1:])) == (reason, found)
 
 
 def refused(sample, named=None) -> str:
     with pytest.raises(RecipeError) as caught:
-        rows.choose(sample, "pairs.jsonl (train)", named=named, few=0.05)
+        choose_format(sample, "pairs.jsonl (train)", named=named, few=0.05)
     return str(caught.value)
 
 
@@ -323,13 +325,13 @@ def test_several_forms_that_fit_are_named():
     both = {"prompt": "q", **SIDES, "response_1": "c", "response_2": "d", "preference_strength": 1}
     want = "preference reads 3 of its first 3 rows, helpsteer2 3 otherwise. Name one: data.format="
     assert want + "'preference' or 'helpsteer2'." in refused([both] * 3)
-    assert rows.choose([both] * 3, "here", named="helpsteer2", few=0.05) == "helpsteer2"
+    assert choose_format([both] * 3, "here", named="helpsteer2", few=0.05) == "helpsteer2"
     assert "is not hh_rlhf" in refused([both] * 3, named="hh_rlhf")
 
 
 def test_a_transcript_beside_its_prompt_is_not_read_behind_it():
     prompt, reply = "\n\nHuman: why?\n\nAssistant:", "\n\nHuman: why?\n\nAssistant: so"
-    pair = rows.explicit({"prompt": prompt, "chosen": reply, "rejected": reply + " not"}, "hh_rlhf", strict=False)
+    pair = explicit_pair({"prompt": prompt, "chosen": reply, "rejected": reply + " not"}, "hh_rlhf", strict=False)
     assert pair["prompt"] == [{"role": "user", "content": "why?"}]
     assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("so", "so not")
 
@@ -337,10 +339,10 @@ def test_a_transcript_beside_its_prompt_is_not_read_behind_it():
 def test_answers_that_repeat_a_long_prompt_are_dropped():
     asked = "What is the capital of France?"
     row = {"prompt": asked, "chosen": f"{asked}\nParis", "rejected": f"{asked}\nRome"}
-    assert rows.explicit(row, "preference", strict=True).args == ("both sides repeat the prompt",)
-    assert isinstance(rows.explicit({**row, "rejected": "Rome"}, "preference", strict=True), dict)
+    assert explicit_pair(row, "preference", strict=True).args == ("both sides repeat the prompt",)
+    assert isinstance(explicit_pair({**row, "rejected": "Rome"}, "preference", strict=True), dict)
     assert isinstance(
-        rows.explicit({"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi you"}, "preference", strict=True), dict
+        explicit_pair({"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi you"}, "preference", strict=True), dict
     )
 
 
@@ -351,7 +353,7 @@ def test_a_system_column_beside_a_system_turn_is_said_once_or_refused():
         "chosen": {"from": "gpt", "value": "So."},
         "rejected": {"from": "gpt", "value": "No."},
     }
-    pair = rows.explicit({**row, "system": "Be brief."}, "sharegpt", strict=True)
+    pair = explicit_pair({**row, "system": "Be brief."}, "sharegpt", strict=True)
     assert [m["role"] for m in pair["prompt"]] == ["system", "user"]
-    drop = rows.explicit({**row, "system": "Be long."}, "sharegpt", strict=True)
+    drop = explicit_pair({**row, "system": "Be long."}, "sharegpt", strict=True)
     assert drop.args[0] == "malformed: system differs from the system message of the conversation"
