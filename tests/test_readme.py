@@ -128,10 +128,10 @@ def test_every_file_of_the_package_is_in_the_tree_with_a_phrase():
 
 def test_recipes_and_losses_and_verbs_are_all_named():
     from dpo_recipes.cli import app
-    from dpo_recipes.losses.plugins import LOSSES
+    from dpo_recipes.losses.plugins import PLUGIN_LOSSES
     from dpo_recipes.recipe.catalogue import SHIPPED
 
-    for name in [*(p.stem for p in SHIPPED.glob("*.py")), *LOSSES]:
+    for name in [*(p.stem for p in SHIPPED.glob("*.py")), *PLUGIN_LOSSES]:
         assert f"`{name}`" in README, name
     for command in app.registered_commands:
         name = (command.name or command.callback.__name__).rstrip("_")

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from ..errors import Finding, RecipeError
-from ..losses import plugins as losses
+from ..losses.conformance import conformance
 from ..planning.memory import PARTS, Plan, Unplannable, measured_peak, parse_memory, plan, ways_out
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import Device, resolve
@@ -72,7 +72,7 @@ def _recipe(recipe: Recipe) -> Iterator[Finding]:
     given = f"{len(recipe.given)} fields and {len(recipe.trl)} options of DPOConfig are set; each of them acts"
     yield Finding("pass", "recipe", given)
     for name, (function, _) in recipe.plugins.items():
-        wrong = "; ".join(losses.conformance(function, beta=recipe.beta, **recipe.numbers(function)))
+        wrong = "; ".join(conformance(function, beta=recipe.beta, **recipe.numbers(function)))
         yield Finding("fail" if wrong else "pass", f"loss {name}", wrong or "passes the conformance kit")
 
 

@@ -9,7 +9,8 @@ import torch
 
 from ..data.replies import Reply, question
 from ..errors import RecipeError
-from ..losses.plugins import PairLogps, name_of
+from ..losses.pair_logps import PairLogps
+from ..losses.selection import name_of
 from ..models.generate import best_reward_at_kl, generate, sequence_kl
 from ..models.weights import Reference
 from ..recipe.recipe import Recipe

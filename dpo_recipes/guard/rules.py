@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from ..errors import RecipeError
-from ..losses.plugins import PairLogps
+from ..losses.pair_logps import PairLogps
 
 # Nats per token by which policy and reference may differ before the first update, when both are the same weights:
 # kernels and batch shapes round differently, above all in 16 bit.

@@ -21,9 +21,10 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import RecipeError, UsageError
+from ..losses.trl_losses import COUPLED_LOSSES
 from ..recipe.overrides import apply
 from ..recipe.recipe import QLoRA, Recipe
-from ..recipe.resolve import COUPLED, Settings, dpo_config
+from ..recipe.resolve import Settings, dpo_config
 
 PARTS = ("weights", "adapter", "gradients", "optimizer", "reference", "activations", "head")
 logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # what does not run is said once, by us
@@ -195,7 +196,7 @@ def ways_out(
     """(what to change, as on the command line; the plan that it gives), until one fits into `memory` bytes.
     First what leaves the maths alone, one after the other; then, each on top of those, what does not.
     `tokens`: the longest pair, above which max_length changes nothing."""
-    smaller = recipe.micro_batch_size != 1 and not recipe.loss_names.intersection(COUPLED)
+    smaller = recipe.micro_batch_size != 1 and not recipe.loss_names & COUPLED_LOSSES
     checkpoint = recipe.trl.get("gradient_checkpointing") is False
     same = ["micro_batch_size=1"] * smaller + ["trl.gradient_checkpointing=true"] * checkpoint
     other = [f"max_length={length}" for length in (1024, 512, 256) if length < min(recipe.max_length or 10**9, tokens)]

@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 
 from ..errors import RecipeError, UsageError, nearest
-from ..losses.plugins import name_of
+from ..losses.selection import name_of
 from .overrides import home
 from .recipe import Recipe
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UsageError, nearest
-from ..losses import plugins as losses
+from ..losses.plugins import Loss
+from ..losses.selection import function_of, name_of, own_numbers, refuse_impossible_losses
+from ..losses.trl_losses import LIKELIHOOD_LOSSES, SMOOTHED_LOSSES, TRL_LOSSES
 from . import trl_options as dpoconfig
 
 Format = Literal[
@@ -76,7 +78,7 @@ class Value:
                     if value is None or limit(value):
                         continue
                 why = f"must be {words}."
-            shown = losses.name_of(value) if callable(value) else repr(value)
+            shown = name_of(value) if callable(value) else repr(value)
             raise UsageError(f"{type(self).__name__}.{name}={shown} {why}")
         for refused, why in self.refusals():
             if refused:
@@ -183,7 +185,7 @@ class Recipe(Value):
     trl: dict[str, Any] = field(default_factory=dict)  # any other DPOConfig field, in TRL's spelling
 
     def refusals(self) -> Iterable[tuple[Any, str]]:
-        losses.check(self.weights, self.loss_args)
+        refuse_impossible_losses(self.weights, self.loss_args)
         trl, full, precomputes = self.trl, self.adapter is None, self.adapter is None or self.reference is not None
         dpoconfig.check(trl, self.loss_names, bool(self.plugins), precomputes)
         moving, precompute = trl.get("sync_ref_model"), trl.get("precompute_ref_log_probs")
@@ -196,8 +198,9 @@ class Recipe(Value):
              f"{PREPARED} in model, data.path or reference goes with a `prepare` that fills it: both or neither."),
             (error := _rejects(self.prepare, "folder", "seed"), f"prepare(folder, seed): {error}."),
             (error := _rejects(self.reward, "prompt", "completion"), f"reward(prompt, completion): {error}."),
-            (self.loss_names == {"sft"} and self.beta != 0.1, "beta does nothing: loss='sft' is plain likelihood."),
-            ("exo_pair" in self.loss_names and not trl.get("label_smoothing"),
+            (self.loss_names <= LIKELIHOOD_LOSSES and self.beta != 0.1,
+             "beta does nothing: loss='sft' is plain likelihood."),
+            (self.loss_names & SMOOTHED_LOSSES and not trl.get("label_smoothing"),
              "loss='exo_pair' needs trl.label_smoothing above 0; the EXO paper uses 0.001."),
             (self.adapter and self.adapter.dropout and trl.get("disable_dropout", True),
              "adapter.dropout does nothing, as TRL disables all dropout, without trl={'disable_dropout': False}."),
@@ -222,21 +225,21 @@ class Recipe(Value):
 
     @property
     def loss_names(self) -> set[str]:
-        return {losses.name_of(loss) for loss in self.weights}
+        return {name_of(loss) for loss in self.weights}
 
     @property
-    def plugins(self) -> dict[str, tuple[losses.Loss, float]]:
+    def plugins(self) -> dict[str, tuple[Loss, float]]:
         """name -> (function, weight) of the losses that are not TRL's."""
-        return {losses.name_of(f): (f, w) for loss, w in self.weights.items() if (f := losses.function_of(loss))}
+        return {name_of(f): (f, w) for loss, w in self.weights.items() if (f := function_of(loss))}
 
-    def numbers(self, plugin: losses.Loss) -> dict[str, Any]:
+    def numbers(self, plugin: Loss) -> dict[str, Any]:
         """The `loss_args` that this plugin takes."""
-        return {name: value for name, value in self.loss_args.items() if name in losses.own_numbers(plugin)}
+        return {name: value for name, value in self.loss_args.items() if name in own_numbers(plugin)}
 
     @property
     def trl_losses(self) -> dict[str, float]:
         """name -> weight of TRL's own losses."""
-        return {losses.name_of(loss): w for loss, w in self.weights.items() if loss in losses.TRL_LOSSES}
+        return {name_of(loss): w for loss, w in self.weights.items() if loss in TRL_LOSSES}
 
 
 def _rejects(function: Callable[..., Any] | None, *arguments: str) -> TypeError | None:

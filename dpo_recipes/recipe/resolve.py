@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UsageError
-from ..losses import plugins as losses
+from ..losses.selection import name_of, own_numbers
+from ..losses.trl_losses import COUPLED_LOSSES
 from . import trl_options as dpoconfig
 from .overrides import origin
 from .recipe import Data, LoRA, QLoRA, Recipe, hints
-
-# A pair's loss depends on the other pairs of its micro-batch here, so the micro-batch is part of the maths.
-COUPLED = ("aot", "aot_unpaired", "sft")
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def _batch(recipe: Recipe, device: Device) -> tuple[int, int]:
     if rest:
         near = " and ".join(str(n) for n in (total - rest, total - rest + processes) if n)
         raise UsageError(f"global_batch_size={total} pairs do not divide over {processes} processes. Nearest: {near}.")
-    if micro is None and (coupled := recipe.loss_names.intersection(COUPLED)):
+    if micro is None and (coupled := recipe.loss_names & COUPLED_LOSSES):
         raise UsageError(f"loss={min(coupled)!r} depends on which pairs share a forward: set micro_batch_size.")
     micro = micro or max(n for n in (1, 2, 3, 4) if share % n == 0)
     if share % micro:
@@ -102,13 +100,13 @@ def plain(value: Any) -> Any:
     """A recipe's value as JSON can hold it: functions by name, an adapter by its kind."""
     if isinstance(value, dict):
         return {plain(k): plain(v) for k, v in value.items()}
-    return type(value).__name__ if isinstance(value, LoRA) else losses.name_of(value) if callable(value) else value
+    return type(value).__name__ if isinstance(value, LoRA) else name_of(value) if callable(value) else value
 
 
 def rows(recipe: Recipe, settings: Settings) -> dict[str, tuple[Any, str]]:
     """Dotted key -> (resolved value, origin): default, mode default, recipe file or command line."""
     adapter, data = recipe.adapter, recipe.data
-    args = {n: d for f, _ in recipe.plugins.values() for n, d in losses.own_numbers(f).items()} | recipe.loss_args
+    args = {n: d for f, _ in recipe.plugins.values() for n, d in own_numbers(f).items()} | recipe.loss_args
     own = {n: getattr(adapter, n) for n in hints(type(adapter))} if adapter else {}
     if adapter and adapter.continue_from:  # rank, alpha and modules are then the continued adapter's own
         own = {n: value for n, value in own.items() if n in ("continue_from", "double_quant")}

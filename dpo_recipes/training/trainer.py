@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -18,8 +17,9 @@ from trl import DPOConfig, DPOTrainer
 
 from ..errors import RecipeError
 from ..guard import rules as guard
-from ..losses import plugins as losses
-from ..losses.plugins import PairLogps
+from ..losses.pair_logps import PairLogps
+from ..losses.selection import at_start as plugin_at_start
+from ..losses.trl_losses import TRL_LOSSES
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
 from ..runs import folder as rundir
@@ -29,28 +29,24 @@ from . import reference_cache
 # The Trainer's default asks for pinned memory on machines without an accelerator too.
 warnings.filterwarnings("ignore", message=".*pin_memory.* no accelerator is found", category=UserWarning)
 
-# Value of TRL's losses where policy and reference agree (h = 0, both log-ratios 0), from the formulas of
-# `DPOTrainer._compute_loss`; `sft` has none, as it does not compare.
-_LN2 = math.log(2)
-AT_START: dict[str, Callable[[float, float], float]] = {
-    **dict.fromkeys(("sigmoid", "sigmoid_norm", "robust", "aot", "aot_unpaired"), lambda beta, e: _LN2),
-    **dict.fromkeys(("nca_pair", "bco_pair"), lambda beta, e: 2 * _LN2),
-    **dict.fromkeys(("hinge", "apo_zero", "apo_down"), lambda beta, e: 1.0),
-    "ipo": lambda beta, e: 1 / (2 * beta) ** 2,
-    "exo_pair": lambda beta, e: -_LN2 - 0.5 * (math.log1p(-e) + math.log(e)),
-    "sppo_hard": lambda beta, e: 0.5 / beta**2,
-    "discopop": lambda beta, e: 0.5 * _LN2 + 0.5,
-}
-
 
 def loss_at_start(recipe: Recipe) -> float | None:
     """The recipe's whole loss where the policy still equals its reference; None where a part has no fixed value."""
-    smoothing = float(recipe.trl.get("label_smoothing", 0.0))
-    parts = [(w, AT_START[n](recipe.beta, smoothing) if n in AT_START else None) for n, w in recipe.trl_losses.items()]
-    parts += [(w, losses.at_start(f, recipe.beta, recipe.numbers(f))) for f, w in recipe.plugins.values()]
-    if recipe.trl.get("use_weighting") or any(value is None for _, value in parts):
+    if recipe.trl.get("use_weighting"):  # by how likely the policy finds each answer
         return None
-    return sum(weight * value for weight, value in parts if value is not None)
+    label_smoothing = float(recipe.trl.get("label_smoothing", 0.0))
+    total = 0.0
+    for name, weight in recipe.trl_losses.items():
+        at_start = TRL_LOSSES[name].at_start
+        if at_start is None:
+            return None
+        total += weight * at_start(recipe.beta, label_smoothing)
+    for function, weight in recipe.plugins.values():
+        declared = plugin_at_start(function, recipe.beta, recipe.numbers(function))
+        if declared is None:
+            return None
+        total += weight * declared
+    return total
 
 
 def config(arguments: dict[str, Any]) -> DPOConfig:

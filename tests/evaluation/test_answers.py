@@ -16,7 +16,7 @@ from dpo_recipes import Data, LoRA, Recipe, RecipeError
 from dpo_recipes.data.replies import Reply
 from dpo_recipes.evaluation import answers as evaluate
 from dpo_recipes.evaluation.answers import against_truth, held_out, side_by_side, wilson
-from dpo_recipes.losses.plugins import PairLogps
+from dpo_recipes.losses.pair_logps import PairLogps
 from dpo_recipes.models import weights as models
 from dpo_recipes.models.generate import prompt_ids
 from dpo_recipes.recipe.resolve import Device, dpo_config, resolve

@@ -10,7 +10,7 @@ import torch
 
 from dpo_recipes.errors import RecipeError
 from dpo_recipes.guard import rules as guard
-from dpo_recipes.losses.plugins import PairLogps
+from dpo_recipes.losses.pair_logps import PairLogps
 
 LN2 = math.log(2)
 

@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from dpo_recipes.errors import RecipeError, UsageError
-from dpo_recipes.losses.plugins import LOSSES, PairLogps, at_start, check, conformance, name_of, own_numbers
+from dpo_recipes.losses.conformance import conformance
+from dpo_recipes.losses.pair_logps import PairLogps
+from dpo_recipes.losses.plugins import PLUGIN_LOSSES
+from dpo_recipes.losses.selection import at_start, name_of, own_numbers
+from dpo_recipes.losses.selection import refuse_impossible_losses as check
 
 
 def log_sigmoid(x: float) -> float:
@@ -26,18 +30,18 @@ FORMULAS = {
 
 
 def test_every_loss_of_the_table_has_a_formula_here():
-    assert FORMULAS.keys() == LOSSES.keys()
+    assert FORMULAS.keys() == PLUGIN_LOSSES.keys()
 
 
 @pytest.mark.parametrize("beta", [0.01, 0.1, 0.5, 2.0])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PLUGIN_LOSSES)
 def test_a_loss_of_the_table_keeps_every_rule_of_the_kit(name, beta):
-    assert conformance(LOSSES[name], beta=beta, formula=FORMULAS[name]) == []
+    assert conformance(PLUGIN_LOSSES[name], beta=beta, formula=FORMULAS[name]) == []
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.01, 0.3, 0.49])
 def test_cdpo_at_other_label_smoothings(smoothing):
-    assert conformance(LOSSES["cdpo"], formula=FORMULAS["cdpo"], label_smoothing=smoothing) == []
+    assert conformance(PLUGIN_LOSSES["cdpo"], formula=FORMULAS["cdpo"], label_smoothing=smoothing) == []
 
 
 def pairs(n: int = 256, seed: int = 3) -> PairLogps:
@@ -59,7 +63,7 @@ def test_cdpo_is_what_trl_computed_until_0_28_and_a_mix_of_two_losses_of_today(s
         -torch.nn.functional.logsigmoid(beta * logits) * (1 - smoothing)
         - torch.nn.functional.logsigmoid(-beta * logits) * smoothing
     )
-    ours = LOSSES["cdpo"](p, beta=beta, label_smoothing=smoothing)
+    ours = PLUGIN_LOSSES["cdpo"](p, beta=beta, label_smoothing=smoothing)
     torch.testing.assert_close(ours, until_0_28, rtol=1e-9, atol=1e-9)
 
     sigmoid = torch.tensor([-log_sigmoid(beta * h) for h in logits.tolist()])
@@ -84,7 +88,7 @@ def reference_implementation(p: PairLogps, *, beta: float, ipo: bool, reference_
 def test_ipo_sum_and_reference_free_are_the_reference_implementations(name, ipo, free):
     p = pairs()
     expected = reference_implementation(p, beta=0.25, ipo=ipo, reference_free=free)
-    torch.testing.assert_close(LOSSES[name](p, beta=0.25), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(PLUGIN_LOSSES[name](p, beta=0.25), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +97,7 @@ def test_ipo_sum_and_reference_free_are_the_reference_implementations(name, ipo,
      ("ipo_sum", 0.1, {}, 25.0), ("ipo_sum", 0.5, {}, 1.0), ("reference_free", 0.1, {}, None)],
 )  # fmt: skip
 def test_declared_start_values(name, beta, args, value):
-    found = at_start(LOSSES[name], beta, args)
+    found = at_start(PLUGIN_LOSSES[name], beta, args)
     assert found == value if value is None else math.isclose(found, value)
 
 
@@ -219,8 +223,8 @@ def own(pairs, *, beta, margin, scale=1, mode="a", flag=True):
 
 
 def test_own_numbers_are_the_keywords_besides_beta():
-    assert own_numbers(LOSSES["cdpo"]) == {"label_smoothing": 0.1}
-    assert own_numbers(LOSSES["ipo_sum"]) == {}
+    assert own_numbers(PLUGIN_LOSSES["cdpo"]) == {"label_smoothing": 0.1}
+    assert own_numbers(PLUGIN_LOSSES["ipo_sum"]) == {}
     assert list(own_numbers(own)) == ["margin", "scale", "mode", "flag"]
     assert name_of("sigmoid") == "sigmoid" and name_of(own) == "own"
     with pytest.raises(RecipeError, match=r"The loss <lambda>\(pairs, \*, beta\) must be written `def name"):
@@ -238,7 +242,7 @@ MESSAGES = [
     ({"sigmoid": math.inf}, {}, "weights are positive"),
     ({"sigmoid": math.nan}, {}, "weights are positive"),
     ({sigmoid: 1.0}, {}, "Recipe.loss: two losses go by the name 'sigmoid': give your function another one."),
-    ({"cdpo": 1.0, LOSSES["cdpo"]: 1.0}, {}, "two losses go by the name 'cdpo'"),
+    ({"cdpo": 1.0, PLUGIN_LOSSES["cdpo"]: 1.0}, {}, "two losses go by the name 'cdpo'"),
     ({"sigmoid": 1.0}, {"tau": 1}, "Recipe.loss_args.tau=1 is read by no loss of ['sigmoid']. TRL's losses take"),
     ({"cdpo": 1.0}, {"smoothing": 1}, "Did you mean 'label_smoothing'?"),
     ({"cdpo": 1.0}, {"label_smoothing": "x"}, "has the wrong type: expected a number such as 0.1, its default."),

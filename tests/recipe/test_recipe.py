@@ -13,7 +13,8 @@ import pytest
 import dpo_recipes
 from dpo_recipes import Data, LoRA, QLoRA, Recipe
 from dpo_recipes.errors import RecipeError, UsageError
-from dpo_recipes.losses.plugins import LOSSES, TRL_LOSSES
+from dpo_recipes.losses.plugins import PLUGIN_LOSSES
+from dpo_recipes.losses.trl_losses import TRL_LOSSES
 from dpo_recipes.recipe.recipe import expected, fits, hints
 from dpo_recipes.recipe.resolve import Device, dpo_config, resolve
 
@@ -140,11 +141,11 @@ def test_names_of_losses_and_weights():
     recipe = make(loss={"sigmoid": 1, "cdpo": 0.5, mine: 2.0})
     assert recipe.loss_names == {"sigmoid", "cdpo", "mine"}
     assert recipe.trl_losses == {"sigmoid": 1}
-    assert recipe.plugins == {"cdpo": (LOSSES["cdpo"], 0.5), "mine": (mine, 2.0)}
+    assert recipe.plugins == {"cdpo": (PLUGIN_LOSSES["cdpo"], 0.5), "mine": (mine, 2.0)}
     assert make(loss="hinge").weights == {"hinge": 1.0} and make().name == "recipe"
 
 
-@pytest.mark.parametrize("loss", [*TRL_LOSSES, *LOSSES])
+@pytest.mark.parametrize("loss", [*TRL_LOSSES, *PLUGIN_LOSSES])
 def test_every_known_loss_makes_a_recipe(loss):
     beside = {"exo_pair": {"trl": {"label_smoothing": 1e-3}}}.get(loss, {})
     assert run(make(loss=loss, micro_batch_size=4, **beside))

@@ -9,10 +9,11 @@ import pytest
 
 from dpo_recipes import Data, LoRA, QLoRA, Recipe
 from dpo_recipes.errors import UsageError
+from dpo_recipes.losses.trl_losses import COUPLED_LOSSES
 from dpo_recipes.recipe import trl_options as dpoconfig
 from dpo_recipes.recipe.overrides import apply
 from dpo_recipes.recipe.recipe import hints
-from dpo_recipes.recipe.resolve import COUPLED, Device, dpo_config, here, resolve, rows, show
+from dpo_recipes.recipe.resolve import Device, dpo_config, here, resolve, rows, show
 
 CPU, GPU, OLD, MAC = (
     Device("cpu", processes=1),
@@ -96,7 +97,7 @@ def test_a_batch_that_does_not_divide_is_refused(total, micro, processes, messag
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("loss", COUPLED)
+@pytest.mark.parametrize("loss", sorted(COUPLED_LOSSES))
 def test_a_loss_that_couples_pairs_needs_its_micro_batch(loss):
     with pytest.raises(UsageError, match=f"loss='{loss}' depends on which pairs share a forward"):
         resolve(make(loss=loss), GPU)

@@ -23,7 +23,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError
-from dpo_recipes.losses.plugins import TRL_LOSSES
+from dpo_recipes.losses.trl_losses import TRL_LOSSES
 from dpo_recipes.models.weights import load_weights, peft_config
 from dpo_recipes.recipe.resolve import Device, resolve
 from dpo_recipes.shared_prefix import forward as shared_prefix

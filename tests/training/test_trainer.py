@@ -11,7 +11,8 @@ from datasets import Dataset
 from making import make_pairs
 
 from dpo_recipes import Data, LoRA, Recipe, RecipeError
-from dpo_recipes.losses.plugins import PairLogps
+from dpo_recipes.losses.pair_logps import PairLogps
+from dpo_recipes.losses.trl_losses import TRL_LOSSES, readers_of
 from dpo_recipes.models.weights import load_tokenizer, load_weights, peft_config
 from dpo_recipes.recipe.resolve import Device, dpo_config, resolve
 from dpo_recipes.training import trainer as ours
@@ -157,9 +158,13 @@ def test_ld_alpha_weighs_both_sides_alike_so_that_rewards_start_at_zero(tiny, tm
 
 @pytest.mark.slow
 def test_every_loss_starts_at_its_declared_value(tiny, tmp_path):
-    for loss, extra in [*((n, {}) for n in ours.AT_START), ("cdpo", {}), ("ipo_sum", {})]:
-        trl = FAST | ({"label_smoothing": 0.1} if loss in ("robust", "exo_pair", "aot", "aot_unpaired") else {})
-        trainer = build(tiny(), tmp_path, loss=loss, micro_batch_size=4, trl=trl, **extra)
+    with_a_value = [name for name, loss in TRL_LOSSES.items() if loss.at_start is not None]
+    assert len(with_a_value) == 14
+    for loss in [*with_a_value, "cdpo", "ipo_sum"]:
+        trl = dict(FAST)
+        if loss in readers_of("label_smoothing"):
+            trl["label_smoothing"] = 0.1
+        trainer = build(tiny(), tmp_path, loss=loss, micro_batch_size=4, trl=trl)
         metrics, _ = trainer.held_out()
         assert trainer.health.declared == ours.loss_at_start(trainer.recipe)
         assert metrics["loss"] == pytest.approx(trainer.health.declared, rel=1e-5), loss

@@ -23,8 +23,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from dpo_recipes.losses.plugins import TRL_LOSSES
-from dpo_recipes.recipe import resolve as settings
+from dpo_recipes.losses.trl_losses import COUPLED_LOSSES, TRL_LOSSES
 from dpo_recipes.recipe import trl_options as dpoconfig
 from dpo_recipes.training import trainer as ours
 
@@ -138,7 +137,8 @@ def test_the_losses_are_exactly_those_that_trl_computes_and_lists():
     assert set(TRL_LOSSES) == set(ast.literal_eval(listed[1])), leaning("losses.py", "TRL_LOSSES")
     assert set(TRL_LOSSES) == set(branches()), leaning("losses.py", "TRL_LOSSES")
     assert len(TRL_LOSSES) == len(set(TRL_LOSSES)) == 15
-    assert set(ours.AT_START) == set(TRL_LOSSES) - {"sft"}, leaning("trainer.py", "a start value for each loss")
+    with_a_value = {name for name, loss in TRL_LOSSES.items() if loss.at_start is not None}
+    assert with_a_value == set(TRL_LOSSES) - {"sft"}, leaning("losses/trl_losses.py", "a start value for each loss")
 
 
 @pytest.mark.parametrize("option", sorted(dpoconfig.READ_BY))
@@ -164,7 +164,7 @@ def test_an_option_that_plugins_never_see_is_read_inside_trls_loss(option):
 @pytest.mark.parametrize("loss", TRL_LOSSES)
 def test_the_losses_that_couple_the_pairs_of_a_micro_batch_are_the_ones_we_name(loss):
     couples = "torch.sort(" in branches()[loss] or ".mean()" in branches()[loss]
-    assert couples == (loss in settings.COUPLED), leaning("settings.py", "COUPLED")
+    assert couples == (loss in COUPLED_LOSSES), leaning("settings.py", "COUPLED")
 
 
 # ------------------------------------------------------------------------------------------------------ TRL, running
