@@ -21,7 +21,7 @@ from ..losses.conformance import conformance
 from ..planning.memory import PARTS, Plan, Unplannable, measured_peak, parse_memory, plan, ways_out
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import Device, resolve
-from ..runs import folder as rundir
+from ..runs import environment
 from ..training.session import Start
 
 TIMED = 3  # steps on pairs as they come, after a first one on the longest
@@ -36,7 +36,7 @@ def check(
     `gpu`: memory to plan for, such as "24GB"; None: of the device that is there. What cannot work is a finding here,
     not an error, and what depends on it is skipped.
     """
-    found = [rundir.versions(), *_recipe(recipe)]
+    found = [environment.versions(), *_recipe(recipe)]
     result: dict[str, Any] = {"findings": found, "data": None, "plan": None, "run": None}
     memory, done, start = parse_memory(gpu) if gpu else None, {""}, list[Start]()
 

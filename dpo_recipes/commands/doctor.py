@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..errors import Finding
 from ..recipe.resolve import here
-from ..runs import folder as rundir
+from ..runs import environment
 
 
 def doctor() -> Iterator[Finding]:
@@ -22,7 +22,7 @@ def doctor() -> Iterator[Finding]:
     from datasets.config import HF_DATASETS_CACHE
     from huggingface_hub import constants
 
-    yield rundir.versions()
+    yield environment.versions()
     cuda, build, python = torch.cuda.is_available(), torch.__version__, sys.version.split()[0]
     yield Finding("pass", "machine", f"Python {python}, {sys.platform}, {os.cpu_count()} cores, torch {build}")
     for n in range(count := torch.cuda.device_count() * cuda):  # it counts what the driver cannot serve, too
@@ -49,7 +49,7 @@ def doctor() -> Iterator[Finding]:
         offline = f"{constants.ENDPOINT} does not answer ({error})"
     only = "only local and cached models and data sets can be used."
     yield Finding("warn", "hub", f"{offline}: {only}") if offline else Finding("pass", "hub", constants.ENDPOINT)
-    caches = {"models": constants.HF_HUB_CACHE, "data sets": HF_DATASETS_CACHE, "prepared": rundir.cache()}
+    caches = {"models": constants.HF_HUB_CACHE, "data sets": HF_DATASETS_CACHE, "prepared": environment.cache()}
     for name, path in caches.items():
         there = next(folder for folder in (Path(path), *Path(path).parents) if folder.is_dir())
         free, writable = shutil.disk_usage(there).free, os.access(there, os.W_OK)

@@ -13,7 +13,8 @@ from ..data.sources import is_path
 from ..errors import RecipeError
 from ..recipe.recipe import PREPARED, QLoRA, Recipe
 from ..recipe.resolve import rows
-from ..runs import folder as rundir
+from ..runs import environment, files, folder
+from ..runs.model_card import model_card
 from ..training.session import Start, table
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ..training.trainer import RecipeTrainer
 
 
-def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None = None) -> rundir.Run:
+def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None = None) -> folder.Run:
     """Train a recipe; returns its finished run folder: the model, the numbers before and after, the answers.
 
     Raises RecipeError with one readable message for whatever is the user's to fix; nothing is left half-written.
@@ -32,7 +33,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     from ..training import progress
 
     say = start.say
-    run = rundir.create(Path(runs), recipe.name)
+    run = folder.create(Path(runs), recipe.name)
     bar = progress.Bar(console, run.path / "metrics.jsonl")
     try:
         start.pairs()
@@ -56,21 +57,23 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         trainer.train()
         bar.close()
         if recipe.data.streaming:  # its drops are known now
-            rundir.write_json(run.path / "data.json", start.report)
+            files.write_json(run.path / "data.json", start.report)
             console.print(table(start.report))
         # The model first: whatever goes wrong from here on, the training is not lost.
-        rundir.write_folder(run.path / "model", lambda where: _save(where, trainer, start.tokenizer))
+        files.write_folder(run.path / "model", lambda where: _save(where, trainer, start.tokenizer))
         with console.status("held-out pairs after training"):
             metrics, last = trainer.held_out()
         after = held_out(metrics, last, recipe.beta, first, trainer.health.same_start)
-        rundir.write_json(run.path / "evaluation.json", {"before": before, "after": after})
-        rundir.write_text(run.path / "model" / "README.md", _card(recipe, who, after))
+        files.write_json(run.path / "evaluation.json", {"before": before, "after": after})
+        on_the_hub = not is_path(recipe.model) and PREPARED not in recipe.model
+        card = model_card(recipe, base_model=recipe.model if on_the_hub else None, who=who, after=after)
+        files.write_text(run.path / "model" / "README.md", card)
         with console.status("answers of reference and policy"), trainer.accelerator.autocast():
             samples, truth = answers(recipe, trainer, start.reference)
-        rundir.write_jsonl(run.path / "samples.jsonl", samples)
+        files.write_jsonl(run.path / "samples.jsonl", samples)
         for numbers, more in zip((before, after), truth, strict=True):
             numbers.update(more)
-        rundir.write_json(run.path / "evaluation.json", {"before": before, "after": after})
+        files.write_json(run.path / "evaluation.json", {"before": before, "after": after})
     except BaseException:
         bar.close()
         if not any((run.path / name).exists() for name in ("metrics.jsonl", "checkpoints")):
@@ -120,21 +123,21 @@ def _amounts(trainer: RecipeTrainer) -> str:
     )
 
 
-def _describe(run: rundir.Run, trainer: RecipeTrainer, start: Start, who: dict[str, Any]) -> None:
+def _describe(run: folder.Run, trainer: RecipeTrainer, start: Start, who: dict[str, Any]) -> None:
     """Everything about a run that is known before its first step."""
     recipe = trainer.recipe
     made = f"from dpo_recipes import Data, LoRA, QLoRA, Recipe\n\nrecipe = {recipe!r}\n"
     source = recipe.source.read_text(encoding="utf-8") if recipe.source else made
-    rundir.write_text(run.path / "recipe.py", source)
+    files.write_text(run.path / "recipe.py", source)
     resolved = rows(recipe, trainer.settings).items()
     for name, value in {
         "recipe": {key: {"value": value, "origin": origin} for key, (value, origin) in resolved},
         "trl": trainer.args.to_dict(),
-        "environment": rundir.environment(recipe.seed, vars(start.device)),
+        "environment": environment.environment(recipe.seed, vars(start.device)),
         "data": start.report,
         "reference": who,
     }.items():
-        rundir.write_json(run.path / f"{name}.json", value)
+        files.write_json(run.path / f"{name}.json", value)
 
 
 def _save(where: Path, trainer: RecipeTrainer, tokenizer: Tokenizer) -> None:
@@ -142,19 +145,3 @@ def _save(where: Path, trainer: RecipeTrainer, tokenizer: Tokenizer) -> None:
     shutil.rmtree(where / "ref", ignore_errors=True)  # the frozen copy of a continued adapter is not the result
     (where / "training_args.bin").unlink(missing_ok=True)  # a pickle; trl.json says the same
     tokenizer.save(where)
-
-
-def _card(recipe: Recipe, who: dict[str, Any], after: dict[str, Any]) -> str:
-    """The model card."""
-    low, high = after["rewards/accuracies_interval"]
-    base = "" if is_path(recipe.model) or PREPARED in recipe.model else f"base_model: {recipe.model}\n"
-    return (
-        f"---\nlibrary_name: {'peft' if recipe.adapter else 'transformers'}\n{base}tags: [trl, dpo]\n---\n"
-        f"# {recipe.name}\n\n"
-        "Trained with Direct Preference Optimization (arXiv 2305.18290) through TRL, by dpo-recipes.\n\n"
-        f"* Policy: {who['policy']}.\n* Reference: {who['reference']}.\n"
-        f"* Data: {recipe.data.name}, split {recipe.data.train}.\n"
-        f"* Loss: {', '.join(sorted(recipe.loss_names))}, beta {recipe.beta:g}.\n"
-        f"* Held-out pairs ranked as labelled: {after['rewards/accuracies']:.1%} of {after['pairs']} "
-        f"(95 % interval {low:.1%} to {high:.1%}).\n"
-    )

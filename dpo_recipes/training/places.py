@@ -14,7 +14,7 @@ from rich.console import Console
 from ..data.sources import files_of, is_path
 from ..errors import RecipeError
 from ..recipe.recipe import Recipe
-from ..runs import folder as rundir
+from ..runs import environment, files
 
 
 def require(models: list[str], revision: str | None, data: list[str], data_revision: str | None) -> None:
@@ -84,11 +84,11 @@ def prepared(recipe: Recipe, console: Console) -> Path | None:
     except OSError:
         source = make.func.__code__.co_code.hex()
     key = hashlib.sha256((source + repr((make.func.__qualname__, given))).encode()).hexdigest()[:12]
-    folder = rundir.cache() / "prepared" / f"{recipe.name}-seed{recipe.seed}-{key}"
+    folder = environment.cache() / "prepared" / f"{recipe.name}-seed{recipe.seed}-{key}"
     if not folder.is_dir():
         console.print(f"Making what {recipe.name} needs, once, in {folder}", highlight=False, soft_wrap=True)
         try:
-            rundir.write_folder(folder, lambda where: make(where, recipe.seed))
+            files.write_folder(folder, lambda where: make(where, recipe.seed))
         except Exception as error:  # the recipe's own function, or the disk
             if not folder.is_dir():  # another process may have made it meanwhile
                 why = error if isinstance(error, (OSError, RecipeError)) else f"{type(error).__name__}: {error}"

@@ -22,7 +22,7 @@ from ..losses.selection import at_start as plugin_at_start
 from ..losses.trl_losses import TRL_LOSSES
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
-from ..runs import folder as rundir
+from ..runs import environment
 from ..shared_prefix import forward as shared_prefix
 from . import reference_cache
 
@@ -135,7 +135,7 @@ class RecipeTrainer(DPOTrainer):
             "attention": (self.ref_model or self.model).config._attn_implementation,
             "versions": {n: version(n) for n in ("torch", "transformers", "trl", "peft", "bitsandbytes")},
         }
-        entries = reference_cache.Entries(rundir.cache() / "reference", context)
+        entries = reference_cache.Entries(environment.cache() / "reference", context)
         tolerance, main = guard.TOLERANCE[self.half], self.accelerator.is_main_process
         logps, how = reference_cache.complete(dataset, entries, compute, tolerance, share, main)
         self.reference_cache = {**self.reference_cache, name: how}

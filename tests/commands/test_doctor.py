@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from dpo_recipes.errors import Finding
 from dpo_recipes.recipe.resolve import Device
-from dpo_recipes.runs import folder as rundir
+from dpo_recipes.runs import environment
 
 module = importlib.import_module("dpo_recipes.commands.doctor")
 ORDER = ["versions", "machine", "GPU", "attention", "hub", "cache of models", "cache of data sets", "cache of prepared"]
@@ -25,12 +25,12 @@ ORDER = ["versions", "machine", "GPU", "attention", "hub", "cache of models", "c
 @pytest.fixture(autouse=True)
 def machine(monkeypatch, tmp_path):
     """A healthy machine without a GPU, online; `machine.gpus(...)` puts some in."""
-    monkeypatch.setattr(rundir, "versions", lambda: Finding("pass", "versions", "as tested: all"))
+    monkeypatch.setattr(environment, "versions", lambda: Finding("pass", "versions", "as tested: all"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.setattr(rundir, "cache", lambda: tmp_path / "own" / "dpo-recipes")
+    monkeypatch.setattr(environment, "cache", lambda: tmp_path / "own" / "dpo-recipes")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**11))
     monkeypatch.setattr(module, "here", lambda: Device("cpu"))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -188,5 +188,5 @@ def test_a_cache_that_cannot_be_written_or_is_nearly_full_is_a_warning(monkeypat
 
 def test_other_versions_are_a_warning(monkeypatch):
     warned = Finding("warn", "versions", "torch 9.9, tested 2.13.0.")
-    monkeypatch.setattr(rundir, "versions", lambda: warned)
+    monkeypatch.setattr(environment, "versions", lambda: warned)
     assert look()[0] == warned

@@ -1,0 +1,102 @@
+"""A file or folder is whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from dpo_recipes.runs import files
+
+
+def test_a_file_is_written_whole_and_leaves_no_temporary(tmp_path):
+    path = tmp_path / "evaluation.json"
+    files.write_json(path, {"a": 1, "words": "naïve 日本", "path": tmp_path})
+    files.write_json(path, {"a": 2, "words": "naïve 日本", "path": tmp_path})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": 2, "words": "naïve 日本", "path": str(tmp_path)}
+    assert "日本" in path.read_text(encoding="utf-8")
+    assert os.listdir(tmp_path) == ["evaluation.json"]
+
+
+@pytest.mark.parametrize("failing", ["write_bytes", "replace"])
+def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, failing):
+    path = tmp_path / "metrics.json"
+    files.write_text(path, "old")
+    write_bytes = Path.write_bytes
+
+    def half(self, data):
+        write_bytes(self, data[:3])
+        raise OSError(28, "No space left on device")
+
+    def refuse(*args):
+        raise OSError(5, "Input/output error")
+
+    if failing == "write_bytes":
+        monkeypatch.setattr(Path, "write_bytes", half)
+    else:
+        monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError):
+        files.write_text(path, "new and longer")
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+def test_bytes_are_written_as_they_are(tmp_path):
+    path = tmp_path / "entries.bin"
+    files.write_bytes(path, b"\xff\x00\r\n")
+    assert path.read_bytes() == b"\xff\x00\r\n"
+    assert os.listdir(tmp_path) == ["entries.bin"]
+
+
+def test_rows_are_one_json_object_a_line(tmp_path):
+    files.write_jsonl(tmp_path / "samples.jsonl", [{"prompt": "a\nb"}, {"prompt": "日本", "path": tmp_path}])
+    lines = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").split("\n")
+    assert lines[1] == f'{{"prompt": "日本", "path": "{tmp_path}"}}'
+    assert [json.loads(line)["prompt"] for line in lines[:-1]] == ["a\nb", "日本"]
+    assert lines[-1] == ""  # the last line ends as well
+
+
+def test_what_json_cannot_hold_never_reaches_the_disk(tmp_path):
+    loop: list = []
+    loop.append(loop)
+    with pytest.raises(ValueError):
+        files.write_json(tmp_path / "a.json", loop)
+    with pytest.raises(UnicodeEncodeError):
+        files.write_text(tmp_path / "a.txt", "\ud800")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_appears_when_it_is_full(tmp_path):
+    target = tmp_path / "deep" / "model"
+
+    def fill(folder):
+        (folder / "weights").write_text("w")
+        assert not target.exists()
+
+    files.write_folder(target, fill)
+    assert (target / "weights").read_text() == "w"
+    assert os.listdir(target.parent) == ["model"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_a_failure_while_filling_leaves_no_folder_behind(tmp_path, error):
+    def fill(folder):
+        (folder / "half").mkdir()
+        (folder / "half" / "weights").write_text("w")
+        raise error
+
+    with pytest.raises(error):
+        files.write_folder(tmp_path / "model", fill)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_process_left_does_not_end_up_in_the_folder(tmp_path):
+    stale = tmp_path / f".model.{os.getpid()}.tmp"
+    stale.mkdir()
+    (stale / "old").write_text("x")
+    files.write_folder(tmp_path / "model", lambda folder: (folder / "new").write_text("y"))
+    assert os.listdir(tmp_path) == ["model"]
+    assert os.listdir(tmp_path / "model") == ["new"]
