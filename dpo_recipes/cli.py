@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from . import terminal
+from .commands import recipes as recipe_files
 from .errors import Finding, RecipeError, UsageError
 from .recipe import catalogue, overrides
 from .recipe import resolve as settings
@@ -64,7 +65,7 @@ def top(version: Version = False) -> None:
 @app.command("list", rich_help_panel=LOOK)
 def list_(as_json: AsJson = False) -> None:
     """The recipes: name, model, data, loss, adapter, and what each is."""
-    recipes = catalogue.rows()
+    recipes = recipe_files.list_()
     if as_json:
         _print_json(recipes)
     else:
@@ -88,7 +89,7 @@ def show(recipe: RecipeName, changes: Changes = None, as_json: AsJson = False) -
 @app.command(rich_help_panel=MAKE)
 def new(name: NewName, source: Source = "quickstart") -> None:
     """Fork a recipe: copy its file to recipes/NAME.py, ready to edit."""
-    file = catalogue.new(name, source)
+    file = recipe_files.new(name, source)
     print(f"{file} is yours. Edit it, then: dpo-recipes train {name}")
 
 

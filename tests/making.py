@@ -85,3 +85,14 @@ def make_pairs(n: int = 24, seed: int = 0) -> list[dict]:
 def write_jsonl(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+RECIPE_IMPORTS = "from dpo_recipes import Data, LoRA, QLoRA, Recipe\n"
+RECIPE = 'recipe = Recipe(model="m", data=Data("d"))\n'
+
+
+def write_recipe(path: Path, body: str = RECIPE, head: str = RECIPE_IMPORTS) -> Path:
+    """A recipe file: what it imports, then its body."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(head + body, encoding="utf-8")
+    return path

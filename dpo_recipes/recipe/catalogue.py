@@ -1,6 +1,5 @@
-"""Finds, loads and forks recipe files. The folder listing is the registry: `./recipes` wins over the shipped ones."""
+"""Finds and loads recipe files. The folder listing is the registry: `./recipes` wins over the shipped ones."""
 
-import ast
 import contextlib
 import importlib.util
 import re
@@ -9,7 +8,6 @@ import traceback
 from pathlib import Path
 
 from ..errors import RecipeError, UsageError, nearest
-from ..losses.selection import name_of
 from .overrides import home
 from .recipe import Recipe
 
@@ -73,38 +71,3 @@ def _reason(error: BaseException, path: Path) -> str:
     elif isinstance(error, TypeError) and (word := re.search(r"unexpected keyword argument '(\w+)'", text)):
         why = f"{text.partition('.')[0]} has no field {word[1]!r}.{home(word[1])}"
     return f", line {lines[-1]}: {why}" if lines and lines[-1] else f": {why}"
-
-
-def rows() -> list[dict[str, str]]:
-    """One dict per recipe: name, model, data, loss, adapter, and a line of what it is; there a broken file says so."""
-    found = []
-    for name, path in names().items():
-        found.append(row := {"name": name, "model": "", "data": "", "loss": "", "adapter": "", "what": ""})
-        try:
-            recipe = load(path)
-            row |= {"model": recipe.model, "data": recipe.data.name, "loss": " + ".join(map(name_of, recipe.weights))}
-            row["adapter"] = f"{type(recipe.adapter).__name__} r={recipe.adapter.r}" if recipe.adapter else "full"
-            row["what"] = (ast.get_docstring(ast.parse(path.read_bytes())) or "").split("\n")[0]
-        except RecipeError as error:
-            row["what"] = f"broken: {str(error).removeprefix(f'{path}, ')}"
-    return found
-
-
-def new(name: str, source: str, folder: Path | str = "recipes") -> Path:
-    """Fork a recipe: copy its file to `folder`/`name`.py, its header already naming itself; never overwrites."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-        raise UsageError(f"{name!r} cannot be a recipe's name: letters, digits and _, such as my_{find(source).stem}.")
-    original, target = find(source), Path(folder) / f"{name}.py"
-    if target.exists():
-        raise UsageError(f"{target} exists already and stays as it is: choose another name, or delete it.")
-    load(original)  # a file that does not load is no start
-    text = importlib.util.decode_source(original.read_bytes())
-    docstring = ast.get_docstring(ast.parse(text), clean=False) or ""
-    header = re.sub(rf"(?<![\w/]){re.escape(original.stem)}(?!\w)", name, docstring)
-    named = text.replace(docstring, header, 1) if name in header else f"# {name}: a fork of {original.stem}.\n{text}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(named, encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"{target} cannot be written: {error.strerror}.") from None
-    return target

@@ -1,4 +1,4 @@
-"""Recipe files: found by name or path, loaded as values, listed even when broken, forked under their own name."""
+"""Recipe files: found by name or path, loaded as values, and a broken one is one sentence."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from making import RECIPE, write_recipe
 
-from dpo_recipes import Recipe, load, new
+from dpo_recipes import Recipe, load
 from dpo_recipes.errors import RecipeError, UsageError
-from dpo_recipes.recipe.catalogue import SHIPPED, find, names, rows
-
-HEAD = "from dpo_recipes import Data, LoRA, QLoRA, Recipe\n"
-GOOD = 'recipe = Recipe(model="m", data=Data("d"))\n'
+from dpo_recipes.recipe.catalogue import SHIPPED, find, names
 
 
 @pytest.fixture(autouse=True)
@@ -21,50 +19,44 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def write(path: Path, body: str = GOOD, head: str = HEAD) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(head + body, encoding="utf-8")
-    return path
-
-
 def test_names_are_the_files_of_both_folders_and_here_wins(here):
     shipped = {f.stem: f for f in SHIPPED.glob("*.py")}
     assert names() == dict(sorted(shipped.items()))
-    mine, own = write(here / "recipes/mine.py"), write(here / "recipes/quickstart.py")
-    write(here / "recipes/_part.py")
+    mine, own = write_recipe(here / "recipes/mine.py"), write_recipe(here / "recipes/quickstart.py")
+    write_recipe(here / "recipes/_part.py")
     (here / "recipes/folder.py").mkdir()
     assert names() == dict(sorted((shipped | {"mine": mine, "quickstart": own}).items()))
     assert load("quickstart").model == "m" and load("quickstart").source == own
 
 
 def test_load_by_name_by_path_and_by_path_object(here):
-    path = write(here / "sub/some.py")
+    path = write_recipe(here / "sub/some.py")
     for given in ("sub/some.py", "./sub/some.py", str(path), path):
         recipe = load(given)
         assert isinstance(recipe, Recipe) and recipe.source == path and recipe.name == "some"
-    write(here / "plain.py")
+    write_recipe(here / "plain.py")
     assert load("plain.py").name == "plain"
 
 
 def test_a_file_leaves_nothing_beside_it_and_what_it_prints_goes_to_stderr(here, capsys):
-    write(here / "p.py", "print('hello')\n" + GOOD)
+    write_recipe(here / "p.py", "print('hello')\n" + RECIPE)
     load("p.py")
     assert capsys.readouterr() == ("", "hello\n")
     assert [f.name for f in here.iterdir()] == ["p.py"]
 
 
 def test_a_changed_file_is_read_again_and_two_of_one_stem_do_not_mix(here):
-    write(here / "a/x.py", GOOD.replace('"m"', '"one"'))
-    write(here / "b/x.py", GOOD.replace('"m"', '"two"'))
+    write_recipe(here / "a/x.py", RECIPE.replace('"m"', '"one"'))
+    write_recipe(here / "b/x.py", RECIPE.replace('"m"', '"two"'))
     assert (load("a/x.py").model, load("b/x.py").model) == ("one", "two")
-    write(here / "a/x.py", GOOD.replace('"m"', '"six"'))
+    write_recipe(here / "a/x.py", RECIPE.replace('"m"', '"six"'))
     assert load("a/x.py").model == "six"
 
 
 def test_a_function_of_the_file_is_its_loss(here):
-    write(
+    write_recipe(
         here / "own.py",
-        "def mine(pairs, *, beta):\n    return -beta * pairs.h\n\n" + GOOD.replace(")\n", ", loss=mine)\n"),
+        "def mine(pairs, *, beta):\n    return -beta * pairs.h\n\n" + RECIPE.replace(")\n", ", loss=mine)\n"),
     )
     recipe = load("own.py")
     assert recipe.loss_names == {"mine"} and sys.modules[recipe.loss.__module__].mine is recipe.loss
@@ -124,13 +116,13 @@ BROKEN = [
         "def my(pairs, beta):\n    return pairs.h\n\nrecipe = Recipe(model='m', data=Data('d'), loss=my)",
         ", line 5: The loss my(pairs, beta) must",
     ),
-    (GOOD + "recipe.beta = 0.3", ", line 3: FrozenInstanceError: cannot assign to field 'beta'."),
+    (RECIPE + "recipe.beta = 0.3", ", line 3: FrozenInstanceError: cannot assign to field 'beta'."),
 ]
 
 
 @pytest.mark.parametrize(("body", "message"), BROKEN)
 def test_a_broken_file_is_one_sentence_with_its_line_and_exit_code_1(here, body, message):
-    path = write(here / "broken.py", body)
+    path = write_recipe(here / "broken.py", body)
     before = {m for m in sys.modules if m.startswith("dpo_recipes_file_")}
     with pytest.raises(RecipeError) as error:
         load("broken.py")
@@ -166,82 +158,9 @@ def test_a_file_that_is_not_text(here, data, message):
     ],
 )
 def test_what_is_not_there_is_said(here, name, message):
-    write(here / "sub/some.py")
+    write_recipe(here / "sub/some.py")
     (here / "sub/notes.txt").write_text("x")
     with pytest.raises(UsageError) as error:
         find(name)
     assert str(error.value).startswith(message) or message in str(error.value)
     assert "quickstart" in str(error.value) and str(error.value).endswith("; by path: ./mine.py.")
-
-
-def test_rows_show_a_broken_file_as_broken(here):
-    write(here / "recipes/a_broken.py", "recipe = Recipe(model='m')")
-    write(
-        here / "recipes/a_good.py",
-        GOOD.replace(")\n", ", adapter=QLoRA(r=4), loss={'sigmoid': 1, 'cdpo': 0.5})\n"),
-        '"""What.\n\nMore."""\n' + HEAD,
-    )
-    shown = {row["name"]: row for row in rows()}
-    assert all(list(row) == ["name", "model", "data", "loss", "adapter", "what"] for row in shown.values())
-    assert shown["a_good"] == {
-        "name": "a_good", "model": "m", "data": "d", "loss": "sigmoid + cdpo", "adapter": "QLoRA r=4", "what": "What.",
-    }  # fmt: skip
-    assert shown["a_broken"]["what"].startswith("broken: line 2: TypeError: Recipe.__init__() missing 1 required")
-    assert shown["smollm3_ultrafeedback"]["adapter"] == "LoRA r=32" and not shown["smollm3_ultrafeedback"][
-        "what"
-    ].startswith("broken")
-
-
-@pytest.mark.parametrize("source", sorted(f.stem for f in SHIPPED.glob("*.py")))
-def test_a_fork_is_the_same_value_under_its_own_name(here, source):
-    path = new("mine", source)
-    assert path == Path("recipes/mine.py") and path.resolve() == names()["mine"]
-    text, original = path.read_text(encoding="utf-8"), find(source).read_text(encoding="utf-8")
-    assert "dpo-recipes train mine" in text and f"train {source}" not in text
-    assert text.split('"""')[2] == original.split('"""')[2]  # the code is untouched
-    assert load("mine") == load(source)
-
-
-def test_a_fork_of_a_file_without_a_header_gets_one(here):
-    path = write(here / "bare.py", GOOD)
-    assert new("mine", "bare.py").read_text() == "# mine: a fork of bare.\n" + path.read_text()
-
-
-def test_a_fork_changes_the_header_only_and_whole_words_only(here):
-    write(
-        here / "abc.py",
-        GOOD.replace('"m"', '"abc"'),
-        '"""abc, abc_2, recipes/abc.py. Command: dpo-recipes train abc"""\n' + HEAD,
-    )
-    text = new("mine", "abc.py").read_text()
-    assert (
-        text.startswith('"""mine, abc_2, recipes/abc.py. Command: dpo-recipes train mine"""\n')
-        and 'model="abc"' in text
-    )
-
-
-def test_a_fork_never_overwrites(here):
-    path = new("mine", "quickstart")
-    path.write_text("precious")
-    with pytest.raises(UsageError) as error:
-        new("mine", "quickstart")
-    assert str(error.value) == "recipes/mine.py exists already and stays as it is: choose another name, or delete it."
-    assert path.read_text() == "precious"
-
-
-@pytest.mark.parametrize("name", ["foo-bar", "my recipe", "3", "../x", "é", ""])
-def test_a_name_that_cannot_be_is_refused(here, name):
-    with pytest.raises(UsageError) as error:
-        new(name, "quickstart")
-    assert str(error.value) == f"{name!r} cannot be a recipe's name: letters, digits and _, such as my_quickstart."
-
-
-def test_a_fork_needs_a_start_that_loads_and_a_folder_that_can_be_made(here):
-    write(here / "broken.py", "recipe = 1")
-    with pytest.raises(RecipeError, match="must define"):
-        new("mine", "broken.py")
-    with pytest.raises(UsageError, match="There is no recipe 'nope'"):
-        new("mine", "nope")
-    (here / "recipes").write_text("a file")
-    with pytest.raises(RecipeError, match=r"recipes/mine\.py cannot be written: "):
-        new("mine", "quickstart")

@@ -1,0 +1,78 @@
+"""The recipe files themselves: list what there is, fork one into a new file."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+from ..errors import RecipeError, UsageError
+from ..losses.selection import name_of
+from ..recipe import catalogue
+
+
+def list_() -> list[dict[str, str]]:
+    """Every recipe, sorted by name, as a dict of texts: name, model, data, loss, adapter, and a line of what it is.
+
+    A file that does not load is listed too: its line says what is wrong with it, and all else is empty.
+    """
+    return [_summary(name, path) for name, path in catalogue.names().items()]
+
+
+def _summary(name: str, path: Path) -> dict[str, str]:
+    summary = {"name": name, "model": "", "data": "", "loss": "", "adapter": "", "what": ""}
+    try:
+        recipe = catalogue.load(path)
+    except RecipeError as error:
+        reason = str(error).removeprefix(f"{path}, ")  # the name stands beside it
+        summary["what"] = f"broken: {reason}"
+        return summary
+
+    summary["model"] = recipe.model
+    summary["data"] = recipe.data.name
+    summary["loss"] = " + ".join(name_of(loss) for loss in recipe.weights)
+    if recipe.adapter:
+        summary["adapter"] = f"{type(recipe.adapter).__name__} r={recipe.adapter.r}"
+    else:
+        summary["adapter"] = "full"
+
+    docstring = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+    summary["what"] = docstring.split("\n")[0]
+    return summary
+
+
+def new(name: str, source: str, folder: Path | str = "recipes") -> Path:
+    """Fork a recipe: copy the file of `source` to `folder`/`name`.py, its header already naming itself.
+
+    Returns the new file. UsageError where `name` cannot be a recipe's name or its file exists already, since nothing
+    is ever overwritten; RecipeError where `source` does not load or the file cannot be written.
+    """
+    original = catalogue.find(source)
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        raise UsageError(f"{name!r} cannot be a recipe's name: letters, digits and _, such as my_{original.stem}.")
+
+    target = Path(folder) / f"{name}.py"
+    if target.exists():
+        raise UsageError(f"{target} exists already and stays as it is: choose another name, or delete it.")
+
+    catalogue.load(original)  # a file that does not load is no start
+    text = importlib.util.decode_source(original.read_bytes())
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(_renamed(text, original.stem, name), encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"{target} cannot be written: {error.strerror}.") from None
+    return target
+
+
+def _renamed(text: str, original: str, name: str) -> str:
+    """The text of a recipe file whose header names the fork; its code is untouched.
+
+    The header's commands are then those of the fork. Only whole words are replaced, and no part of a path.
+    """
+    header = ast.get_docstring(ast.parse(text), clean=False) or ""
+    new_header = re.sub(rf"(?<![\w/]){re.escape(original)}(?!\w)", name, header)
+    if name not in new_header:
+        return f"# {name}: a fork of {original}.\n{text}"
+    return text.replace(header, new_header, 1)

@@ -1,0 +1,92 @@
+"""Recipe files are listed even when broken, and forked under their own name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from making import RECIPE, RECIPE_IMPORTS, write_recipe
+
+from dpo_recipes import load
+from dpo_recipes.commands.recipes import list_, new
+from dpo_recipes.errors import RecipeError, UsageError
+from dpo_recipes.recipe.catalogue import SHIPPED, find, names
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_list_shows_a_broken_file_as_broken(here):
+    write_recipe(here / "recipes/a_broken.py", "recipe = Recipe(model='m')")
+    write_recipe(
+        here / "recipes/a_good.py",
+        RECIPE.replace(")\n", ", adapter=QLoRA(r=4), loss={'sigmoid': 1, 'cdpo': 0.5})\n"),
+        '"""What.\n\nMore."""\n' + RECIPE_IMPORTS,
+    )
+    shown = {row["name"]: row for row in list_()}
+    assert all(list(row) == ["name", "model", "data", "loss", "adapter", "what"] for row in shown.values())
+    assert shown["a_good"] == {
+        "name": "a_good", "model": "m", "data": "d", "loss": "sigmoid + cdpo", "adapter": "QLoRA r=4", "what": "What.",
+    }  # fmt: skip
+    assert shown["a_broken"]["what"].startswith("broken: line 2: TypeError: Recipe.__init__() missing 1 required")
+    assert shown["smollm3_ultrafeedback"]["adapter"] == "LoRA r=32" and not shown["smollm3_ultrafeedback"][
+        "what"
+    ].startswith("broken")
+
+
+@pytest.mark.parametrize("source", sorted(f.stem for f in SHIPPED.glob("*.py")))
+def test_a_fork_is_the_same_value_under_its_own_name(here, source):
+    path = new("mine", source)
+    assert path == Path("recipes/mine.py") and path.resolve() == names()["mine"]
+    text, original = path.read_text(encoding="utf-8"), find(source).read_text(encoding="utf-8")
+    assert "dpo-recipes train mine" in text and f"train {source}" not in text
+    assert text.split('"""')[2] == original.split('"""')[2]  # the code is untouched
+    assert load("mine") == load(source)
+
+
+def test_a_fork_of_a_file_without_a_header_gets_one(here):
+    path = write_recipe(here / "bare.py", RECIPE)
+    assert new("mine", "bare.py").read_text() == "# mine: a fork of bare.\n" + path.read_text()
+
+
+def test_a_fork_changes_the_header_only_and_whole_words_only(here):
+    write_recipe(
+        here / "abc.py",
+        RECIPE.replace('"m"', '"abc"'),
+        '"""abc, abc_2, recipes/abc.py. Command: dpo-recipes train abc"""\n' + RECIPE_IMPORTS,
+    )
+    text = new("mine", "abc.py").read_text()
+    assert (
+        text.startswith('"""mine, abc_2, recipes/abc.py. Command: dpo-recipes train mine"""\n')
+        and 'model="abc"' in text
+    )
+
+
+def test_a_fork_never_overwrites(here):
+    path = new("mine", "quickstart")
+    path.write_text("precious")
+    with pytest.raises(UsageError) as error:
+        new("mine", "quickstart")
+    assert str(error.value) == "recipes/mine.py exists already and stays as it is: choose another name, or delete it."
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["foo-bar", "my recipe", "3", "../x", "é", ""])
+def test_a_name_that_cannot_be_is_refused(here, name):
+    with pytest.raises(UsageError) as error:
+        new(name, "quickstart")
+    assert str(error.value) == f"{name!r} cannot be a recipe's name: letters, digits and _, such as my_quickstart."
+
+
+def test_a_fork_needs_a_start_that_loads_and_a_folder_that_can_be_made(here):
+    write_recipe(here / "broken.py", "recipe = 1")
+    with pytest.raises(RecipeError, match="must define"):
+        new("mine", "broken.py")
+    with pytest.raises(UsageError, match="There is no recipe 'nope'"):
+        new("mine", "nope")
+    (here / "recipes").write_text("a file")
+    with pytest.raises(RecipeError, match=r"recipes/mine\.py cannot be written: "):
+        new("mine", "quickstart")
