@@ -1,31 +1,31 @@
 """Everything that can be known before training, as one list of findings; with `run`, real steps beside the plan."""
 
-import copy
 import functools
 import math
-import os
-import statistics
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 
 from ..errors import Finding, RecipeError
 from ..losses.conformance import conformance
-from ..planning.memory import PARTS, Plan, Unplannable, measured_peak, parse_memory, plan, ways_out
+from ..planning.memory import (
+    PARTS,
+    USABLE,
+    Unplannable,
+    device_memory,
+    format_memory,
+    longest_pair,
+    parse_memory,
+    plan_for,
+)
+from ..planning.trial_steps import try_steps
+from ..planning.ways_out import ways_out
 from ..recipe.recipe import PREPARED, Recipe
-from ..recipe.resolve import Device, resolve
+from ..recipe.resolve import Device
 from ..runs import environment
 from ..training.session import Start
-
-TIMED = 3  # steps on pairs as they come, after a first one on the longest
-ROOM = 0.95  # of a device's memory may be planned for: the rest is the driver's, the kernels' and lost in fragments
 
 
 def check(
@@ -79,27 +79,28 @@ def _recipe(recipe: Recipe) -> Iterator[Finding]:
 def _plan(start: Start, memory: int | None, result: dict[str, Any]) -> Iterator[Finding]:
     """Parameters, memory and, where it does not fit, the ways out; steps and tokens."""
     recipe, train = start.recipe, (result["data"] or {}).get("train", {})
-    known = max([2, *start.train["length"], *start.eval["length"]]) if "tokens" in train else 2**60
-    if (tokens := min(known, recipe.max_length or 2**60)) == 2**60:
-        raise Unplannable("Neither the pairs nor max_length say how long a pair can be.")
+    tokens = longest_pair(start, result["data"] or {})
     device = Device("cuda", bf16=True) if memory else start.device
-    memory = memory or _memory(device.kind)
+    memory = memory or device_memory(device.kind)
 
     with start.console.status("planning on fake tensors"):
-        planned = functools.partial(_planned, start, device, tokens)
+        planned = functools.partial(plan_for, start, device, tokens)
         found = planned(recipe)
-        fits, room = found.peak < ROOM * memory, int(ROOM * memory)
+        fits, room = found.peak < USABLE * memory, int(USABLE * memory)
         ways = [] if fits else list(ways_out(recipe, room, planned, tokens))
-        here = found if device == start.device else _planned(start, start.device, tokens, recipe)  # what `run` measures
+        here = found if device == start.device else plan_for(start, start.device, tokens, recipe)  # what `run` measures
     steps = math.ceil(recipe.num_train_epochs * math.ceil(train.get("kept", 0) / recipe.global_batch_size))
     steps = max(recipe.trl.get("max_steps", 0), 0) or steps
-    outs = [f"{change} ({_gb(way.peak)}{', not enough' * (way.peak >= ROOM * memory)})" for change, way in ways]
+    outs = []
+    for change, way in ways:
+        enough = "" if way.peak < USABLE * memory else ", not enough"
+        outs.append(f"{change} ({format_memory(way.peak)}{enough})")
     also = {"here": here.peak, "memory": memory, "fits": fits, "tokens": tokens, "steps": steps, "ways_out": outs}
     result["plan"] = vars(found) | also
     yield Finding("pass", "parameters", f"{found.trainable:,} of {found.total:,} train")
-    each = ", ".join(f"{part} {_gb(size)}" for part in PARTS if (size := getattr(found, part)))
+    each = ", ".join(f"{part} {format_memory(size)}" for part in PARTS if (size := getattr(found, part)))
     at = f"in a{'n' * (found.moment == 'evaluation')} {found.moment}"
-    text = f"{_gb(found.peak)} of {_gb(memory)} on {device.kind}, {at}: {each}."
+    text = f"{format_memory(found.peak)} of {format_memory(memory)} on {device.kind}, {at}: {each}."
     out = f" It does not fit. {'In this order: ' * bool(outs)}{'; '.join(outs) or 'No field is left to change'}."
     yield Finding("pass" if fits else "fail", "memory", text if fits else text + out)
     if padded := train.get("padded_tokens"):
@@ -108,60 +109,21 @@ def _plan(start: Start, memory: int | None, result: dict[str, Any]) -> Iterator[
         yield Finding("pass", "tokens", f"{words} {more}")
 
 
-def _planned(start: Start, device: Device, tokens: int, recipe: Recipe) -> Plan:
-    from ..models import weights as model
-
-    settings, other = resolve(recipe, device), start.reference_path or start.model_path
-    own = settings.reference in ("other model", "moving copy")
-    second = model.skeleton(recipe, settings, other, trainable=False) if own else None
-    policy = model.skeleton(recipe, settings, start.model_path)
-    return plan(policy, recipe, settings, tokens=min(tokens, recipe.max_length or tokens), second=second)
-
-
-def _memory(kind: str) -> int:
-    """Bytes of the device that is there."""
-    if kind != "cuda":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return torch.cuda.get_device_properties(0).total_memory
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
 def _run(start: Start, result: dict[str, Any]) -> Iterator[Finding]:
     """A step on the longest pairs, where policy and reference must agree; timed ones; the longest evaluation batch."""
-    from transformers import TrainerCallback
-
     if start.recipe.data.streaming or not len(start.train):
         raise Unplannable("There are no stored pairs to try.")
-    planned, here = result["plan"], _memory(start.device.kind)
+    planned, here = result["plan"], device_memory(start.device.kind)
     if planned and planned["here"] > here:
-        raise Unplannable(f"It needs {_gb(planned['here'])}, and the {start.device.kind} has {_gb(here)}.")
-    a_step, once, times = start.recipe.global_batch_size, copy.copy(start), list[float]()
-    a_pass = start.recipe.trl.get("per_device_eval_batch_size", start.settings.micro_batch_size)
-    longest, held = (np.argsort(-np.array(p["length"]), kind="stable").tolist() for p in (start.train, start.eval))
-    once.train = start.train.select([*longest[:a_step], *range(min(len(longest), TIMED * a_step))])
-    once.eval = start.eval.select(held[:a_pass])
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            times.append(-time.perf_counter())
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            times[-1] += time.perf_counter()
-
-    plain = {"max_steps": 1 + TIMED, "save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False,
-             "report_to": "none", "push_to_hub": False, "train_sampling_strategy": "sequential"}  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = once.trainer(Path(folder), [Clock()], **plain)
-        resident = [t for m in (trainer.model, trainer.ref_model) if m for t in (*m.parameters(), *m.buffers())]
-        peak = measured_peak(lambda: (trainer.train(), trainer.evaluate()), resident)
-    seconds, steps = statistics.median(times[1:]), planned["steps"] if planned else 0
-    result["run"] = {"peak": peak, "seconds_per_step": seconds, "seconds": steps * seconds}
-    if trainer.health.same_start:
-        known = ", and the loss has its known value" if trainer.health.declared is not None else ""
+        needed = format_memory(planned["here"])
+        raise Unplannable(f"It needs {needed}, and the {start.device.kind} has {format_memory(here)}.")
+    trial = try_steps(start)
+    seconds, steps = trial.seconds_per_step, planned["steps"] if planned else 0
+    result["run"] = {"peak": trial.peak, "seconds_per_step": seconds, "seconds": steps * seconds}
+    if trial.same_start:
+        known = ", and the loss has its known value" if trial.known_loss else ""
         yield Finding("pass", "step 0", f"policy and reference agree{known}")
-    yield Finding("pass", "peak memory", f"{_gb(peak)}; planned {_gb(planned['here']) if planned else 'nothing'}")
+    expected = format_memory(planned["here"]) if planned else "nothing"
+    yield Finding("pass", "peak memory", f"{format_memory(trial.peak)}; planned {expected}")
     whole = f"{steps:,} steps take {timedelta(seconds=round(steps * seconds))}, without evaluation and answers"
     yield Finding("pass", "time", f"{seconds:.3g} s a step; {whole}")

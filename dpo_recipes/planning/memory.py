@@ -6,11 +6,11 @@ import copy
 import gc
 import itertools
 import logging
+import os
 import re
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import RecipeError, UsageError
-from ..losses.trl_losses import COUPLED_LOSSES
-from ..recipe.overrides import apply
-from ..recipe.recipe import QLoRA, Recipe
-from ..recipe.resolve import Settings, dpo_config
+from ..recipe.recipe import Recipe
+from ..recipe.resolve import Device, Settings, dpo_config, resolve
+from ..training.session import Start
 
+USABLE = 0.95  # of a device's memory: the rest is the driver's, the kernels' and lost in fragments
 PARTS = ("weights", "adapter", "gradients", "optimizer", "reference", "activations", "head")
 logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # what does not run is said once, by us
 STATES = {  # name of an optimiser, or a part of it -> bytes that it keeps per number; any other is taken for AdamW
@@ -190,24 +190,6 @@ def _forward(model: Any, live: Live, settings: Settings, pairs: int, tokens: int
         return Head.apply(live, settings.device == "cuda", hidden.reshape(-1, hidden.shape[-1]), *weights)
 
 
-def ways_out(
-    recipe: Recipe, memory: int, replan: Callable[[Recipe], Plan], tokens: int = 10**9
-) -> Iterator[tuple[str, Plan]]:
-    """(what to change, as on the command line; the plan that it gives), until one fits into `memory` bytes.
-    First what leaves the maths alone, one after the other; then, each on top of those, what does not.
-    `tokens`: the longest pair, above which max_length changes nothing."""
-    smaller = recipe.micro_batch_size != 1 and not recipe.loss_names & COUPLED_LOSSES
-    checkpoint = recipe.trl.get("gradient_checkpointing") is False
-    same = ["micro_batch_size=1"] * smaller + ["trl.gradient_checkpointing=true"] * checkpoint
-    other = [f"max_length={length}" for length in (1024, 512, 256) if length < min(recipe.max_length or 10**9, tokens)]
-    other += ["adapter=lora"] * (recipe.adapter is None) + ["adapter=qlora"] * (not isinstance(recipe.adapter, QLoRA))
-    for changes in [same[: n + 1] for n in range(len(same))] + [[*same, change] for change in other]:
-        with suppress(RecipeError):  # such as an option that goes with full fine-tuning alone
-            yield " ".join(changes), (found := replan(apply(recipe, changes)))
-            if found.peak <= memory:
-                return
-
-
 def parse_memory(text: str) -> int:
     """Bytes of '24GB' (10^9 each) or '80GiB' (2^30)."""
     found = re.fullmatch(r"(\d*\.?\d+)\s*(?:([KMGT])(i?))?B?", text.strip(), re.IGNORECASE)
@@ -230,3 +212,37 @@ def measured_peak(step: Callable[[], Any], resident: Iterable[torch.Tensor]) -> 
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     changes = (e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
     return sum(s.nbytes() for s in storages.values()) + max(0, *itertools.accumulate(changes))
+
+
+def longest_pair(start: Start, report: dict[str, Any]) -> int:
+    """Tokens of the longest pair of either split, as `max_length` cuts it. Unplannable where nothing tells."""
+    lengths = [start.recipe.max_length] if start.recipe.max_length else []
+    if "tokens" in report.get("train", {}):
+        lengths.append(max([2, *start.train["length"], *start.eval["length"]]))
+    if not lengths:
+        raise Unplannable("Neither the pairs nor max_length say how long a pair can be.")
+    return min(lengths)
+
+
+def plan_for(start: Start, device: Device, tokens: int, recipe: Recipe) -> Plan:
+    """The plan of a recipe, which may be a changed one of `start`, on a device, for pairs of at most `tokens`."""
+    from ..models.weights import skeleton
+
+    settings = resolve(recipe, device)
+    policy = skeleton(recipe, settings, start.model_path)
+    second = None
+    if settings.reference in ("other model", "moving copy"):
+        second = skeleton(recipe, settings, start.reference_path or start.model_path, trainable=False)
+    return plan(policy, recipe, settings, tokens=min(tokens, recipe.max_length or tokens), second=second)
+
+
+def device_memory(kind: str) -> int:
+    """Bytes of the device that is there."""
+    if kind != "cuda":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return torch.cuda.get_device_properties(0).total_memory
+
+
+def format_memory(size: float) -> str:
+    """Bytes as people write them: '1.50 GB' or '24.0 MB'."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError, apply, train
 from dpo_recipes.errors import UsageError
+from dpo_recipes.planning import trial_steps
 from dpo_recipes.planning.memory import PARTS, Unplannable
 from dpo_recipes.training.session import Start
 
@@ -289,7 +290,7 @@ def test_a_model_that_does_not_run_on_fake_tensors_is_skipped_and_still_tried(ma
     def refuse(*args, **kwargs):
         raise Unplannable("This model does not run on fake tensors.")
 
-    monkeypatch.setattr(module, "plan", refuse)
+    monkeypatch.setattr(module, "plan_for", refuse)
     found = check(made(), run=True)
     assert by_level(found, "skipped") == {"plan": "This model does not run on fake tensors."}
     assert names(found)[-4:] == ["plan", *RUN] and of(found, "peak memory").text.endswith("; planned nothing")
@@ -345,7 +346,7 @@ def test_a_trial_leaves_nothing_on_the_disk(made, tmp_path, monkeypatch, fails):
     trl = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 9}
     assert not by_level(check(made(trl=trl), run=True), "fail")
     if fails:
-        monkeypatch.setattr(module, "measured_peak", interrupt)
+        monkeypatch.setattr(trial_steps, "measured_peak", interrupt)
         with pytest.raises(KeyboardInterrupt):
             check(made(), run=True)
     assert os.listdir(tmp_path / "here") == os.listdir(tmp_path / "temporary") == []
@@ -401,7 +402,7 @@ def test_whatever_breaks_a_trial_is_a_fail(made, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(module, "measured_peak", full)
+    monkeypatch.setattr(trial_steps, "measured_peak", full)
     found = check(made(), run=True)
     assert by_level(found, "fail") == {"run": "OutOfMemoryError: Tried to allocate 2.00 GiB."}
 
@@ -414,7 +415,7 @@ def test_a_bug_of_ours_outside_the_trial_is_not_hidden(made, monkeypatch):
 
 @pytest.mark.slow
 def test_what_does_not_fit_here_is_not_tried(made, monkeypatch):
-    monkeypatch.setattr(module, "_memory", lambda kind: 10**6)
+    monkeypatch.setattr(module, "device_memory", lambda kind: 10**6)
     found = check(made(), run=True)
     assert list(by_level(found, "fail")) == ["memory"] and found["run"] is None
     assert re.fullmatch(r"It needs [0-9.]+ [MG]B, and the cpu has 1\.0 MB\.", by_level(found, "skipped")["run"])
