@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from making import make_model, make_pairs, write_jsonl
+from making import make_adapter, make_model, make_pairs, make_trainer, write_jsonl
 
 # Before anything imports a Hugging Face library: a cache of our own, no hub, no GPU.
 _SCRATCH = tempfile.mkdtemp(prefix="dpo-recipes-tests-")
@@ -38,3 +38,15 @@ def tiny(tmp_path_factory) -> Callable[..., Path]:
 def pairs_file(tmp_path_factory) -> Path:
     """24 explicit pairs as a jsonl file."""
     return write_jsonl(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", make_pairs())
+
+
+@pytest.fixture(scope="session")
+def start_adapter(tiny, tmp_path_factory) -> Path:
+    """A saved LoRA adapter of the tiny model that already changes it."""
+    return make_adapter(tmp_path_factory.mktemp("adapter"), tiny())
+
+
+@pytest.fixture
+def trainer_with_reference(tiny, start_adapter, tmp_path) -> Callable[[str], tuple]:
+    """trainer_with_reference(kind) -> (trainer, its Reference, a reference loaded freshly from disk)."""
+    return lambda kind: make_trainer(kind, tiny(), tiny(seed=1), start_adapter, tmp_path)

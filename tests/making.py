@@ -96,3 +96,101 @@ def write_recipe(path: Path, body: str = RECIPE, head: str = RECIPE_IMPORTS) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(head + body, encoding="utf-8")
     return path
+
+
+def recipe_for(folder: Path, **changes):
+    """A recipe on a model folder whose data are never read."""
+    from dpo_recipes import Data, Recipe
+
+    return Recipe(model=str(folder), **{"data": Data("unused"), **changes})
+
+
+def load_policy(folder: Path, **changes):
+    """The weights that a recipe on this model folder starts from, on the CPU."""
+    from dpo_recipes.models.weights import load_weights
+    from dpo_recipes.recipe.resolve import Device, resolve
+
+    recipe = recipe_for(folder, **changes)
+    return load_weights(recipe, resolve(recipe, Device()), str(folder))
+
+
+def make_adapter(folder: Path, base: Path) -> Path:
+    """A saved LoRA adapter of rank 4 that already changes its base."""
+    import torch
+    from peft import get_peft_model
+
+    from dpo_recipes import LoRA
+    from dpo_recipes.models.adapter import peft_config
+
+    model = get_peft_model(load_policy(base), peft_config(LoRA(r=4)))
+    draw = torch.Generator().manual_seed(1)
+    for name, parameter in sorted(model.named_parameters()):
+        if "lora_" in name:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=draw)
+    model.save_pretrained(folder)
+    return folder
+
+
+REFERENCES = ["adapter off", "frozen adapter", "start weights", "other model"]
+
+
+def make_trainer(reference: str, base: Path, other: Path, adapter: Path, output: Path):
+    """(trainer, its Reference, a reference loaded freshly from disk), one of REFERENCES, as training makes them."""
+    from datasets import Dataset
+
+    from dpo_recipes import LoRA
+    from dpo_recipes.models.adapter import peft_config
+    from dpo_recipes.models.reference import Reference
+    from dpo_recipes.models.tokenizer import load_tokenizer
+    from dpo_recipes.models.weights import load_weights
+    from dpo_recipes.recipe.resolve import Device, dpo_config, resolve
+    from dpo_recipes.training.trainer import RecipeTrainer, config
+
+    changes: dict = {"max_length": 96, "trl": {"gradient_checkpointing": False}}
+    if reference == "adapter off":
+        changes["adapter"] = LoRA(r=4)
+    if reference == "frozen adapter":
+        changes["adapter"] = LoRA(continue_from=str(adapter))
+    if reference == "other model":
+        changes["reference"] = str(other)
+    recipe = recipe_for(base, **changes)
+    settings = resolve(recipe, Device())
+    assert settings.reference == reference
+
+    def load_reference():
+        path = recipe.reference or str(base)
+        return load_weights(recipe, settings, path, trainable=reference == "frozen adapter")
+
+    trainer = RecipeTrainer(
+        recipe=recipe,
+        settings=settings,
+        model=load_weights(recipe, settings, str(base)),
+        args=config(dpo_config(recipe, settings, str(output))),
+        ref_model=load_reference() if reference == "other model" else None,
+        train_dataset=Dataset.from_list(make_pairs(4)),
+        processing_class=load_tokenizer(recipe, str(base)).tokenizer,
+        peft_config=peft_config(recipe.adapter),
+    )
+    return trainer, Reference(trainer.model, settings, load_reference), load_reference().eval()
+
+
+def perturb(model, size: float = 0.3) -> None:
+    """What training does, faster: every trainable tensor moves."""
+    import torch
+
+    draw = torch.Generator().manual_seed(2)
+    for _, parameter in sorted(model.named_parameters()):
+        if parameter.requires_grad:
+            scale = size * parameter.abs().mean().clamp(min=0.1)
+            parameter.data += scale * torch.randn(parameter.shape, generator=draw)
+
+
+def model_state(model) -> list:
+    """All that lending a model out could leave changed: numbers, what trains, the adapter in use, the mode."""
+    parameters = [(name, p.requires_grad, p.sum().item()) for name, p in model.named_parameters()]
+    adapters = [
+        (name, module.disable_adapters, module.training)
+        for name, module in model.named_modules()
+        if hasattr(module, "disable_adapters")
+    ]
+    return [parameters, getattr(model, "active_adapters", None), model.training, adapters]

@@ -18,7 +18,7 @@ from ..runs.model_card import model_card
 from ..training.session import Start, table
 
 if TYPE_CHECKING:
-    from ..models.weights import Tokenizer
+    from ..models.tokenizer import Tokenizer
     from ..training.trainer import RecipeTrainer
 
 
@@ -29,7 +29,8 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     """
     console = console or Console()
     start = Start(recipe, console)
-    from ..evaluation.answers import answers, held_out
+    from ..evaluation.answers import answers
+    from ..evaluation.held_out import held_out
     from ..training import progress
 
     say = start.say

@@ -1,4 +1,4 @@
-"""Held-out numbers with intervals, and answers of reference and policy to the same prompts."""
+"""Answers of reference and policy to the same prompts, and what a reward and the recipe's measures say of them."""
 
 import math
 from collections.abc import Callable
@@ -9,50 +9,19 @@ import torch
 
 from ..data.replies import Reply, question
 from ..errors import RecipeError
-from ..losses.pair_logps import PairLogps
 from ..losses.selection import name_of
-from ..models.generate import best_reward_at_kl, generate, sequence_kl
-from ..models.weights import Reference
+from ..models.generate import generate
+from ..models.reference import Reference
 from ..recipe.recipe import Recipe
 from ..training.trainer import RecipeTrainer
+from .frontier import best_reward_at_kl
+from .held_out import Numbers
+from .kl import sequence_kl
 
 Replies = list[list[Reply]]  # shape (prompts, samples)
-Numbers = dict[str, Any]
 BeforeAfter = tuple[Numbers, Numbers]
-Z = 1.959964  # 95 %
 SAMPLED_PROMPTS, MAX_NEW_TOKENS = 8, 256  # held-out prompts whose answers land in samples.jsonl
 REWARDED_PROMPTS, POLICY_SAMPLES, REFERENCE_SAMPLES = 64, 8, 24  # where the recipe has a reward
-
-
-def wilson(successes: float, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion (1927); `successes` may be fractional, as a tie counts half."""
-    p = successes / trials
-    centre, scale = p + Z * Z / (2 * trials), 1 + Z * Z / trials
-    spread = Z * math.sqrt(p * (1 - p) / trials + Z * Z / (4 * trials * trials))
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-
-def held_out(metrics: Numbers, pairs: PairLogps, beta: float, start: PairLogps, same_start: bool = True) -> Numbers:
-    """TRL's metrics over all held-out pairs, with a Wilson interval, standard errors and changes since `start`.
-
-    Ties count half. Where the reference is the policy's start, h there is rounding, and pairs within its largest tie.
-    """
-    n, margins, noise = len(pairs.h), beta * pairs.h, start.h.abs().max() if same_start else 0.0
-    wins = (pairs.h > noise).sum().item() + (pairs.h.abs() <= noise).sum().item() / 2
-    found: Numbers = {
-        "pairs": n, "loss": metrics["loss"],
-        "rewards/accuracies": wins / n, "rewards/accuracies_interval": list(wilson(wins, n)),
-        "rewards/margins": margins.mean().item(),
-        "rewards/margins_stderr": margins.std().item() / math.sqrt(n) if n > 1 else None,
-    }  # fmt: skip
-    for side in ("chosen", "rejected"):
-        policy, tokens = getattr(pairs, f"policy_{side}"), getattr(pairs, f"{side}_tokens")
-        moved = policy.sum() - getattr(start, f"policy_{side}").sum()
-        found[f"rewards/{side}"] = beta * getattr(pairs, f"{side}_logratios").mean().item()
-        found[f"logps/{side}"] = policy.mean().item()
-        found[f"logps/{side}_change_per_token"] = (moved / tokens.sum()).item()
-    carried = ("logits/chosen", "logits/rejected", "entropy", "mean_token_accuracy", "aux_loss")
-    return found | {name: metrics[name] for name in carried if name in metrics}
 
 
 def side_by_side(

@@ -1,6 +1,5 @@
-"""Sampling replies from a causal language model, the KL along them, and the best reward possible at a KL."""
+"""Sampling replies from a causal language model."""
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -11,7 +10,6 @@ from ..data.replies import Messages, Reply
 from ..errors import RecipeError
 
 Prompt = Messages | str | list[int]  # in a chat template, as plain text, or as token ids
-Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (input_ids, mask), both (b, T) -> logits (b, T, V)
 
 # What a model's own generation_config may carry, and Transformers would fill in, that changes the distribution sampled.
 PLAIN = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
@@ -34,7 +32,7 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return sorted({*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None})
 
 
-def _padded(rows: list[list[int]], pad: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(rows: list[list[int]], pad: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(input_ids, attention_mask), padded on that side to the longest row."""
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, -1, side)
     return ids.where(ids >= 0, pad), (ids >= 0).long()
@@ -71,7 +69,7 @@ def generate(
         torch.manual_seed(seed)
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            ids, mask = _padded([encoded[i] for i in batch], pad, "left")
+            ids, mask = padded([encoded[i] for i in batch], pad, "left")
             output = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **settings)
             for i, row in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
                 end = next((k for k, token in enumerate(row) if token in ends), None)  # behind it is padding only
@@ -80,55 +78,3 @@ def generate(
                 replies[i] += [reply] * (samples // drawn)
             progress((start + len(batch)) * (samples // drawn), len(prompts) * samples)
     return replies
-
-
-@torch.no_grad()
-def sequence_kl(
-    policy_logits: Logits, reference_logits: Logits, prompts_ids: list[list[int]], replies_ids: list[list[int]], *,
-    batch_size: int = 64,
-) -> torch.Tensor:  # fmt: skip
-    """KL(policy || reference) in nats along each reply: float32 of shape (n,), on the CPU.
-
-    The sum over reply positions of the KL of the two next-token distributions over the full vocabulary. Over replies
-    drawn from the policy at temperature 1 its mean estimates the KL of whole sequences (2305.18290, section 6.1), never
-    below 0 and much quieter than the log-ratio of the sampled tokens. The callables get CPU tensors and move them.
-    """
-    if not all(prompts_ids):
-        raise RecipeError("A prompt without a token predicts no first reply token: give each at least one token.")
-    rows = [prompt + reply for prompt, reply in zip(prompts_ids, replies_ids, strict=True)]
-    result = torch.zeros(len(rows))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(rows), batch_size):
-        batch = order[start : start + batch_size]
-        ids, mask = _padded([rows[i] for i in batch], 0, "right")
-        policy, reference = policy_logits(ids, mask), reference_logits(ids, mask)
-        for k, i in enumerate(batch):  # row by row: two full-vocabulary float32 copies of a whole batch would be large
-            at = slice(len(prompts_ids[i]) - 1, len(rows[i]) - 1)  # position t predicts token t + 1
-            log_p, log_q = (logits[k, at].float().log_softmax(-1) for logits in (policy, reference))
-            result[i] = (log_p.exp() * (log_p - log_q)).sum()
-    return result
-
-
-def best_reward_at_kl(rewards: list[list[float]] | torch.Tensor, kl: float) -> float:
-    """The highest expected reward that a policy can have within `kl` nats of the reference, averaged over prompts.
-
-    `rewards`, of shape (prompts, samples), are those of the reference's own samples. The optimum of E[r] under a bound
-    on the mean KL is pi* = pi_ref exp(r/b) / Z (2305.18290, eq. 4); its reward and KL follow from the samples with
-    weights proportional to exp(r/b), and b is found by bisection so that the mean KL is `kl`. Biased downwards, as the
-    value is concave in the sampled distribution. From n samples no KL above log(n) can be seen; beyond the mean of
-    log(n / samples with the highest reward) the result is the mean highest reward.
-    """
-    r = torch.as_tensor(rewards, dtype=torch.float64)
-    if not r.numel() or kl < 0:
-        raise RecipeError(f"No best reward at kl={kl}: it takes a KL of 0 or more, and samples of each prompt.")
-
-    def tilted(log_inverse: float) -> torch.Tensor:
-        """Mean reward and mean KL of pi_ref exp(r/b) / Z, at log(1/b)."""
-        log_p = (math.exp(log_inverse) * r).log_softmax(-1)
-        return (log_p.exp() * torch.stack([r, log_p + math.log(r.shape[1])])).sum(-1).mean(-1)
-
-    low, high = -30.0, 30.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if tilted(middle)[1] < kl else (low, middle)
-    return tilted(low)[0].item()

@@ -226,7 +226,7 @@ def longest_pair(start: Start, report: dict[str, Any]) -> int:
 
 def plan_for(start: Start, device: Device, tokens: int, recipe: Recipe) -> Plan:
     """The plan of a recipe, which may be a changed one of `start`, on a device, for pairs of at most `tokens`."""
-    from ..models.weights import skeleton
+    from ..models.skeleton import skeleton
 
     settings = resolve(recipe, device)
     policy = skeleton(recipe, settings, start.model_path)

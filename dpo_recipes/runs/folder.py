@@ -71,7 +71,7 @@ class Run:
 
     def load_model(self) -> tuple[Any, Any]:
         """(model, tokenizer): the trained policy, the adapter on its base as it was trained."""
-        from ..models.weights import load_trained
+        from ..models.trained import load_trained
 
         return load_trained(self.path, self.recipe)
 

@@ -57,7 +57,8 @@ class Start:
             from transformers import GenerationConfig
             from transformers.utils.logging import disable_progress_bar
 
-            from ..models import weights as model
+            from ..models.device import device
+            from ..models.tokenizer import load_tokenizer
 
             disable_progress_bar()  # of loading shards, which is quick or has a download bar
             watched = console.is_terminal or console.is_jupyter
@@ -65,9 +66,9 @@ class Start:
                 datasets.disable_progress_bars()
             if not watched:
                 os.environ["TQDM_DISABLE"] = "1"  # read by TRL for the reference pass
-        self.device = model.device(self.say, use_cpu=bool(recipe.trl.get("use_cpu")))
+        self.device = device(self.say, use_cpu=bool(recipe.trl.get("use_cpu")))
         self.settings = resolve(recipe, self.device)
-        self.tokenizer = model.load_tokenizer(recipe, self.model_path, self.say)
+        self.tokenizer = load_tokenizer(recipe, self.model_path, self.say)
         self.ends = {self.tokenizer.tokenizer.eos_token_id}
         with contextlib.suppress(OSError):  # what ends a turn stands there, where it is not the tokenizer's end token
             own = GenerationConfig.from_pretrained(self.model_path, revision=recipe.revision or "main").eos_token_id
@@ -144,29 +145,32 @@ class Start:
         """The RecipeTrainer of this recipe; `changes` go over its DPOConfig."""
         from transformers import PrinterCallback
 
-        from ..models import weights as model
+        from ..models.adapter import peft_config
+        from ..models.reference import Reference
+        from ..models.tokenizer import need_embeddings
+        from ..models.weights import load_weights
         from .trainer import RecipeTrainer, config
 
         recipe, settings = self.recipe, self.settings
         with self.console.status("loading the model"):
-            policy = model.load_weights(recipe, settings, self.model_path, say=self.say)
-        model.need_embeddings(policy, self.tokenizer.tokenizer)
+            policy = load_weights(recipe, settings, self.model_path, say=self.say)
+        need_embeddings(policy, self.tokenizer.tokenizer)
         origin = self.reference_path or self.model_path
-        load_reference = functools.partial(model.load_weights, recipe, settings, origin, trainable=False)
+        load_reference = functools.partial(load_weights, recipe, settings, origin, trainable=False)
         second = load_reference() if settings.reference in ("other model", "moving copy") else None
         try:
             trainer = RecipeTrainer(
                 recipe=recipe, settings=settings, say=self.say, model=policy, ref_model=second, callbacks=callbacks,
                 args=config(dpo_config(recipe, settings, str(output)) | changes), train_dataset=self.train,
                 eval_dataset=self.eval, processing_class=self.tokenizer.tokenizer,
-                peft_config=model.peft_config(recipe.adapter),
+                peft_config=peft_config(recipe.adapter),
             )  # fmt: skip
         except (ValueError, NotImplementedError, RuntimeError) as error:
             raise RecipeError(f"TRL refuses the recipe: {str(error).strip()}") from error
         except ImportError as error:
             raise RecipeError(f"A package that the recipe asks for is missing: {error}") from error
         trainer.remove_callback(PrinterCallback)
-        self.reference = model.Reference(trainer.model, settings, load_reference)
+        self.reference = Reference(trainer.model, settings, load_reference)
         return trainer
 
 

@@ -357,7 +357,7 @@ def interrupt(*args, **kwargs):
 
 
 def test_an_adapter_that_does_not_start_at_zero_is_a_fail(made, monkeypatch):
-    model = importlib.import_module("dpo_recipes.models.weights")
+    model = importlib.import_module("dpo_recipes.models.adapter")
     real = model.peft_config
 
     def shifted(adapter):

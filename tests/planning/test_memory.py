@@ -14,7 +14,10 @@ from trl.kernels import chunked_logprob
 
 from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError
 from dpo_recipes.errors import UsageError
-from dpo_recipes.models.weights import load_tokenizer, load_weights, peft_config, skeleton
+from dpo_recipes.models.adapter import peft_config
+from dpo_recipes.models.skeleton import skeleton
+from dpo_recipes.models.tokenizer import load_tokenizer
+from dpo_recipes.models.weights import load_weights
 from dpo_recipes.planning.memory import PARTS, Head, Live, Plan, measured_peak, parse_memory, plan
 from dpo_recipes.planning.ways_out import ways_out
 from dpo_recipes.recipe.resolve import Device, dpo_config, resolve

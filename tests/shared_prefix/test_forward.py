@@ -24,7 +24,8 @@ from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError
 from dpo_recipes.losses.trl_losses import TRL_LOSSES
-from dpo_recipes.models.weights import load_weights, peft_config
+from dpo_recipes.models.adapter import peft_config
+from dpo_recipes.models.weights import load_weights
 from dpo_recipes.recipe.resolve import Device, resolve
 from dpo_recipes.shared_prefix import forward as shared_prefix
 from dpo_recipes.shared_prefix.forward import Row, share, why_not

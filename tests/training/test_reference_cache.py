@@ -17,7 +17,9 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from dpo_recipes import Data, LoRA, QLoRA, Recipe
-from dpo_recipes.models.weights import load_tokenizer, load_weights, peft_config
+from dpo_recipes.models.adapter import peft_config
+from dpo_recipes.models.tokenizer import load_tokenizer
+from dpo_recipes.models.weights import load_weights
 from dpo_recipes.recipe.resolve import Device, dpo_config, resolve
 from dpo_recipes.training import reference_cache
 from dpo_recipes.training import trainer as ours

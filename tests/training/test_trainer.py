@@ -13,7 +13,9 @@ from making import make_pairs
 from dpo_recipes import Data, LoRA, Recipe, RecipeError
 from dpo_recipes.losses.pair_logps import PairLogps
 from dpo_recipes.losses.trl_losses import TRL_LOSSES, readers_of
-from dpo_recipes.models.weights import load_tokenizer, load_weights, peft_config
+from dpo_recipes.models.adapter import peft_config
+from dpo_recipes.models.tokenizer import load_tokenizer
+from dpo_recipes.models.weights import load_weights
 from dpo_recipes.recipe.resolve import Device, dpo_config, resolve
 from dpo_recipes.training import trainer as ours
 
