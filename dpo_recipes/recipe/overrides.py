@@ -101,7 +101,7 @@ def literal(text: str) -> Any:
 
 def _typed(text: str, hint: Any) -> Any:
     """`text` as a value of a type, or of an annotation as DPOConfig writes it; what does not fit stays text."""
-    fitting, value = dpoconfig.fits if isinstance(hint, str) else fits, literal(text)
+    fitting, value = dpoconfig.fits_annotation if isinstance(hint, str) else fits, literal(text)
     if not isinstance(value, str) and fitting(value, hint):  # 123 for a name is the text "123"
         return float(value) if type(value) is int and float in members(hint) else value
     listed = "list" in str(hint) and ("," in text or not fitting(text, hint))

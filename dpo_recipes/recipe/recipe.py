@@ -187,7 +187,7 @@ class Recipe(Value):
     def refusals(self) -> Iterable[tuple[Any, str]]:
         refuse_impossible_losses(self.weights, self.loss_args)
         trl, full, precomputes = self.trl, self.adapter is None, self.adapter is None or self.reference is not None
-        dpoconfig.check(trl, self.loss_names, bool(self.plugins), precomputes)
+        dpoconfig.refuse_unusable_options(trl, self.loss_names, precomputes)
         moving, precompute = trl.get("sync_ref_model"), trl.get("precompute_ref_log_probs")
         return (
             (full and self.dtype in ("float16", "bfloat16"),

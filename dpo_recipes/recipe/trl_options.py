@@ -1,31 +1,47 @@
-"""What the installed DPOConfig accepts, read from its source, because importing TRL takes about five seconds.
+"""What the installed DPOConfig takes, and what a recipe may not put into `trl={...}`.
 
-dpoconfig.toml says what a recipe may not put into `trl={...}`, and what to write instead.
+Leans on TRL 1.16: the names, types, defaults and choices of DPOConfig's fields, read from its source, because importing
+TRL takes about five seconds; and, in trl_options.toml beside this file, what each name would do, or would not.
 """
 
+from __future__ import annotations
+
 import ast
-import contextlib
 import math
 import re
 import tomllib
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import RecipeError, UsageError, nearest
-
-OFF: tuple[Any, ...] = (None, False, 0, "no", "none", [], ["none"])
+from ..losses.trl_losses import F_DIVERGENCE_LOSSES, TRL_LOSSES, UNWEIGHTED_LOSSES, readers_of
 
 _TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-OURS, ALIASES, REMOVED, INERT, NEEDS = (  # by single names
-    {name: value for names, value in _TABLES[table].items() for name in names.split()}
-    for table in ("ours", "aliases", "removed", "inert", "needs")
-)
-READ_BY = {name: set(losses) for name, losses in _TABLES["read_by"].items()}
-CHOICES = {name: tuple(words) for name, words in _TABLES["choices"].items()}
-F_DIVERGENCES, F_DIVERGENCE_LOSSES = CHOICES["f_divergence_type"], set(_TABLES["losses"]["f_divergence"])
-INSIDE_TRL_LOSSES = _TABLES["losses"]["inside_trl"]
+
+
+def _by_single_names(table: str) -> dict[str, Any]:
+    """A table of the file, in which a row may hold several names, with one entry a name."""
+    entries = {}
+    for names, value in _TABLES[table].items():
+        entries.update(dict.fromkeys(names.split(), value))
+    return entries
+
+
+# The tables of trl_options.toml, where each is explained.
+SOURCES: dict[str, str] = _TABLES["sources"]  # file of a package -> the class in it whose fields DPOConfig has
+OURS: dict[str, str] = _by_single_names("ours")  # TRL's name -> the field of a recipe that sets it
+ALIASES: dict[str, str] = _by_single_names("aliases")  # name in other programs -> the field of a recipe
+REMOVED: dict[str, str] = _by_single_names("removed")  # name that is gone -> what to write instead
+INERT: dict[str, str] = _by_single_names("inert")  # name that DPOConfig takes -> why nothing happens
+NEEDS: dict[str, dict[str, Any]] = _by_single_names("needs")  # name -> {other option: the value it must have}, any one
+CHOICES: dict[str, tuple[str, ...]] = {name: tuple(words) for name, words in _TABLES["choices"].items()}
+INSIDE_TRL_LOSSES: list[str] = _TABLES["losses"]["inside_trl"]  # names that never reach a plugin loss
+
+# Values that switch an option off, where the table of needs asks for any but off.
+OFF: tuple[Any, ...] = (None, False, 0, "no", "none", [], ["none"])
 
 
 class Option(NamedTuple):
@@ -36,95 +52,199 @@ class Option(NamedTuple):
     choices: tuple[str, ...]
 
 
-@cache
-def _classes(path: str) -> dict[str, list[ast.stmt]]:
-    package, _, rest = path.partition("/")
-    spec = find_spec(package)  # finds the folder and imports nothing
-    if spec is None or not spec.submodule_search_locations:
-        raise RecipeError(f"{package} is not installed: run `make install`, or `pip install dpo-recipes`.")
-    tree = ast.parse(Path(spec.submodule_search_locations[0], rest).read_text(encoding="utf-8"))
-    return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
+# Reading the source.
 
 
 @cache
 def options() -> dict[str, Option]:
     """Every field of the installed DPOConfig, with TRL's defaults; a computed default is None."""
     found: dict[str, Option] = {}
+    for path, class_name in SOURCES.items():
+        found |= _fields_of(_classes(path)[class_name])
+    for name, words in CHOICES.items():
+        found[name] = found[name]._replace(choices=words)
+    return found
+
+
+def _fields_of(body: list[ast.stmt]) -> dict[str, Option]:
+    """The dataclass fields among the statements of a class: `name: type = 1`, or `= field(default=1, ...)`."""
+    assigned = _assigned_names(body)
+    fields = {}
+    for statement in body:
+        if isinstance(statement, ast.AnnAssign):
+            name, annotation = ast.unparse(statement.target), ast.unparse(statement.annotation)
+            if not name.startswith("_") and "ClassVar" not in annotation:
+                fields[name] = _option(annotation, statement.value, assigned)
+    return fields
+
+
+def _option(annotation: str, value: ast.expr | None, assigned: Mapping[str, ast.expr]) -> Option:
+    keywords: dict[str | None, ast.expr] = {}
+    if isinstance(value, ast.Call):
+        keywords = {keyword.arg: keyword.value for keyword in value.keywords}
+
+    default = keywords.get("default", keywords.get("default_factory", value))
+    if isinstance(default, ast.Lambda):
+        default = default.body
+    elif isinstance(default, ast.Name):  # assigned above, or else the factory `list`
+        default = assigned.get(default.id, ast.List([]))
+
+    choices = _enum_values(annotation)
+    if not choices:
+        metadata = _literal(keywords.get("metadata")) or {}
+        choices = metadata.get("choices", [])
+    return Option(annotation, _literal(default), tuple(choices))
+
+
+def _assigned_names(body: list[ast.stmt]) -> dict[str, ast.expr]:
+    """Name -> what a class assigns to it, at last: `default_optim` is set again under `if is_torch_available():`."""
+    assigned = {}
+    for statement in body:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Assign):
+                assigned[ast.unparse(node.targets[0])] = node.value
+    return assigned
+
+
+def _enum_values(annotation: str) -> list[Any]:
+    """The values of the enum that an annotation begins with (`SchedulerType | str`); nothing where it is no enum."""
     enums = _classes("transformers/trainer_utils.py") | _classes("transformers/training_args.py")
-    for path, name in _TABLES["sources"].items():
-        body = _classes(path)[name]
-        # e.g. `default_optim`, set once more under `if is_torch_available():`
-        names = {ast.unparse(n.targets[0]): n.value for b in body for n in ast.walk(b) if isinstance(n, ast.Assign)}
-        for node in (n for n in body if isinstance(n, ast.AnnAssign)):  # `x: T = 1`, or `= field(default=1, ...)`
-            call = {k.arg: k.value for k in node.value.keywords} if isinstance(node.value, ast.Call) else {}
-            value = call.get("default", call.get("default_factory", node.value))
-            value = value.body if isinstance(value, ast.Lambda) else value
-            value = names.get(value.id) or ast.List([]) if isinstance(value, ast.Name) else value
-            kind = ast.unparse(node.annotation)
-            listed = [_literal(n.value) for n in enums.get(kind.partition(" ")[0], ()) if isinstance(n, ast.Assign)]
-            listed = listed or (_literal(call.get("metadata")) or {}).get("choices", [])
-            found[ast.unparse(node.target)] = Option(kind, _literal(value), tuple(listed))
-    found |= {name: found[name]._replace(choices=words) for name, words in CHOICES.items()}
-    return {n: o for n, o in found.items() if not n.startswith("_") and "ClassVar" not in o.annotation}
+    members = enums.get(annotation.partition(" ")[0], [])
+    return [_literal(member.value) for member in members if isinstance(member, ast.Assign)]
+
+
+@cache
+def _classes(path: str) -> dict[str, list[ast.stmt]]:
+    """Name -> statements of each class in a file of an installed package, `trl/trainer/dpo_config.py`."""
+    package, _, rest = path.partition("/")
+    spec = find_spec(package)  # finds the folder and imports nothing
+    if spec is None or not spec.submodule_search_locations:
+        raise RecipeError(f"{package} is not installed: run `make install`, or `pip install dpo-recipes`.")
+    file = Path(spec.submodule_search_locations[0], rest)
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _literal(node: ast.expr | None) -> Any:
-    with contextlib.suppress(ValueError):
-        return ast.literal_eval(node) if node else None
+    """The value of an expression; None where it would have to be computed."""
+    if node is None:
+        return None
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
 
 
-def fits(value: Any, annotation: str) -> bool:
+# What a recipe may set.
+
+
+def fits_annotation(value: Any, annotation: str) -> bool:
     """Whether a value has the type that DPOConfig's source declares; names of enums and classes stand for text."""
-    words, kind = set(re.findall(r"\w+", annotation)), type(value).__name__
-    if isinstance(value, str):  # for a dict it is JSON, or the path of a JSON file
-        as_dict = "dict" not in words or value.lstrip().startswith("{") or value.endswith(".json")
-        return as_dict and bool(words - {"int", "float", "bool", "dict", "list", "Any", "None"})
-    finite = not isinstance(value, float) or math.isfinite(value)
-    return finite and bool(words & {"NoneType": {"None"}, "int": {"int", "float"}}.get(kind, {kind}))
+    words = set(re.findall(r"\w+", annotation))
+    if isinstance(value, str):
+        if "dict" in words and not (value.lstrip().startswith("{") or value.endswith(".json")):
+            return False  # for a dict it is JSON, or the path of a JSON file
+        return bool(words - {"int", "float", "bool", "dict", "list", "Any", "None"})
+    if value is None:
+        return "None" in words
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if type(value) is int:
+        return bool(words & {"int", "float"})
+    return type(value).__name__ in words
 
 
-def check(given: dict[str, Any], losses: set[str], plugins: bool, precomputes: bool = False) -> None:
+def refuse_unusable_options(given: Mapping[str, Any], losses: Collection[str], precomputes: bool = False) -> None:
     """Refuse what does not exist, what has a field of its own, and what would do nothing beside these losses.
 
-    `plugins`: one of the losses is not TRL's; `precomputes`: the reference is precomputed though `trl` does not say so.
+    `losses` are names, of TRL's losses and of plugin losses; `precomputes`: the reference is precomputed though `trl`
+    does not say so.
     """
-    if given:
-        beside = {n: o.default for n, o in options().items()} | {"precompute_ref_log_probs": precomputes} | given
-        for name, value in given.items():
-            if why := _misfit(name, value):
-                raise UsageError(f"trl.{name}={value!r} {why}")
-            if value != options()[name].default and (why := _idle(name, losses, plugins, beside)):
-                raise UsageError(f"trl.{name}={value!r} would do nothing here: {why}. Delete it.")
+    if not given:
+        return  # before DPOConfig's source is read
+    defaults = {name: option.default for name, option in options().items()}
+    in_force = {**defaults, "precompute_ref_log_probs": precomputes, **given}
+    for name, value in given.items():
+        _refuse_misfit(name, value)
+        if value != defaults[name]:
+            _refuse_idle_beside_losses(name, value, frozenset(losses))
+            _refuse_idle_beside_options(name, value, in_force)
+            _refuse_meaningless(name, value, frozenset(losses))
 
 
-def _misfit(name: str, value: Any) -> str | None:
-    """Why a recipe may not set this DPOConfig field, or not to this value."""
-    for table, words in ((OURS, "has a place of its own: set {}"), (REMOVED, "is {}"), (INERT, "does nothing: {}")):
-        if name in table:
-            return f"{words.format(table[name])}."
+def _refuse_misfit(name: str, value: Any) -> None:
+    """What a recipe may not set in `trl`, or not to this value, whatever stands beside it."""
+    shown = f"trl.{name}={value!r}"
+    if name in OURS:
+        raise UsageError(f"{shown} has a place of its own: set {OURS[name]}.")
+    if name in REMOVED:
+        raise UsageError(f"{shown} is {REMOVED[name]}.")
+    if name in INERT:
+        raise UsageError(f"{shown} does nothing: {INERT[name]}.")
+    if name in ALIASES:
+        raise UsageError(
+            f"{shown} is not a field of the installed DPOConfig. It is {ALIASES[name]}, a field of the recipe."
+        )
     if name not in options():
-        near = f" It is {ALIASES[name]}, a field of the recipe." if name in ALIASES else nearest(name, options())
-        return f"is not a field of the installed DPOConfig.{near}"
-    annotation, default, choices = options()[name]
-    if not fits(value, annotation):
-        return f"has the wrong type: DPOConfig declares {name}: {annotation}."
-    if isinstance(value, (int, float)) and (value < 0 or name == "max_steps" and not value) and value != default:
-        return f"is too small to mean anything: TRL's own is {default!r}."
-    if isinstance(value, str) and choices and value not in choices:
-        return f"is not one of {', '.join(choices)}.{nearest(value, choices)}"
-    return None
+        raise UsageError(f"{shown} is not a field of the installed DPOConfig.{nearest(name, options())}")
+
+    option = options()[name]
+    if not fits_annotation(value, option.annotation):
+        raise UsageError(f"{shown} has the wrong type: DPOConfig declares {name}: {option.annotation}.")
+    if isinstance(value, (int, float)) and value != option.default:  # max_steps is -1 by default: no limit
+        smallest_is_idle = name == "max_steps" and value == 0
+        if value < 0 or smallest_is_idle:
+            raise UsageError(f"{shown} is too small to mean anything: TRL's own is {option.default!r}.")
+    if isinstance(value, str) and option.choices and value not in option.choices:
+        raise UsageError(f"{shown} is not one of {', '.join(option.choices)}.{nearest(value, option.choices)}")
 
 
-def _idle(name: str, losses: set[str], plugins: bool, beside: dict[str, Any]) -> str | None:
-    """Why an option acts on nothing beside these losses and options."""
-    readers = READ_BY.get(name, losses)
-    if not readers & losses:
-        tail = "; TRL's sigmoid ignores it since 0.29, loss='cdpo' is label smoothing" if len(readers) > 1 else ""
-        return f"read by loss {', '.join(sorted(readers))} only{tail}"
-    needs = NEEDS.get(name, {}).items()
-    if needs and not any(beside[n] not in OFF if value is True else beside[n] == value for n, value in needs):
-        return f"read with {' or '.join(n if value is True else f'{n}={value!r}' for n, value in needs)} only"
-    if plugins and name in INSIDE_TRL_LOSSES:
-        return f"it acts inside TRL's own losses and would never reach the plugin loss in {sorted(losses)}"
-    clash = {"f_divergence_type": losses - F_DIVERGENCE_LOSSES, "use_weighting": losses & {"aot", "aot_unpaired"}}
-    return f"it has no meaning for loss={min(clash[name])!r}" if clash.get(name) else None
+def _refuse_idle_beside_losses(name: str, value: Any, losses: frozenset[str]) -> None:
+    """An option that acts in some of TRL's losses only, none of which is chosen."""
+    readers = readers_of(name)
+    if not readers or readers & losses:
+        return
+    hint = ""
+    if name == "label_smoothing":
+        hint = "; TRL's sigmoid ignores it since 0.29, loss='cdpo' is label smoothing"
+    raise UsageError(
+        f"trl.{name}={value!r} would do nothing here: read by loss {', '.join(sorted(readers))} only{hint}. Delete it."
+    )
+
+
+def _refuse_idle_beside_options(name: str, value: Any, in_force: Mapping[str, Any]) -> None:
+    """An option that acts beside one of several others only, none of which is set so."""
+    if name not in NEEDS:
+        return
+    alternatives = []
+    for other, wanted in NEEDS[name].items():
+        if wanted is True:  # any value but off
+            acts = in_force[other] not in OFF
+            alternatives.append(other)
+        else:
+            acts = in_force[other] == wanted
+            alternatives.append(f"{other}={wanted!r}")
+        if acts:
+            return
+    raise UsageError(
+        f"trl.{name}={value!r} would do nothing here: read with {' or '.join(alternatives)} only. Delete it."
+    )
+
+
+def _refuse_meaningless(name: str, value: Any, losses: frozenset[str]) -> None:
+    """An option that would not reach one of the chosen losses, or that TRL has not defined for one of them."""
+    shown = f"trl.{name}={value!r}"
+    if name in INSIDE_TRL_LOSSES and losses - TRL_LOSSES.keys():
+        raise UsageError(
+            f"{shown} would do nothing here: it acts inside TRL's own losses and would never reach the plugin loss in "
+            f"{sorted(losses)}. Delete it."
+        )
+    without_meaning: frozenset[str] = frozenset()
+    if name == "f_divergence_type":
+        without_meaning = losses - F_DIVERGENCE_LOSSES
+    elif name == "use_weighting":
+        without_meaning = losses & UNWEIGHTED_LOSSES
+    if without_meaning:
+        raise UsageError(
+            f"{shown} would do nothing here: it has no meaning for loss={min(without_meaning)!r}. Delete it."
+        )

@@ -8,15 +8,29 @@ import math
 import pytest
 
 from dpo_recipes.errors import RecipeError, UsageError
-from dpo_recipes.recipe import trl_options as dpoconfig
-from dpo_recipes.recipe.trl_options import ALIASES, INERT, NEEDS, OURS, READ_BY, REMOVED, check, options
+from dpo_recipes.losses.trl_losses import TRL_LOSSES
+from dpo_recipes.recipe import trl_options
+from dpo_recipes.recipe.trl_options import (
+    ALIASES,
+    INERT,
+    INSIDE_TRL_LOSSES,
+    NEEDS,
+    OURS,
+    REMOVED,
+    fits_annotation,
+    options,
+    refuse_unusable_options,
+)
+
+# --- the fields, as read
 
 
 @pytest.fixture(scope="module")
 def real():
+    """Name -> dataclass field of the imported DPOConfig."""
     from trl import DPOConfig
 
-    return {f.name: f for f in dataclasses.fields(DPOConfig) if f.init}
+    return {field.name: field for field in dataclasses.fields(DPOConfig) if field.init}
 
 
 def test_names_are_those_of_the_imported_class(real):
@@ -24,8 +38,10 @@ def test_names_are_those_of_the_imported_class(real):
 
 
 def test_defaults_are_those_of_the_imported_class(real):
-    for name, f in real.items():
-        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+    for name, field in real.items():
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
         default = getattr(default, "value", default)  # an enum by its text
         assert options()[name].default == default, name
 
@@ -36,26 +52,77 @@ def test_choices_are_those_of_the_imported_classes(real):
     from transformers.training_args import OptimizerNames
 
     enums = {
-        "lr_scheduler_type": SchedulerType, "optim": OptimizerNames, "eval_strategy": IntervalStrategy,
-        "logging_strategy": IntervalStrategy, "save_strategy": SaveStrategy, "hub_strategy": HubStrategy,
-    }  # fmt: skip
+        "lr_scheduler_type": SchedulerType,
+        "optim": OptimizerNames,
+        "eval_strategy": IntervalStrategy,
+        "logging_strategy": IntervalStrategy,
+        "save_strategy": SaveStrategy,
+        "hub_strategy": HubStrategy,
+    }
     for name, enum in enums.items():
         assert options()[name].choices == tuple(member.value for member in enum), name
-    for name, f in real.items():
-        if isinstance(f.metadata.get("choices"), list) and name != "truncation_mode":
-            assert options()[name].choices == tuple(f.metadata["choices"]), name
+    for name, field in real.items():
+        choices = field.metadata.get("choices")
+        if isinstance(choices, list) and name != "truncation_mode":
+            assert options()[name].choices == tuple(choices), name
+
+
+def test_a_package_that_is_not_there_is_a_sentence():
+    with pytest.raises(RecipeError, match=r"no_such_package is not installed: run `make install`"):
+        trl_options._classes("no_such_package/x.py")
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "fitting"),
+    [
+        (1, "int", True),
+        (1, "float | None", True),
+        (1, "bool", False),
+        (True, "bool", True),
+        (True, "float", False),
+        (0.5, "float", True),
+        (0.5, "int", False),
+        (math.inf, "float", False),
+        (None, "float | None", True),
+        (None, "float", False),
+        ("cosine", "SchedulerType | str", True),
+        ("cosine", "IntervalStrategy", True),
+        ("cosine", "float | None", False),
+        ("steps", "dict[str, Any] | str | None", False),
+        ('{"a": 1}', "dict[str, Any] | str | None", True),
+        ("zero3.json", "dict | str | None", True),
+        ({"a": 1}, "dict[str, Any] | str | None", True),
+        (["wandb"], "None | str | list[str]", True),
+        (["wandb"], "str", False),
+    ],
+)
+def test_a_value_fits_an_annotation_as_dpoconfig_writes_it(value, annotation, fitting):
+    assert fits_annotation(value, annotation) is fitting
+
+
+# --- the tables
 
 
 def test_the_tables_name_fields_that_exist_and_the_removed_do_not(real):
     needed = {other for alternatives in NEEDS.values() for other in alternatives}
-    for table in (OURS, INERT, NEEDS, READ_BY, dpoconfig.INSIDE_TRL_LOSSES, needed):
-        assert set(table) <= real.keys()
+    read_by_some = {option for loss in TRL_LOSSES.values() for option in loss.reads}
+    for names in (OURS, INERT, NEEDS, INSIDE_TRL_LOSSES, needed, read_by_some):
+        assert set(names) <= real.keys()
     assert not (REMOVED.keys() | ALIASES.keys()) & real.keys()
 
 
 def test_no_name_stands_in_two_tables():
-    seen = [*OURS, *INERT, *REMOVED, *ALIASES, *NEEDS]
-    assert len(seen) == len(set(seen))
+    names = [*OURS, *INERT, *REMOVED, *ALIASES, *NEEDS]
+    assert len(names) == len(set(names))
+
+
+# --- what is refused
+
+
+def message(given, losses=("sigmoid",), precomputes=False) -> str:
+    with pytest.raises(UsageError) as error:
+        refuse_unusable_options(given, losses, precomputes)
+    return str(error.value)
 
 
 @pytest.mark.parametrize("name", REMOVED)
@@ -65,17 +132,6 @@ def test_a_removed_name_raises_type_error_in_trl_and_says_what_to_write_here(nam
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
         DPOConfig(output_dir=str(tmp_path), **{name: None})
     assert message({name: 1}) == f"trl.{name}=1 is {REMOVED[name]}."
-
-
-def test_a_package_that_is_not_there_is_a_sentence():
-    with pytest.raises(RecipeError, match=r"no_such_package is not installed: run `make install`"):
-        dpoconfig._classes("no_such_package/x.py")
-
-
-def message(given, losses=("sigmoid",), plugins=False, precomputes=False) -> str:
-    with pytest.raises(UsageError) as error:
-        check(given, set(losses), plugins, precomputes)
-    return str(error.value)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -88,95 +144,142 @@ def test_what_does_nothing_is_refused(name):
     assert message({name: 1}) == f"trl.{name}=1 does nothing: {INERT[name]}."
 
 
-# option -> (off, on), for the options that others need
-SWITCHES = {
-    "f_divergence_type": ("js_divergence", "alpha_divergence"),
-    "eval_strategy": ("no", "steps"), "save_strategy": ("no", "steps"),
-    "logging_strategy": ("epoch", "steps"), "report_to": ("none", ["wandb"]), "fsdp": (None, "full_shard"),
-    "dataloader_num_workers": (0, 2), "lr_scheduler_type": ("linear", "reduce_lr_on_plateau"),
-}  # fmt: skip
-VALUES = {"bool": True, "int": 3, "float": 0.3, "dict": {"key": 1}, "str": "other"}
+# Options that others need: a value that switches each off, and one that switches it on; any other is False or True.
+SWITCHED_OFF = {
+    "f_divergence_type": "js_divergence",
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "logging_strategy": "epoch",
+    "report_to": "none",
+    "fsdp": None,
+    "dataloader_num_workers": 0,
+    "lr_scheduler_type": "linear",
+}
+SWITCHED_ON = {
+    "eval_strategy": "steps",
+    "report_to": ["wandb"],
+    "fsdp": "full_shard",
+    "dataloader_num_workers": 2,
+}
+VALUES_OF_TYPES = {
+    "bool": True,
+    "int": 3,
+    "float": 0.3,
+    "dict": {"key": 1},
+    "str": "other",
+}
+
+
+def other_than_the_default(name):
+    """A value that an option may have and that is not its default."""
+    option = options()[name]
+    for choice in option.choices:
+        if choice != option.default:
+            return choice
+    for type_name, value in VALUES_OF_TYPES.items():
+        if type_name in option.annotation and value != option.default:
+            return value
+    raise AssertionError(f"no value for {name}: {option}")
 
 
 @pytest.mark.parametrize("name", NEEDS)
 def test_what_needs_another_option_is_refused_without_it_and_taken_with_each_alternative(name):
-    default = options()[name].default
-    value = [v for t, v in VALUES.items() if t in options()[name].annotation and v != default][0]
-    value = ([c for c in options()[name].choices if c != default] or [value])[0]
-    off = {other: SWITCHES.get(other, (False, True))[0] for other in NEEDS[name]}
-    assert f"trl.{name}={value!r} would do nothing here: read with {next(iter(NEEDS[name]))}" in message(
-        {**off, name: value}
-    )
+    value = other_than_the_default(name)
+    off = {other: SWITCHED_OFF.get(other, False) for other in NEEDS[name]}
+    first = next(iter(NEEDS[name]))
+    expected = f"trl.{name}={value!r} would do nothing here: read with {first}"
+    assert expected in message({**off, name: value})
     for other, wanted in NEEDS[name].items():
-        on = SWITCHES.get(other, (False, True))[1] if wanted is True else wanted
-        check({**off, other: on, name: value}, {"sigmoid"}, False)
+        on = SWITCHED_ON.get(other, True) if wanted is True else wanted
+        refuse_unusable_options({**off, other: on, name: value}, {"sigmoid"})
 
 
 @pytest.mark.parametrize(
-    ("given", "losses", "text"),
+    ("given", "text"),
     [
-        ({"max_grad_nrom": 1.0}, (), "is not a field of the installed DPOConfig. Did you mean 'max_grad_norm'?"),
-        ({"lora_r": 1}, (), "trl.lora_r=1 is not a field of the installed DPOConfig. It is adapter.r, a"),
-        ({"max_grad_norm": "big"}, (), "='big' has the wrong type: DPOConfig declares max_grad_norm: float."),
-        ({"max_grad_norm": math.nan}, (), "trl.max_grad_norm=nan has the wrong type"),
-        ({"max_grad_norm": True}, (), "trl.max_grad_norm=True has the wrong type"),
-        ({"max_grad_norm": -1}, (), "trl.max_grad_norm=-1 is too small to mean anything: TRL's own is 1.0."),
-        ({"max_steps": 0}, (), "trl.max_steps=0 is too small to mean anything: TRL's own is -1."),
-        ({"logging_nan_inf_filter": 1}, (), "wrong type: DPOConfig declares logging_nan_inf_filter: bool."),
-        ({"lr_scheduler_kwargs": "num_cycles:2"}, (), "wrong type: DPOConfig declares lr_scheduler_kwargs: dict"),
-        ({"lr_scheduler_type": "cosin"}, (), "trl.lr_scheduler_type='cosin' is not one of linear, cosine, "),
-        ({"lr_scheduler_type": "cosin"}, (), "greedy. Did you mean 'cosine'?"),
-        ({"eval_strategy": "step"}, (), "is not one of no, steps, epoch. Did you mean 'steps'?"),
-        ({"f_divergence_type": "js"}, (), "is not one of reverse_kl, forward_kl, js_divergence, alpha_divergence."),
-        ({"truncation_mode": "keep_end"}, (), "trl.truncation_mode='keep_end' is not one of keep_start."),
-        ({"label_smoothing": 0.1}, (), "read by loss aot, aot_unpaired, exo_pair, robust only; TRL's"),
-        ({"label_smoothing": 0.1}, ("cdpo",), "loss='cdpo' is label smoothing."),
-        ({"discopop_tau": 0.1}, (), "trl.discopop_tau=0.1 would do nothing here: read by loss discopop only."),
-        ({"f_divergence_type": "js_divergence"}, ("apo_zero",), "it has no meaning for loss='apo_zero'. Delete it."),
-        ({"use_weighting": True}, ("aot",), "do nothing here: it has no meaning for loss='aot'"),
-    ],
-)  # fmt: skip
-def test_what_cannot_work_is_refused(given, losses, text):
-    assert text in message(given, losses or ("sigmoid",))
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("ld_alpha", 0.5),
-        ("f_divergence_type", "js_divergence"),
-        ("use_weighting", True),
-        ("f_alpha_divergence_coef", 0.3),
+        ({"max_grad_nrom": 1.0}, "is not a field of the installed DPOConfig. Did you mean 'max_grad_norm'?"),
+        ({"lora_r": 1}, "trl.lora_r=1 is not a field of the installed DPOConfig. It is adapter.r, a"),
+        ({"max_grad_norm": "big"}, "='big' has the wrong type: DPOConfig declares max_grad_norm: float."),
+        ({"max_grad_norm": math.nan}, "trl.max_grad_norm=nan has the wrong type"),
+        ({"max_grad_norm": True}, "trl.max_grad_norm=True has the wrong type"),
+        ({"max_grad_norm": -1}, "trl.max_grad_norm=-1 is too small to mean anything: TRL's own is 1.0."),
+        ({"max_steps": 0}, "trl.max_steps=0 is too small to mean anything: TRL's own is -1."),
+        ({"logging_nan_inf_filter": 1}, "wrong type: DPOConfig declares logging_nan_inf_filter: bool."),
+        ({"lr_scheduler_kwargs": "num_cycles:2"}, "wrong type: DPOConfig declares lr_scheduler_kwargs: dict"),
+        ({"lr_scheduler_type": "cosin"}, "trl.lr_scheduler_type='cosin' is not one of linear, cosine, "),
+        ({"lr_scheduler_type": "cosin"}, "greedy. Did you mean 'cosine'?"),
+        ({"eval_strategy": "step"}, "is not one of no, steps, epoch. Did you mean 'steps'?"),
+        ({"f_divergence_type": "js"}, "is not one of reverse_kl, forward_kl, js_divergence, alpha_divergence."),
+        ({"truncation_mode": "keep_end"}, "trl.truncation_mode='keep_end' is not one of keep_start."),
     ],
 )
-def test_what_trl_applies_inside_its_own_losses_is_refused_beside_a_plugin(name, value):
-    beside = {"f_alpha_divergence_coef": {"f_divergence_type": "alpha_divergence"}}.get(name, {})
-    text = message({name: value, **beside}, ("cdpo", "sigmoid"), plugins=True)
-    assert (
+def test_what_is_no_field_or_no_value_of_it_is_refused(given, text):
+    assert text in message(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "loss", "text"),
+    [
+        ({"label_smoothing": 0.1}, "sigmoid", "read by loss aot, aot_unpaired, exo_pair, robust only; TRL's"),
+        ({"label_smoothing": 0.1}, "cdpo", "loss='cdpo' is label smoothing."),
+        ({"discopop_tau": 0.1}, "sigmoid", "trl.discopop_tau=0.1 would do nothing here: read by loss discopop only."),
+        ({"f_divergence_type": "js_divergence"}, "apo_zero", "it has no meaning for loss='apo_zero'. Delete it."),
+        ({"use_weighting": True}, "aot", "do nothing here: it has no meaning for loss='aot'"),
+    ],
+)
+def test_what_the_chosen_loss_does_not_read_is_refused(given, loss, text):
+    assert text in message(given, [loss])
+
+
+@pytest.mark.parametrize("loss", TRL_LOSSES)
+def test_an_option_of_some_losses_is_taken_beside_those(loss):
+    for option in TRL_LOSSES[loss].reads:
+        refuse_unusable_options({option: 0.1}, {loss})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "beside"),
+    [
+        ("ld_alpha", 0.5, {}),
+        ("f_divergence_type", "js_divergence", {}),
+        ("use_weighting", True, {}),
+        ("f_alpha_divergence_coef", 0.3, {"f_divergence_type": "alpha_divergence"}),
+    ],
+)
+def test_what_trl_applies_inside_its_own_losses_is_refused_beside_a_plugin(name, value, beside):
+    text = message({name: value, **beside}, ("cdpo", "sigmoid"))
+    expected = (
         f"trl.{name}={value!r} would do nothing here: it acts inside TRL's own losses and would never reach the "
-        in text
+        "plugin loss in ['cdpo', 'sigmoid']"
     )
-    check({name: value, **beside}, {"sigmoid"}, False)
-    check({name: options()[name].default}, {"cdpo"}, True)
+    assert expected in text
+    refuse_unusable_options({name: value, **beside}, {"sigmoid"})
+    refuse_unusable_options({name: options()[name].default}, {"cdpo"})
 
 
 @pytest.mark.parametrize(
     "given",
     [
         {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "max_grad_norm": 0.5, "weight_decay": 0, "max_steps": 7},
-        {"lr_scheduler_kwargs": {"num_cycles": 2}}, {"lr_scheduler_kwargs": '{"num_cycles": 2}'},
+        {"lr_scheduler_kwargs": {"num_cycles": 2}},
+        {"lr_scheduler_kwargs": '{"num_cycles": 2}'},
         {"deepspeed": "zero3.json"},
-        {"report_to": "none"}, {"report_to": ["wandb", "trackio"], "run_name": "one"},
+        {"report_to": "none"},
+        {"report_to": ["wandb", "trackio"], "run_name": "one"},
         {"eval_strategy": "steps", "eval_steps": 5},
-        {"pad_to_multiple_of": None}, {"label_smoothing": 0.0}, {"truncation_mode": "keep_start"},
+        {"pad_to_multiple_of": None},
+        {"label_smoothing": 0.0},
+        {"truncation_mode": "keep_start"},
         {"optim_args": "a=1,b=2"},
-        {"warmup_steps": 10, "logging_steps": 5, "save_steps": 0.5}, {"gradient_checkpointing": False}, {},
+        {"warmup_steps": 10, "logging_steps": 5, "save_steps": 0.5},
+        {"gradient_checkpointing": False},
+        {},
     ],
-)  # fmt: skip
+)
 def test_what_works_is_taken(given):
-    check(given, {"sigmoid"}, False)
+    refuse_unusable_options(given, {"sigmoid"})
 
 
 def test_the_batch_of_the_precomputation_is_taken_where_the_mode_precomputes():
     assert "read with precompute_ref_log_probs only" in message({"precompute_ref_batch_size": 4})
-    check({"precompute_ref_batch_size": 4}, {"sigmoid"}, False, precomputes=True)
+    refuse_unusable_options({"precompute_ref_batch_size": 4}, {"sigmoid"}, precomputes=True)
