@@ -115,11 +115,10 @@ def check(
     """All that can be known before training; exit 1 on a fail."""
     value = _recipe(recipe, changes)
     from .commands.check import check as check_recipe
-    from .training.session import table as data_table
 
     result = check_recipe(value, gpu=gpu, run=run, console=Console(quiet=as_json))
     if result["data"] and not as_json:
-        Console().print(data_table(result["data"]))
+        Console().print(terminal.data_table(result["data"]))
     _report(as_json=as_json, **result)
 
 

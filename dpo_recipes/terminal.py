@@ -71,6 +71,57 @@ def findings_count(findings: Iterable[Finding]) -> str:
     return ", ".join(f"{number} {level}" for level, number in count.items())
 
 
+def data_table(report: dict[str, Any]) -> Table:
+    """The data report: rows read, kept and dropped by reason, and lengths in tokens, for both splits."""
+    table = Table(Column(no_wrap=True), "train", "eval", title="Pairs", title_justify="left")
+    splits = [report["train"], report["eval"]]
+
+    def add_row(words: str, cells: list[Any]) -> None:
+        table.add_row(words, *(_cell(value) for value in cells))
+
+    # How many rows there are, and what became of them.
+    for name in ("rows", "held_out", "kept"):
+        if any(name in split for split in splits):
+            add_row(name.replace("_", " "), [split.get(name, "") for split in splits])
+    reasons = dict.fromkeys(reason for split in splits for reason in split["dropped"])
+    for reason in reasons:
+        add_row(f"dropped: {reason}", [_drop_cell(split["dropped"].get(reason)) for split in splits])
+
+    # Lengths in tokens. Of a stream nothing is known beforehand: its cells stay empty.
+    for side in ("prompt", "chosen", "rejected"):
+        lengths = [_lengths_cell(split["tokens"][side]) if "tokens" in split else "" for split in splits]
+        add_row(f"{side} tokens, 50/95/99/100 %", lengths)
+    truncated = [split["truncated"]["pairs"] if "truncated" in split else "" for split in splits]
+    add_row("pairs that max_length cuts", truncated)
+    for words, name in (
+        ("max_length to keep 99 % whole", "max_length_keeping_99"),
+        ("chosen is the longer side", "longer_chosen"),
+        ('accuracy of "pick the longer"', "pick_longer_accuracy"),
+    ):
+        add_row(words, [split.get(name, "") for split in splits])
+    return table
+
+
+def _cell(value: Any) -> str:
+    """A count with commas, a share in percent, and any text as it is."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.1%}"
+    return escape(value)
+
+
+def _drop_cell(drop: dict[str, Any] | None) -> str | int:
+    """The number of rows that one reason dropped, and the first of them."""
+    if drop is None:
+        return 0
+    return f"{drop['count']:,} (rows {', '.join(drop['rows'])})"
+
+
+def _lengths_cell(quantiles: dict[str, int]) -> str:
+    return " / ".join(f"{quantiles[name]:,}" for name in ("p50", "p95", "p99", "max"))
+
+
 def _whole(header: str) -> Column:
     """A column of names, origins or defaults: never cut."""
     return Column(header, no_wrap=True, overflow="fold")

@@ -15,7 +15,8 @@ from ..recipe.recipe import PREPARED, QLoRA, Recipe
 from ..recipe.resolve import rows
 from ..runs import environment, files, folder
 from ..runs.model_card import model_card
-from ..training.session import Start, table
+from ..terminal import data_table
+from ..training.session import Start
 
 if TYPE_CHECKING:
     from ..models.tokenizer import Tokenizer
@@ -38,7 +39,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     bar = progress.Bar(console, run.path / "metrics.jsonl")
     try:
         start.pairs()
-        console.print(table(start.report))
+        console.print(data_table(start.report))
         for found in start.findings:
             if found.level == "warn" or found.name == "pairs":
                 say(found.text)
@@ -59,7 +60,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         bar.close()
         if recipe.data.streaming:  # its drops are known now
             files.write_json(run.path / "data.json", start.report)
-            console.print(table(start.report))
+            console.print(data_table(start.report))
         # The model first: whatever goes wrong from here on, the training is not lost.
         files.write_folder(run.path / "model", lambda where: _save(where, trainer, start.tokenizer))
         with console.status("held-out pairs after training"):

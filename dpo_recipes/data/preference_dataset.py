@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -268,24 +267,3 @@ def _read_row(
     for key, texts in zip(KEYS, content, strict=True):
         pair[key] = int.from_bytes(hashlib.sha256(b"|".join(texts)).digest()[:8], "little", signed=True)
     return pair | out
-
-
-def pin_date(template: str, date: str) -> str:
-    """The Jinja template with that date (YYYY-MM-DD) for each strftime_now("<format>"). SmolLM3 and Llama 3.2 print
-    today's: their tokens, and all that is computed from them, would change daily."""
-    day, call = datetime.fromisoformat(date), r"""strftime_now\(\s*(["'])(.*?)\1\s*\)"""
-    return re.sub(call, lambda found: found[1] + day.strftime(found[2]) + found[1], template)
-
-
-def unread_kwargs(template: str, kwargs: Row) -> list[str]:
-    """The names among `kwargs` that the chat template never reads; RecipeError if it is no Jinja."""
-    import jinja2
-
-    plain = re.sub(r"{%[-+]?\s*(end)?generation\s*[-+]?%}", "", template)  # a tag that only Transformers knows
-    try:
-        parsed = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
-    except jinja2.TemplateSyntaxError as error:
-        what = f"is not valid Jinja: {error.message} Correct data.chat_template."
-        raise RecipeError(f"The chat template's line {error.lineno} {what}") from None
-    read = {name.name for name in parsed.find_all(jinja2.nodes.Name) if name.ctx == "load"}
-    return [name for name in kwargs if name not in read]

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from ..data.preference_dataset import pin_date, unread_kwargs
+from ..data.chat_template import pin_date, unread_kwargs
 from ..errors import RecipeError
 from ..recipe.recipe import Recipe
 from .loading_errors import explained

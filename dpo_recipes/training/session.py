@@ -19,7 +19,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
 
 from ..data.sources import FULL
 from ..errors import Finding, RecipeError
@@ -92,6 +91,7 @@ class Start:
     def _pairs(self) -> None:
         from ..data import preference_dataset as data
         from ..data import tokenize as tokens
+        from ..data.chat_template import template_findings
 
         recipe, own = self.recipe, self.recipe.data
         cores = recipe.trl.get("dataset_num_proc")
@@ -104,7 +104,7 @@ class Start:
             )
         self.report = read.report
         self.findings = [Finding("pass", "pairs", note) for note in read.report["notes"]]
-        self.findings += self._template(template)
+        self.findings += template_findings(template, own.chat_template_kwargs)
         for split, seen in (("train", self.report["train"]), ("eval", self.report["eval"])):
             rows, part = tokens.prepare(
                 getattr(read, split), self.tokenizer.tokenizer, text=read.text, max_length=recipe.max_length,
@@ -125,21 +125,6 @@ class Start:
             self.findings.append(Finding("fail" if many else "warn", "contradictions", f"{what} {out}"))
         digest = template and hashlib.sha256(f"{template}{own.chat_template_kwargs}".encode()).hexdigest()
         self.report |= {"text": read.text, "template_sha256": digest}
-
-    def _template(self, template: str | None) -> Iterator[Finding]:
-        """What a chat template may do unasked: print today's date, think, ignore what it is given."""
-        if template is None:
-            yield Finding("pass", "template", "plain text, to which no chat template is applied")
-            return
-        given, warned = self.recipe.data, False
-        if "strftime_now" in template:
-            warned, what = True, "prints today's date, so tokens change from day to day: set data.template_date."
-            yield Finding("warn", "template", f"The chat template {what}")
-        if "enable_thinking" in template and "enable_thinking" not in given.chat_template_kwargs:
-            warned, what = True, "Say which: data.chat_template_kwargs={'enable_thinking': False}, or True."
-            yield Finding("warn", "template", f"The chat template can think, and its own default decides. {what}")
-        if not warned:
-            yield Finding("pass", "template", "a chat template, the same tokens every day")
 
     def trainer(self, output: Path, callbacks: list[Any], **changes: Any) -> Any:
         """The RecipeTrainer of this recipe; `changes` go over its DPOConfig."""
@@ -197,32 +182,3 @@ def _interruptible() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def table(report: dict[str, Any]) -> Table:
-    """The data report: rows read, kept and dropped by reason, and lengths in tokens, for both splits."""
-    shown = Table(Column(no_wrap=True), "train", "eval", title="Pairs", title_justify="left")
-    splits = [report["train"], report["eval"]]
-
-    def add(words: str, *cells: Any) -> None:
-        shown.add_row(words, *(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in cells))
-
-    for name in ("rows", "held_out", "kept"):
-        if any(name in split for split in splits):
-            add(name.replace("_", " "), *(split.get(name, "") for split in splits))
-    for reason in dict.fromkeys(reason for split in splits for reason in split["dropped"]):
-        drops = [split["dropped"].get(reason) for split in splits]
-        add(f"dropped: {reason}", *(f"{d['count']:,} (rows {', '.join(d['rows'])})" if d else 0 for d in drops))
-    splits = [split if "tokens" in split else {} for split in splits]  # of a stream nothing is known beforehand
-    for side in ("prompt", "chosen", "rejected"):
-        cells = [
-            " / ".join(f"{s['tokens'][side][p]:,}" for p in ("p50", "p95", "p99", "max")) if s else "" for s in splits
-        ]
-        add(f"{side} tokens, 50/95/99/100 %", *cells)
-    add("pairs that max_length cuts", *(s["truncated"]["pairs"] if s else "" for s in splits))
-    for words, name in {"max_length to keep 99 % whole": "max_length_keeping_99",
-                        "chosen is the longer side": "longer_chosen",
-                        'accuracy of "pick the longer"': "pick_longer_accuracy"}.items():  # fmt: skip
-        cells = [s.get(name, "") for s in splits]
-        add(words, *(f"{cell:.1%}" if isinstance(cell, float) else cell for cell in cells))
-    return shown

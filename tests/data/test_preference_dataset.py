@@ -543,46 +543,6 @@ def test_an_unreachable_hub_is_the_callers(monkeypatch):
         read("a/b")
 
 
-# Chat templates
-
-SMOLLM3 = """{%- set today = strftime_now("%d %B %Y") -%}Today Date: {{ today }}"""
-LLAMA32 = (
-    "{%- if strftime_now is defined %}{%- set d = strftime_now('%d %b %Y') %}"
-    "{%- else %}{%- set d = '26 Jul 2024' %}{%- endif %}{{ d }}"
-)
-
-
-@pytest.mark.parametrize(
-    ("template", "date", "text"),
-    [
-        (SMOLLM3, "2025-07-08", "Today Date: 08 July 2025"),
-        (LLAMA32, "2025-03-01", "01 Mar 2025"),
-        ("{{ strftime_now( '%A %a %h %%B %Y-%m-%d' ) }}", "2024-02-29", "Thursday Thu Feb %B 2024-02-29"),
-    ],
-)
-def test_a_pinned_template_prints_that_date_on_every_day(template, date, text):
-    import jinja2
-
-    pinned = jinja2.Environment().from_string(data.pin_date(template, date))
-    assert pinned.render(strftime_now=lambda form: "another day") == text
-
-
-def test_a_template_without_a_date_is_unchanged():
-    assert data.pin_date("{{ messages[0]['content'] }}", "2025-07-08") == "{{ messages[0]['content'] }}"
-
-
-def test_kwargs_that_a_template_never_reads():
-    template = (
-        "{%- if enable_thinking is not defined %}{%- set enable_thinking = true %}{%- endif %}{%- for m in messages %}"
-        "{%- if loop.last %}{%- break %}{%- endif %}{% generation %}{{ m.content }}{%- endgeneration -%}{%- endfor %}"
-        "{%- set xml = xml_tools|default([]) %}"
-    )
-    kwargs = {"enable_thinking": False, "thinking": True, "xml_tools": [], "xml": 1}
-    assert data.unread_kwargs(template, kwargs) == ["thinking", "xml"]
-    with pytest.raises(RecipeError, match="line 2 is not valid Jinja"):
-        data.unread_kwargs("x\n{% if %}", {})
-
-
 # Duplicates, contradictions, a reader of one's own, a mix
 
 

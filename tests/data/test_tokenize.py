@@ -21,7 +21,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo_recipes import RecipeError
 from dpo_recipes.data import tokenize as tokens
-from dpo_recipes.data.preference_dataset import pin_date
+from dpo_recipes.data.chat_template import pin_date
 
 TESTS = Path(__file__).parents[1]
 THINKING = CHATML.replace("<|im_start|>assistant\\n'", "<|im_start|>assistant\\n<think>\\n'")

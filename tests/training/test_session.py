@@ -9,7 +9,8 @@ from making import CHATML, DATED, make_pairs, write_jsonl
 from rich.console import Console
 
 from dpo_recipes import Data, LoRA, Recipe, RecipeError
-from dpo_recipes.training.session import Start, table
+from dpo_recipes.terminal import data_table
+from dpo_recipes.training.session import Start
 
 
 def begin(model, rows, tmp_path, max_length=96, **data) -> Start:
@@ -73,7 +74,7 @@ def test_conversations_need_a_template_and_the_ways_out_are_named(tiny, tmp_path
 def test_the_table_shows_both_splits(tiny, tmp_path):
     console = Console(file=(out := io.StringIO()), width=120)
     start = begin(tiny(), [*make_pairs(8), *make_pairs(1)], tmp_path)
-    console.print(table(start.report))
+    console.print(data_table(start.report))
     lines = [line.split("│")[1:4] for line in out.getvalue().splitlines() if "│" in line]
     cells = {name.strip(): (train.strip(), held.strip()) for name, train, held in lines}
     assert cells["rows"] == ("9", "2") and cells["kept"] == ("8", "2")
