@@ -194,3 +194,22 @@ def model_state(model) -> list:
         if hasattr(module, "disable_adapters")
     ]
     return [parameters, getattr(model, "active_adapters", None), model.training, adapters]
+
+
+def make_pair_logps(n: int = 256, seed: int = 3):
+    """PairLogps of random float64 log-probabilities and lengths."""
+    import torch
+
+    from dpo_recipes.losses.pair_logps import PairLogps
+
+    draw = torch.Generator().manual_seed(seed)
+    logps = -150 * torch.rand(4, n, generator=draw, dtype=torch.float64)
+    tokens = torch.randint(1, 90, (2, n), generator=draw)
+    return PairLogps(
+        policy_chosen=logps[0],
+        policy_rejected=logps[1],
+        reference_chosen=logps[2],
+        reference_rejected=logps[3],
+        chosen_tokens=tokens[0],
+        rejected_tokens=tokens[1],
+    )
