@@ -63,6 +63,28 @@ def make_model(
     return folder
 
 
+def make_pair_logps(chosen_gap: float = 0.0, rejected_gap: float = 0.0, tokens: int = 10, n: int = 4):
+    """PairLogps of n pairs with `tokens` tokens on each side, policy and reference equal.
+
+    The gaps, in nats, are what the policy is above its reference in the last pair.
+    """
+    import torch
+
+    from dpo_recipes import PairLogps
+
+    reference = torch.linspace(-40, -20, n)
+    last = torch.zeros(n)
+    last[-1] = 1
+    return PairLogps(
+        policy_chosen=reference + chosen_gap * last,
+        policy_rejected=reference - 5 + rejected_gap * last,
+        reference_chosen=reference,
+        reference_rejected=reference - 5,
+        chosen_tokens=torch.full((n,), tokens),
+        rejected_tokens=torch.full((n,), tokens),
+    )
+
+
 WORDS = ["red", "blue", "green", "lamp", "table", "kettle", "attic", "kitchen", "five", "six", "coins", "good", "bad"]
 
 

@@ -1,1 +1,1 @@
-"""Rules that stop a run which does not train, and the callback that asks them."""
+"""What stops a run that would fail in silence: rules in `rules` and `start`, and the callback that asks them."""

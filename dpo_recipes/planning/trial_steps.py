@@ -69,7 +69,7 @@ def try_steps(start: Start) -> Trial:
         peak=peak,
         seconds_per_step=statistics.median(clock.seconds[1:]),
         same_start=trainer.health.same_start,
-        known_loss=trainer.health.declared is not None,
+        known_loss=trainer.health.declared_loss is not None,
     )
 
 

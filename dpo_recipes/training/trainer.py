@@ -16,10 +16,10 @@ from datasets import Dataset, concatenate_datasets
 from trl import DPOConfig, DPOTrainer
 
 from ..errors import RecipeError
-from ..guard import rules as guard
+from ..guard.callback import Health, Watch
+from ..guard.rules import first_bad_pair, stop
+from ..guard.start import loss_at_start, rounding_tolerance, start_is_identity
 from ..losses.pair_logps import PairLogps
-from ..losses.selection import at_start as plugin_at_start
-from ..losses.trl_losses import TRL_LOSSES
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
 from ..runs import environment
@@ -28,25 +28,6 @@ from . import reference_cache
 
 # The Trainer's default asks for pinned memory on machines without an accelerator too.
 warnings.filterwarnings("ignore", message=".*pin_memory.* no accelerator is found", category=UserWarning)
-
-
-def loss_at_start(recipe: Recipe) -> float | None:
-    """The recipe's whole loss where the policy still equals its reference; None where a part has no fixed value."""
-    if recipe.trl.get("use_weighting"):  # by how likely the policy finds each answer
-        return None
-    label_smoothing = float(recipe.trl.get("label_smoothing", 0.0))
-    total = 0.0
-    for name, weight in recipe.trl_losses.items():
-        at_start = TRL_LOSSES[name].at_start
-        if at_start is None:
-            return None
-        total += weight * at_start(recipe.beta, label_smoothing)
-    for function, weight in recipe.plugins.values():
-        declared = plugin_at_start(function, recipe.beta, recipe.numbers(function))
-        if declared is None:
-            return None
-        total += weight * declared
-    return total
 
 
 def config(arguments: dict[str, Any]) -> DPOConfig:
@@ -76,15 +57,15 @@ class RecipeTrainer(DPOTrainer):
         self.recipe, self.settings, self.say = recipe, settings, say
         self.plugins = [(f, w, recipe.numbers(f)) for f, w in recipe.plugins.values()]
         self.half = settings.autocast is not None
-        self.health = guard.Health(loss_at_start(recipe), same_start=settings.reference != "other model")
+        self.health = Health(loss_at_start(recipe), same_start=settings.reference != "other model")
         self.recorded: list[PairLogps] | None = None
         super().__init__(**arguments)
         self._share_pairs()
         if self.aux_loss_enabled:
-            self.health.declared = None  # the router's balancing loss comes on top
+            self.health.declared_loss = None  # the router's balancing loss comes on top
         if settings.reference == "other model":
             self.ref_model = None  # its log-probabilities are in the data now
-        self.add_callback(guard.Watch(self.health))
+        self.add_callback(Watch(self.health))
 
     def _share_pairs(self) -> None:
         """Let policy and reference read each pair once, where the recipe asks for it."""
@@ -136,7 +117,7 @@ class RecipeTrainer(DPOTrainer):
             "versions": {n: version(n) for n in ("torch", "transformers", "trl", "peft", "bitsandbytes")},
         }
         entries = reference_cache.Entries(environment.cache() / "reference", context)
-        tolerance, main = guard.TOLERANCE[self.half], self.accelerator.is_main_process
+        tolerance, main = rounding_tolerance(self.half), self.accelerator.is_main_process
         logps, how = reference_cache.complete(dataset, entries, compute, tolerance, share, main)
         self.reference_cache = {**self.reference_cache, name: how}
         columns = {"ref_chosen_logps": logps[:, 0], "ref_rejected_logps": logps[:, 1]}
@@ -181,7 +162,7 @@ class RecipeTrainer(DPOTrainer):
 
     def _watch(self, loss: torch.Tensor, pairs: PairLogps, inputs: dict[str, Any]) -> None:
         if not bool(torch.isfinite(loss.detach())):
-            index = guard.first_bad_pair(pairs)
+            index = first_bad_pair(pairs)
             sides = [inputs["input_ids"][i][inputs["attention_mask"][i].bool()] for i in (index, index + len(pairs.h))]
             chosen, rejected = (self._tokenizer.decode(side)[:2000] for side in sides)
             raise RecipeError(
@@ -193,7 +174,7 @@ class RecipeTrainer(DPOTrainer):
         if self.model.training:
             health = self.health
             if self.state.global_step == 0 and health.same_start:
-                guard.stop(guard.start_is_identity(pairs, loss.item(), health.declared, self.half))
+                stop(start_is_identity(pairs, loss.item(), health.declared_loss, self.half))
             if health.full_steps and not health.largest_reward:
                 ratios = torch.cat([pairs.chosen_logratios, pairs.rejected_logratios])
                 health.largest_reward = ratios.abs().max().item()

@@ -11,6 +11,7 @@ from datasets import Dataset
 from making import make_pairs
 
 from dpo_recipes import Data, LoRA, Recipe, RecipeError
+from dpo_recipes.guard.start import loss_at_start
 from dpo_recipes.losses.pair_logps import PairLogps
 from dpo_recipes.losses.trl_losses import TRL_LOSSES, readers_of
 from dpo_recipes.models.adapter import peft_config
@@ -168,8 +169,8 @@ def test_every_loss_starts_at_its_declared_value(tiny, tmp_path):
             trl["label_smoothing"] = 0.1
         trainer = build(tiny(), tmp_path, loss=loss, micro_batch_size=4, trl=trl)
         metrics, _ = trainer.held_out()
-        assert trainer.health.declared == ours.loss_at_start(trainer.recipe)
-        assert metrics["loss"] == pytest.approx(trainer.health.declared, rel=1e-5), loss
+        assert trainer.health.declared_loss == loss_at_start(trainer.recipe)
+        assert metrics["loss"] == pytest.approx(trainer.health.declared_loss, rel=1e-5), loss
 
 
 def test_a_reference_that_is_not_the_start_stops_before_the_first_update(tiny, tmp_path):
