@@ -21,7 +21,7 @@ _PUBLIC = {
     "list": ("commands.recipes", "list_"),
     "new": ("commands.recipes", "new"),
     "apply": ("recipe.overrides", "apply"),
-    "show": ("recipe.resolve", "show"),
+    "show": ("commands.show", "show"),
     "preview": ("commands.preview", "preview"),
     "check": ("commands.check", "check"),
     "doctor": ("commands.doctor", "doctor"),

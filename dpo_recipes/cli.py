@@ -19,7 +19,6 @@ from . import terminal
 from .commands import recipes as recipe_files
 from .errors import Finding, RecipeError, UsageError
 from .recipe import catalogue, overrides
-from .recipe import resolve as settings
 from .recipe.recipe import Recipe
 
 app = typer.Typer(
@@ -75,7 +74,10 @@ def list_(as_json: AsJson = False) -> None:
 @app.command(rich_help_panel=LOOK, context_settings=LENIENT)
 def show(recipe: RecipeName, changes: Changes = None, as_json: AsJson = False) -> None:
     """Every value of a recipe with its origin, then what differs from TRL's own defaults."""
-    shown = settings.show(_recipe(recipe, changes))
+    value = _recipe(recipe, changes)
+    from .commands.show import show as resolved_values
+
+    shown = resolved_values(value)
     if as_json:
         _print_json(shown, default=str)
         return

@@ -165,7 +165,8 @@ def make_trainer(reference: str, base: Path, other: Path, adapter: Path, output:
     from dpo_recipes.models.reference import Reference
     from dpo_recipes.models.tokenizer import load_tokenizer
     from dpo_recipes.models.weights import load_weights
-    from dpo_recipes.recipe.resolve import Device, dpo_config, resolve
+    from dpo_recipes.recipe.dpo_arguments import dpo_arguments
+    from dpo_recipes.recipe.resolve import Device, resolve
     from dpo_recipes.training.trainer import RecipeTrainer, config
 
     changes: dict = {"max_length": 96, "trl": {"gradient_checkpointing": False}}
@@ -187,7 +188,7 @@ def make_trainer(reference: str, base: Path, other: Path, adapter: Path, output:
         recipe=recipe,
         settings=settings,
         model=load_weights(recipe, settings, str(base)),
-        args=config(dpo_config(recipe, settings, str(output))),
+        args=config(dpo_arguments(recipe, settings, str(output))),
         ref_model=load_reference() if reference == "other model" else None,
         train_dataset=Dataset.from_list(make_pairs(4)),
         processing_class=load_tokenizer(recipe, str(base)).tokenizer,

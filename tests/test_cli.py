@@ -14,10 +14,10 @@ import pytest
 
 from dpo_recipes import cli
 from dpo_recipes.errors import RecipeError
-from dpo_recipes.recipe.catalogue import names
+from dpo_recipes.recipe.catalogue import recipe_files
 
 RECIPE = "smollm3_ultrafeedback"
-SHIPPED = list(names())
+SHIPPED = list(recipe_files())
 
 
 @pytest.fixture(autouse=True)

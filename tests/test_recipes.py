@@ -15,7 +15,8 @@ from rich.console import Console
 
 from dpo_recipes import apply, load, train
 from dpo_recipes.recipe.catalogue import SHIPPED
-from dpo_recipes.recipe.resolve import Device, dpo_config, resolve
+from dpo_recipes.recipe.dpo_arguments import dpo_arguments
+from dpo_recipes.recipe.resolve import Device, resolve
 
 FILES = sorted(SHIPPED.rglob("*.py"))
 NAMES = [f.stem for f in FILES]
@@ -60,7 +61,7 @@ def test_there_are_recipes():
 def test_loading_all_of_them_imports_nothing_heavy():
     code = (
         "import sys; from dpo_recipes import catalogue\n"
-        "assert len([catalogue.load(p) for p in catalogue.names().values()]) >= 5\n"
+        "assert len([catalogue.load(p) for p in catalogue.recipe_files().values()]) >= 5\n"
         "heavy = {'torch', 'transformers', 'trl', 'datasets', 'peft'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=SHIPPED.parent)
@@ -91,7 +92,7 @@ def test_it_maps_onto_a_real_dpoconfig(path: Path, tmp_path):
     recipe = load(path)
     settings = resolve(recipe, Device())
     assert settings.micro_batch_size * settings.accumulation == recipe.global_batch_size
-    made = config(dpo_config(recipe, settings, str(tmp_path)))
+    made = config(dpo_arguments(recipe, settings, str(tmp_path)))
     assert (made.beta, made.max_length, made.seed) == (recipe.beta, recipe.max_length, recipe.seed)
     assert made.per_device_train_batch_size * made.gradient_accumulation_steps == recipe.global_batch_size
     assert made.report_to == [] and not made.push_to_hub

@@ -17,7 +17,7 @@ def list_() -> list[dict[str, str]]:
 
     A file that does not load is listed too: its line says what is wrong with it, and all else is empty.
     """
-    return [_summary(name, path) for name, path in catalogue.names().items()]
+    return [_summary(name, path) for name, path in catalogue.recipe_files().items()]
 
 
 def _summary(name: str, path: Path) -> dict[str, str]:

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from ..data.sources import is_path
 from ..errors import RecipeError
+from ..recipe.origins import values_with_origins
 from ..recipe.recipe import PREPARED, QLoRA, Recipe
-from ..recipe.resolve import rows
 from ..runs import environment, files, folder
 from ..runs.model_card import model_card
 from ..terminal import data_table
@@ -131,7 +131,7 @@ def _describe(run: folder.Run, trainer: RecipeTrainer, start: Start, who: dict[s
     made = f"from dpo_recipes import Data, LoRA, QLoRA, Recipe\n\nrecipe = {recipe!r}\n"
     source = recipe.source.read_text(encoding="utf-8") if recipe.source else made
     files.write_text(run.path / "recipe.py", source)
-    resolved = rows(recipe, trainer.settings).items()
+    resolved = values_with_origins(recipe, trainer.settings).items()
     for name, value in {
         "recipe": {key: {"value": value, "origin": origin} for key, (value, origin) in resolved},
         "trl": trainer.args.to_dict(),

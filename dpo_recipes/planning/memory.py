@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import RecipeError, UsageError
+from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import Recipe
-from ..recipe.resolve import Device, Settings, dpo_config, resolve
+from ..recipe.resolve import Device, Settings, resolve
 from ..training.session import Start
 
 USABLE = 0.95  # of a device's memory: the rest is the driver's, the kernels' and lost in fragments
@@ -119,7 +120,7 @@ class Head(torch.autograd.Function):
 def plan(skeleton: Any, recipe: Recipe, settings: Settings, *, tokens: int, second: Any = None) -> Plan:
     """The plan for sequences of at most `tokens`, prompt and completion; `second`: the skeleton of another reference.
     Unplannable where a model does not run on fake tensors."""
-    options: dict[str, Any] = {"gradient_checkpointing": True, "optim": "adamw"} | dpo_config(recipe, settings, "")
+    options: dict[str, Any] = {"gradient_checkpointing": True, "optim": "adamw"} | dpo_arguments(recipe, settings, "")
     live, rows = Live(), settings.micro_batch_size
     passes = max(rows, options["per_device_eval_batch_size"], options.get("precompute_ref_batch_size") or 0)
     try:

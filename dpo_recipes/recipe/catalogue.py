@@ -16,7 +16,7 @@ _IN_WHEEL, _IN_CHECKOUT = _PACKAGE / "shipped", _PACKAGE.parent / "recipes"
 SHIPPED = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
 
 
-def names() -> dict[str, Path]:
+def recipe_files() -> dict[str, Path]:
     """Recipe name -> file, sorted by name; a file in `./recipes` hides a shipped one of the same name."""
     files = [f for folder in (SHIPPED, Path("recipes").resolve()) for f in folder.glob("*.py") if f.is_file()]
     return {f.stem: f for f in sorted(files, key=lambda f: f.stem) if not f.name.startswith("_")}
@@ -24,7 +24,7 @@ def names() -> dict[str, Path]:
 
 def find(name: str) -> Path:
     """The file of a recipe given by name, or by a path that ends in .py."""
-    known, path = names(), Path(name).expanduser()
+    known, path = recipe_files(), Path(name).expanduser()
     if name in known:
         return known[name]
     if path.suffix == ".py" and path.is_file():

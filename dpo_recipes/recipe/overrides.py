@@ -1,4 +1,4 @@
-"""`key=value` on the command line -> a changed recipe, typed from the dataclass; and where every value came from."""
+"""`key=value` on the command line -> a changed recipe, typed from the dataclass."""
 
 import ast
 import contextlib
@@ -8,7 +8,8 @@ from typing import Any
 
 from ..errors import UsageError, nearest
 from . import trl_options as dpoconfig
-from .recipe import Data, LoRA, QLoRA, Recipe, fits, hints, members, wrong
+from .recipe import Data, LoRA, QLoRA, Recipe
+from .validation import fits, hints, members, wrong
 
 ADAPTERS: dict[str, type[LoRA] | None] = {"none": None, "lora": LoRA, "qlora": QLoRA}
 WORDS = {"true": "True", "false": "False", "none": "None", "null": "None"}
@@ -112,14 +113,3 @@ def _option(text: str, name: str) -> Any:
     """A value for a DPOConfig field; its name and fitness are judged where the recipe is built."""
     option = dpoconfig.options().get(name)
     return text.lower() if option is None or text.lower() == option.default else _typed(text, option.annotation)
-
-
-def origin(recipe: Recipe, key: str) -> str:
-    """Where the value of a dotted key came from: command line, recipe file or default."""
-    head, _, name = key.rpartition(".")
-    owner: Any = getattr(recipe, head) if head else recipe
-    if key in recipe.cli_keys or any(k.startswith(f"{key}.") for k in recipe.cli_keys if head):
-        return "command line"
-    if name not in (owner if head in FREE else owner.given):
-        return "default"
-    return "command line" if head in FREE and head in recipe.cli_keys else "recipe file"

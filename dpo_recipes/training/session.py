@@ -22,8 +22,9 @@ from rich.markup import escape
 
 from ..data.sources import FULL
 from ..errors import Finding, RecipeError
+from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import PREPARED, Recipe
-from ..recipe.resolve import dpo_config, here, resolve
+from ..recipe.resolve import here, resolve
 from . import places as hub
 
 SMALL = 20_000_000  # bytes of a file that is read, tokenised and compared within seconds
@@ -146,7 +147,7 @@ class Start:
         try:
             trainer = RecipeTrainer(
                 recipe=recipe, settings=settings, say=self.say, model=policy, ref_model=second, callbacks=callbacks,
-                args=config(dpo_config(recipe, settings, str(output)) | changes), train_dataset=self.train,
+                args=config(dpo_arguments(recipe, settings, str(output)) | changes), train_dataset=self.train,
                 eval_dataset=self.eval, processing_class=self.tokenizer.tokenizer,
                 peft_config=peft_config(recipe.adapter),
             )  # fmt: skip

@@ -10,7 +10,7 @@ from making import RECIPE, RECIPE_IMPORTS, write_recipe
 from dpo_recipes import load
 from dpo_recipes.commands.recipes import list_, new
 from dpo_recipes.errors import RecipeError, UsageError
-from dpo_recipes.recipe.catalogue import SHIPPED, find, names
+from dpo_recipes.recipe.catalogue import SHIPPED, find, recipe_files
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_list_shows_a_broken_file_as_broken(here):
 @pytest.mark.parametrize("source", sorted(f.stem for f in SHIPPED.glob("*.py")))
 def test_a_fork_is_the_same_value_under_its_own_name(here, source):
     path = new("mine", source)
-    assert path == Path("recipes/mine.py") and path.resolve() == names()["mine"]
+    assert path == Path("recipes/mine.py") and path.resolve() == recipe_files()["mine"]
     text, original = path.read_text(encoding="utf-8"), find(source).read_text(encoding="utf-8")
     assert "dpo-recipes train mine" in text and f"train {source}" not in text
     assert text.split('"""')[2] == original.split('"""')[2]  # the code is untouched

@@ -20,7 +20,8 @@ from dpo_recipes.models.tokenizer import load_tokenizer
 from dpo_recipes.models.weights import load_weights
 from dpo_recipes.planning.memory import PARTS, Head, Live, Plan, measured_peak, parse_memory, plan
 from dpo_recipes.planning.ways_out import ways_out
-from dpo_recipes.recipe.resolve import Device, dpo_config, resolve
+from dpo_recipes.recipe.dpo_arguments import dpo_arguments
+from dpo_recipes.recipe.resolve import Device, resolve
 from dpo_recipes.training.trainer import RecipeTrainer, config
 
 SMALL = {
@@ -52,7 +53,7 @@ def built(recipe: Recipe, folder, tmp_path, device: Device) -> RecipeTrainer:
         second = load_weights(recipe, settings, recipe.reference or str(folder), trainable=False)
     return RecipeTrainer(
         recipe=recipe, settings=settings, model=load_weights(recipe, settings, str(folder)), ref_model=second,
-        args=config(dpo_config(recipe, settings, str(tmp_path / "out"))),
+        args=config(dpo_arguments(recipe, settings, str(tmp_path / "out"))),
         train_dataset=Dataset.from_list(long_pairs(12)), eval_dataset=Dataset.from_list(long_pairs(4)),
         processing_class=load_tokenizer(recipe, str(folder)).tokenizer, peft_config=peft_config(recipe.adapter),
     )  # fmt: skip

@@ -10,7 +10,7 @@ from making import RECIPE, write_recipe
 
 from dpo_recipes import Recipe, load
 from dpo_recipes.errors import RecipeError, UsageError
-from dpo_recipes.recipe.catalogue import SHIPPED, find, names
+from dpo_recipes.recipe.catalogue import SHIPPED, find, recipe_files
 
 
 @pytest.fixture(autouse=True)
@@ -21,11 +21,11 @@ def here(tmp_path, monkeypatch) -> Path:
 
 def test_names_are_the_files_of_both_folders_and_here_wins(here):
     shipped = {f.stem: f for f in SHIPPED.glob("*.py")}
-    assert names() == dict(sorted(shipped.items()))
+    assert recipe_files() == dict(sorted(shipped.items()))
     mine, own = write_recipe(here / "recipes/mine.py"), write_recipe(here / "recipes/quickstart.py")
     write_recipe(here / "recipes/_part.py")
     (here / "recipes/folder.py").mkdir()
-    assert names() == dict(sorted((shipped | {"mine": mine, "quickstart": own}).items()))
+    assert recipe_files() == dict(sorted((shipped | {"mine": mine, "quickstart": own}).items()))
     assert load("quickstart").model == "m" and load("quickstart").source == own
 
 

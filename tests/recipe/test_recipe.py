@@ -15,8 +15,9 @@ from dpo_recipes import Data, LoRA, QLoRA, Recipe
 from dpo_recipes.errors import RecipeError, UsageError
 from dpo_recipes.losses.plugins import PLUGIN_LOSSES
 from dpo_recipes.losses.trl_losses import TRL_LOSSES
-from dpo_recipes.recipe.recipe import expected, fits, hints
-from dpo_recipes.recipe.resolve import Device, dpo_config, resolve
+from dpo_recipes.recipe.dpo_arguments import dpo_arguments
+from dpo_recipes.recipe.resolve import Device, resolve
+from dpo_recipes.recipe.validation import hints
 
 PACKAGE = Path(dpo_recipes.__file__).parent
 GPU = Device("cuda", bf16=True, processes=1)
@@ -94,7 +95,7 @@ FIELDS = [
 
 def run(recipe: Recipe) -> tuple[Any, ...]:
     settings = resolve(recipe, GPU)
-    return settings, dpo_config(recipe, settings, "")
+    return settings, dpo_arguments(recipe, settings, "")
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -126,12 +127,6 @@ def test_values_are_frozen_keyword_only_and_compare_by_their_fields(cls):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, f.name, None)
     assert value == cls(**kwargs) and value.given == set(kwargs)
-
-
-def test_evolve_keeps_what_was_given_and_what_was_not():
-    changed = LoRA(r=8).evolve(alpha=4)
-    assert changed == LoRA(r=8, alpha=4) and changed.given == {"r", "alpha"}
-    assert changed.evolve("r") == LoRA(alpha=4) and changed.evolve("r").given == {"alpha"}
 
 
 def test_names_of_losses_and_weights():
@@ -265,22 +260,3 @@ def test_a_loss_function_of_another_shape_is_the_files_error():
         RecipeError, match=r"loss mine\(pairs, beta\) must be written `def name\(pairs, \*, beta, \.\.\.\)`"
     ):
         make(loss=mine)
-
-
-@pytest.mark.parametrize(
-    ("value", "hint", "holds", "words"),
-    [
-        (1, float, True, "a number such as 0.1 or 5e-7"),
-        (True, float, False, "a number such as 0.1 or 5e-7"),
-        (True, int, False, "a whole number"),
-        (1, bool, False, "true or false"),
-        (None, int | None, True, "a whole number or none"),
-        (["a"], str | list[str], True, "text or a list such as ['q_proj', 'v_proj']"),
-        ([1], str | list[str], False, "text or a list such as ['q_proj', 'v_proj']"),
-        ({"a": 1}, dict[str, Any], True, "a dict such as {'name': value}"),
-        ({1: 1}, dict[str, Any], False, "a dict such as {'name': value}"),
-        (len, hints(Recipe)["reward"], True, "a function or none"),
-    ],
-)
-def test_types_and_their_words(value, hint, holds, words):
-    assert fits(value, hint) is holds and expected(hint) == words

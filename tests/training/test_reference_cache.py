@@ -20,7 +20,8 @@ from dpo_recipes import Data, LoRA, QLoRA, Recipe
 from dpo_recipes.models.adapter import peft_config
 from dpo_recipes.models.tokenizer import load_tokenizer
 from dpo_recipes.models.weights import load_weights
-from dpo_recipes.recipe.resolve import Device, dpo_config, resolve
+from dpo_recipes.recipe.dpo_arguments import dpo_arguments
+from dpo_recipes.recipe.resolve import Device, resolve
 from dpo_recipes.training import reference_cache
 from dpo_recipes.training import trainer as ours
 from dpo_recipes.training.reference_cache import Entries
@@ -58,7 +59,7 @@ def build(folder, train=PAIRS, held_out=HELD_OUT, cls=None, out="runs", trl=None
     settings = resolve(recipe, Device())
     arguments = {
         "model": load_weights(recipe, settings, str(folder)),
-        "args": ours.config(dpo_config(recipe, settings, str(out))),
+        "args": ours.config(dpo_arguments(recipe, settings, str(out))),
         "train_dataset": data or Dataset.from_list(train),
         "eval_dataset": Dataset.from_list(held_out),
         "processing_class": load_tokenizer(recipe, str(folder)).tokenizer,

@@ -17,7 +17,8 @@ from dpo_recipes.losses.trl_losses import TRL_LOSSES, readers_of
 from dpo_recipes.models.adapter import peft_config
 from dpo_recipes.models.tokenizer import load_tokenizer
 from dpo_recipes.models.weights import load_weights
-from dpo_recipes.recipe.resolve import Device, dpo_config, resolve
+from dpo_recipes.recipe.dpo_arguments import dpo_arguments
+from dpo_recipes.recipe.resolve import Device, resolve
 from dpo_recipes.training import trainer as ours
 
 FAST = {"gradient_checkpointing": False, "max_steps": 4}
@@ -32,7 +33,7 @@ def build(folder, tmp_path, rows=None, cls=None, data=None, model=None, say=prin
     rows = rows or make_pairs(24)
     arguments = {
         "model": model or load_weights(recipe, settings, str(folder)),
-        "args": ours.config(dpo_config(recipe, settings, str(tmp_path / "out"))),
+        "args": ours.config(dpo_arguments(recipe, settings, str(tmp_path / "out"))),
         "train_dataset": Dataset.from_list(rows),
         "eval_dataset": Dataset.from_list(make_pairs(8, seed=9)),
         "processing_class": tokenizer,

@@ -1,0 +1,41 @@
+"""`show`: every value with its origin as JSON, the step in words, and what differs from TRL's defaults."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dpo_recipes import Data, Recipe, show
+from dpo_recipes.recipe.resolve import Device
+
+GPU = Device("cuda", bf16=True, processes=1)
+
+
+def make(**changes: Any) -> Recipe:
+    return Recipe(**{"model": "m", "data": Data("d"), **changes})
+
+
+def test_show_leaves_out_what_is_trls_own():
+    recipe = make(
+        learning_rate=1e-6, num_train_epochs=3, micro_batch_size=8, global_batch_size=8, trl={"logging_steps": 10}
+    )
+    values = {name: (shown["value"], shown["default"]) for name, shown in show(recipe, GPU)["trl"].items()}
+    assert values == {"precompute_ref_log_probs": (True, False), "disable_tqdm": (True, False)}
+
+
+def test_show_is_json_and_tells_the_step():
+    def mine(pairs, *, beta):
+        return pairs.h
+
+    shown = json.loads(json.dumps(show(make(loss={mine: 1.0, "sigmoid": 0.5}), GPU)))
+    assert shown["recipe"]["loss"] == {"value": {"mine": 1.0, "sigmoid": 0.5}, "origin": "recipe file"}
+    assert shown["recipe"]["adapter"] == {"value": None, "origin": "default"}
+    assert shown["trl"]["loss_weights"] == {"value": [0.5], "default": None}
+    assert (shown["name"], shown["device"], shown["step"]) == (
+        "recipe",
+        "cuda",
+        "16 pairs a step = 4 pairs x 4 accumulation",
+    )
+    eight = show(make(), Device("cuda", True, 8))
+    assert eight["step"] == "16 pairs a step = 2 pairs x 1 accumulation x 8 processes"
+    assert show(make(trl={"use_cpu": True}))["device"] == "cpu"

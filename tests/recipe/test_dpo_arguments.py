@@ -1,0 +1,60 @@
+"""The one translation to DPOConfig: its names, the losses and weights, and who has the last word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dpo_recipes import Data, Recipe
+from dpo_recipes.recipe import trl_options
+from dpo_recipes.recipe.dpo_arguments import dpo_arguments
+from dpo_recipes.recipe.resolve import Device, resolve
+
+CPU = Device("cpu", processes=1)
+GPU = Device("cuda", bf16=True, processes=1)
+
+
+def make(**changes: Any) -> Recipe:
+    return Recipe(**{"model": "m", "data": Data("d"), **changes})
+
+
+def test_the_table_names_dpoconfig_fields_only_and_all_that_are_ours():
+    config = dpo_arguments(make(), resolve(make(), GPU), "out")
+    assert config.keys() <= trl_options.options().keys() and config["output_dir"] == "out"
+    assert trl_options.OURS.keys() - {"auto_find_batch_size", "model_init_kwargs"} <= config.keys()
+
+
+@pytest.mark.parametrize(
+    ("loss", "types", "weights"),
+    [
+        ("hinge", ["hinge"], None), ({"sigmoid": 1.0}, ["sigmoid"], None),
+        ({"sigmoid": 1.0, "hinge": 0.2}, ["sigmoid", "hinge"], [1.0, 0.2]),
+        ("cdpo", [], None), ({"hinge": 0.5, "cdpo": 1.0}, ["hinge"], [0.5]),
+    ],
+)  # fmt: skip
+def test_trl_gets_its_own_losses_and_weights(loss, types, weights):
+    recipe = make(loss=loss)
+    config = dpo_arguments(recipe, resolve(recipe, GPU), "")
+    assert (config["loss_type"], config["loss_weights"]) == (types, weights)
+
+
+def test_trl_options_have_the_last_word():
+    recipe = make(trl={"logging_steps": 5, "per_device_eval_batch_size": 2, "use_cpu": True})
+    config = dpo_arguments(recipe, resolve(recipe, GPU), "")
+    assert (config["logging_steps"], config["per_device_eval_batch_size"], config["use_cpu"]) == (5, 2, True)
+
+
+def test_dpoconfig_accepts_the_table(tmp_path):
+    from trl import DPOConfig
+
+    recipe = make(loss={"sigmoid": 1.0, "hinge": 0.5}, trl={"lr_scheduler_type": "cosine", "warmup_steps": 0.1})
+    config = dpo_arguments(recipe, resolve(recipe, CPU), str(tmp_path))
+    made = DPOConfig(**config)
+    assert (made.loss_type, made.loss_weights, made.beta) == (["sigmoid", "hinge"], [1.0, 0.5], 0.1)
+    assert (
+        made.per_device_train_batch_size == 4
+        and made.learning_rate == 5e-7
+        and made.gradient_accumulation_steps == 4
+        and not made.bf16
+    )
