@@ -15,7 +15,7 @@ from ..recipe.origins import values_with_origins
 from ..recipe.recipe import PREPARED, QLoRA, Recipe
 from ..runs import environment, files, folder
 from ..runs.model_card import model_card
-from ..terminal import data_table
+from ..terminal import comparison_table, data_table
 from ..training.session import Start
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     console = console or Console()
     start = Start(recipe, console)
     from ..evaluation.answers import answers
-    from ..evaluation.held_out import held_out
+    from ..evaluation.held_out import compared, held_out
     from ..training import progress
 
     say = start.say
@@ -81,7 +81,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         if not any((run.path / name).exists() for name in ("metrics.jsonl", "checkpoints")):
             shutil.rmtree(run.path, ignore_errors=True)  # nothing in it that anyone could miss
         raise
-    console.print(progress.table(before, after))
+    console.print(comparison_table(after["pairs"], compared(before, after)))
     say(f"{run.path} holds the model, the numbers and the answers.")
     return run
 

@@ -1,40 +1,321 @@
-"""Held-out numbers with intervals, and the one table of metrics that every view of them reads."""
+"""Held-out numbers with intervals, and the one table of metrics that every view of them reads.
+
+Leans on TRL 1.16: the names of the metrics that `DPOTrainer` logs, and what each of them is a mean of.
+"""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 from ..losses.pair_logps import PairLogps
 
-Numbers = dict[str, Any]
-Z = 1.959964  # 95 %
+Numbers = dict[str, Any]  # a metric's name, or that name with _interval or _stderr behind it -> its value
+
+Z = 1.959964  # standard errors on either side of a mean that hold 95 % of a normal distribution
+
+# What TRL averages over batches, and passed on as it is; the router's loss is there for a mixture of experts only.
+TRL_MEANS = ("logits/chosen", "logits/rejected", "entropy", "mean_token_accuracy", "aux_loss")
+
+
+class Metric(NamedTuple):
+    """All that is known of one metric; the closing table, the progress bar and the model card read it here."""
+
+    name: str  # the key in a log and in evaluation.json, TRL's where TRL has the metric
+    words: str  # the row of the closing table
+    short: str | None  # one word for the progress bar; None: not shown there
+    form: str  # format specification of its value; its standard error takes the same without the sign
+    direction: Literal["up", "down", "either"]  # where a good run moves it
+    alarm: str  # when to worry, one sentence
+    meaning: str  # one sentence
+    in_table: bool = True  # whether the closing table has a row of it
+
+
+METRICS = (
+    Metric(
+        name="loss",
+        words="loss",
+        short="loss",
+        form=".4f",
+        direction="down",
+        alarm="Held out it rises while it still falls in training: the policy memorises its pairs.",
+        meaning="Mean of the recipe's loss over the pairs.",
+    ),
+    Metric(
+        name="rewards/accuracies",
+        words="pairs ranked as labelled",
+        short="accuracy",
+        form=".1%",
+        direction="up",
+        alarm="The interval still holds 50 %, so nothing is learned; or above 95 % within the first steps of training, "
+        "where one side is given away by its length or its form.",
+        meaning="Share of pairs whose chosen side has the higher reward; a tie counts half.",
+    ),
+    Metric(
+        name="rewards/margins",
+        words="reward margin",
+        short="margin",
+        form="+.4f",
+        direction="up",
+        alarm="It is at or below 0 after training, or grows without bound while the accuracy stands still.",
+        meaning="Mean reward of the chosen side minus that of the rejected side, in units of beta times nats.",
+    ),
+    Metric(
+        name="logps/chosen_change_per_token",
+        words="chosen, nats per token",
+        short=None,
+        form="+.4f",
+        direction="either",
+        alarm="It falls by several tenths: likelihood moves to answers that are in no pair, and the margin grows only "
+        "because the rejected side falls faster.",
+        meaning="Change of the chosen sides' log-probability since the start of training, over all their tokens.",
+    ),
+    Metric(
+        name="logps/rejected_change_per_token",
+        words="rejected, nats per token",
+        short=None,
+        form="+.4f",
+        direction="down",
+        alarm="It rises, or it falls no faster than the chosen side does.",
+        meaning="Change of the rejected sides' log-probability since the start of training, over all their tokens.",
+    ),
+    Metric(
+        name="reward",
+        words="reward of sampled answers",
+        short=None,
+        form="+.3f",
+        direction="up",
+        alarm="It stands still or falls while pairs are ranked better: the pairs do not reward what the reward does.",
+        meaning="Mean of the recipe's reward over answers sampled to held-out prompts.",
+    ),
+    Metric(
+        name="win_rate",
+        words="win rate over reference",
+        short=None,
+        form=".3f",
+        direction="up",
+        alarm="It is within two standard errors of 0.5: the answers are no better than those of the reference.",
+        meaning="Share of an answer's comparisons with the reference's answers that it wins by the recipe's reward; a "
+        "tie counts half.",
+    ),
+    Metric(
+        name="kl",
+        words="KL to reference, nats",
+        short=None,
+        form=".3f",
+        direction="either",
+        alarm="It grows by tens of nats while the reward does not: the policy leaves the reference for nothing.",
+        meaning="Mean KL divergence of the policy from its reference along whole sampled answers.",
+    ),
+    Metric(
+        name="best_reward_at_kl",
+        words="best reward at that KL",
+        short=None,
+        form="+.3f",
+        direction="either",
+        alarm="The reward is far below it: the same distance from the reference could have bought much more.",
+        meaning="The highest mean reward that any policy can have at this KL, from the reference's own samples.",
+    ),
+    # Logged and in evaluation.json, but not in the closing table.
+    Metric(
+        name="rewards/chosen",
+        words="reward of the chosen side",
+        short=None,
+        form="+.4f",
+        direction="either",
+        alarm="It falls about as fast as that of the rejected side.",
+        meaning="Mean of beta times the log-ratio of policy and reference over the chosen sides.",
+        in_table=False,
+    ),
+    Metric(
+        name="rewards/rejected",
+        words="reward of the rejected side",
+        short=None,
+        form="+.4f",
+        direction="down",
+        alarm="It rises with that of the chosen side.",
+        meaning="Mean of beta times the log-ratio of policy and reference over the rejected sides.",
+        in_table=False,
+    ),
+    Metric(
+        name="logps/chosen",
+        words="chosen, nats",
+        short=None,
+        form=".2f",
+        direction="either",
+        alarm="It falls from log to log: see its change per token.",
+        meaning="Mean log-probability of a whole chosen side.",
+        in_table=False,
+    ),
+    Metric(
+        name="logps/rejected",
+        words="rejected, nats",
+        short=None,
+        form=".2f",
+        direction="down",
+        alarm="It rises: see its change per token.",
+        meaning="Mean log-probability of a whole rejected side.",
+        in_table=False,
+    ),
+    Metric(
+        name="logits/chosen",
+        words="mean logit, chosen",
+        short=None,
+        form=".3f",
+        direction="either",
+        alarm="It drifts without end, or is not a number: the weights grow.",
+        meaning="Mean over the vocabulary of the logits at the chosen sides' tokens.",
+        in_table=False,
+    ),
+    Metric(
+        name="logits/rejected",
+        words="mean logit, rejected",
+        short=None,
+        form=".3f",
+        direction="either",
+        alarm="It drifts without end, or is not a number: the weights grow.",
+        meaning="Mean over the vocabulary of the logits at the rejected sides' tokens.",
+        in_table=False,
+    ),
+    Metric(
+        name="entropy",
+        words="entropy, nats per token",
+        short=None,
+        form=".3f",
+        direction="either",
+        alarm="It goes towards 0: the policy gives the same answer whatever it is asked.",
+        meaning="Mean entropy of the next-token distributions along both sides.",
+        in_table=False,
+    ),
+    Metric(
+        name="mean_token_accuracy",
+        words="chosen tokens predicted",
+        short=None,
+        form=".1%",
+        direction="either",
+        alarm="It falls by a few percent: the policy forgets how the chosen sides are written.",
+        meaning="Share of the chosen sides' tokens to which the policy gives the highest probability.",
+        in_table=False,
+    ),
+    Metric(
+        name="aux_loss",
+        words="load-balancing loss",
+        short=None,
+        form=".4f",
+        direction="either",
+        alarm="It rises: the router sends most tokens to a few experts.",
+        meaning="The router's balancing loss of a mixture of experts, before its coefficient.",
+        in_table=False,
+    ),
+)
+
+
+class ComparedMetric(NamedTuple):
+    """One row of the closing table, as it is read."""
+
+    words: str
+    before: str  # empty where there is no number before training
+    after: str
+    spread: str  # 95 % interval or standard error of the number after training, empty where it has none
+
+
+def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[ComparedMetric]:
+    """The numbers of `after` beside those of `before`, in the order of METRICS and then of the recipe's measures."""
+    in_table = [metric for metric in METRICS if metric.in_table]
+    measures = [_own_measure(name) for name in after if name.startswith("measures/") and not name.endswith("_stderr")]
+    return [_compare(metric, before, after) for metric in in_table + measures if metric.name in after]
+
+
+def _own_measure(name: str) -> Metric:
+    """The row of a recipe's own measure, of which nothing but the name is known."""
+    return Metric(
+        name=name,
+        words=name.removeprefix("measures/"),
+        short=None,
+        form=".3f",
+        direction="either",
+        alarm="It moves where the recipe did not mean it to.",
+        meaning="Mean of the recipe's own measure over answers to held-out prompts.",
+    )
+
+
+def _compare(metric: Metric, before: Mapping[str, Any], after: Mapping[str, Any]) -> ComparedMetric:
+    value_before = ""
+    if metric.name in before:
+        value_before = format(before[metric.name], metric.form)
+    value_after = format(after[metric.name], metric.form)
+    return ComparedMetric(metric.words, value_before, value_after, _spread(metric, after))
+
+
+def _spread(metric: Metric, numbers: Mapping[str, Any]) -> str:
+    """The 95 % interval of a metric, or else its standard error; nothing where there is neither, or an error of 0."""
+    interval = numbers.get(f"{metric.name}_interval")
+    if interval:
+        low, high = interval
+        return f"{low:{metric.form}} to {high:{metric.form}}"
+    error = numbers.get(f"{metric.name}_stderr")
+    if error:
+        unsigned = metric.form.replace("+", "")
+        return f"+- {error:{unsigned}}"
+    return ""
 
 
 def wilson(successes: float, trials: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a proportion (1927); `successes` may be fractional, as a tie counts half."""
-    p = successes / trials
-    centre, scale = p + Z * Z / (2 * trials), 1 + Z * Z / trials
-    spread = Z * math.sqrt(p * (1 - p) / trials + Z * Z / (4 * trials * trials))
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    proportion = successes / trials
+    centre = proportion + Z * Z / (2 * trials)
+    half_width = Z * math.sqrt(proportion * (1 - proportion) / trials + Z * Z / (4 * trials * trials))
+    scale = 1 + Z * Z / trials
+    # Rounding may leave the ends of an interval at 0 or 1 just outside.
+    low = max(0.0, (centre - half_width) / scale)
+    high = min(1.0, (centre + half_width) / scale)
+    return low, high
 
 
 def held_out(metrics: Numbers, pairs: PairLogps, beta: float, start: PairLogps, same_start: bool = True) -> Numbers:
     """TRL's metrics over all held-out pairs, with a Wilson interval, standard errors and changes since `start`.
 
-    Ties count half. Where the reference is the policy's start, h there is rounding, and pairs within its largest tie.
+    `metrics` are TRL's own means, `pairs` the log-probabilities of every pair now and `start` those before training.
+    `same_start` says that the reference is the policy's start, which decides what counts as a tie.
     """
-    n, margins, noise = len(pairs.h), beta * pairs.h, start.h.abs().max() if same_start else 0.0
-    wins = (pairs.h > noise).sum().item() + (pairs.h.abs() <= noise).sum().item() / 2
-    found: Numbers = {
-        "pairs": n, "loss": metrics["loss"],
-        "rewards/accuracies": wins / n, "rewards/accuracies_interval": list(wilson(wins, n)),
+    count = len(pairs.h)
+    wins = _wins(pairs, start, same_start)
+    margins = beta * pairs.h
+    margins_stderr = None  # one pair alone has none
+    if count > 1:
+        margins_stderr = margins.std().item() / math.sqrt(count)
+
+    numbers: Numbers = {
+        "pairs": count,
+        "loss": metrics["loss"],
+        "rewards/accuracies": wins / count,
+        "rewards/accuracies_interval": list(wilson(wins, count)),
         "rewards/margins": margins.mean().item(),
-        "rewards/margins_stderr": margins.std().item() / math.sqrt(n) if n > 1 else None,
-    }  # fmt: skip
+        "rewards/margins_stderr": margins_stderr,
+    }
     for side in ("chosen", "rejected"):
-        policy, tokens = getattr(pairs, f"policy_{side}"), getattr(pairs, f"{side}_tokens")
-        moved = policy.sum() - getattr(start, f"policy_{side}").sum()
-        found[f"rewards/{side}"] = beta * getattr(pairs, f"{side}_logratios").mean().item()
-        found[f"logps/{side}"] = policy.mean().item()
-        found[f"logps/{side}_change_per_token"] = (moved / tokens.sum()).item()
-    carried = ("logits/chosen", "logits/rejected", "entropy", "mean_token_accuracy", "aux_loss")
-    return found | {name: metrics[name] for name in carried if name in metrics}
+        logps = getattr(pairs, f"policy_{side}")
+        logps_at_start = getattr(start, f"policy_{side}")
+        tokens = getattr(pairs, f"{side}_tokens")
+        logratios = getattr(pairs, f"{side}_logratios")
+        change = logps.sum() - logps_at_start.sum()
+        numbers[f"rewards/{side}"] = beta * logratios.mean().item()
+        numbers[f"logps/{side}"] = logps.mean().item()
+        numbers[f"logps/{side}_change_per_token"] = (change / tokens.sum()).item()
+    for name in TRL_MEANS:
+        if name in metrics:
+            numbers[name] = metrics[name]
+    return numbers
+
+
+def _wins(pairs: PairLogps, start: PairLogps, same_start: bool) -> float:
+    """How many pairs are ranked as labelled; a tie counts half.
+
+    Where the reference is the policy's start, h is 0 before training up to rounding: pairs that are no further from 0
+    than the largest of that rounding are ties, before training and after.
+    """
+    tie = 0.0
+    if same_start:
+        tie = start.h.abs().max().item()
+    won = (pairs.h > tie).sum().item()
+    tied = (pairs.h.abs() <= tie).sum().item()
+    return won + tied / 2

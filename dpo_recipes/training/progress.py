@@ -1,4 +1,4 @@
-"""What a run shows: a bar with loss, accuracy, margin and time left while it goes, and a table when it ends."""
+"""What a run shows: a bar with loss, accuracy, margin and time left, and every log on disk."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 from rich import progress as bars
 from rich.console import Console
-from rich.table import Column, Table
 from transformers import TrainerCallback
 
 SHOWN = (("loss", "loss"), ("rewards/accuracies", "accuracy"), ("rewards/margins", "margin"))
@@ -45,26 +44,3 @@ class Bar(TrainerCallback):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
-
-
-LINES = (
-    ("loss", "loss", ".4f"), ("rewards/accuracies", "pairs ranked as labelled", ".1%"),
-    ("rewards/margins", "reward margin", "+.4f"), ("logps/chosen_change_per_token", "chosen, nats per token", "+.4f"),
-    ("logps/rejected_change_per_token", "rejected, nats per token", "+.4f"),
-    ("reward", "reward of sampled answers", "+.3f"), ("win_rate", "win rate over reference", ".3f"),
-    ("kl", "KL to reference, nats", ".3f"), ("best_reward_at_kl", "best reward at that KL", "+.3f"),
-)  # fmt: skip
-
-
-def table(before: dict[str, Any], after: dict[str, Any]) -> Table:
-    """The closing table: held-out numbers before and after, with intervals or standard errors."""
-    columns = ("", Column("before", justify="right"), Column("after", justify="right"), "95 % interval or s.e.")
-    shown = Table(*columns, title=f"Held out: {after['pairs']} pairs", title_justify="left")
-    measures = [name for name in after if name.startswith("measures/") and not name.endswith("_stderr")]
-    for name, words, form in (*LINES, *((name, name.removeprefix("measures/"), ".3f") for name in measures)):
-        if name in after:
-            error = after.get(f"{name}_stderr")
-            spread = f"+- {error:{form.replace('+', '')}}" if error else ""
-            spread = " to ".join(f"{end:{form}}" for end in after.get(f"{name}_interval", ())) or spread
-            shown.add_row(words, f"{before[name]:{form}}" if name in before else "", f"{after[name]:{form}}", spread)
-    return shown
