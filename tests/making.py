@@ -219,7 +219,7 @@ def model_state(model) -> list:
     return [parameters, getattr(model, "active_adapters", None), model.training, adapters]
 
 
-def make_pair_logps(n: int = 256, seed: int = 3):
+def make_random_pair_logps(n: int = 256, seed: int = 3):
     """PairLogps of random float64 log-probabilities and lengths."""
     import torch
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from making import make_pair_logps
+from making import make_random_pair_logps
 from torch.nn.functional import logsigmoid
 
 from dpo_recipes.losses.conformance import conformance
@@ -60,7 +60,7 @@ def test_cdpo_at_other_label_smoothings(label_smoothing):
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.3])
 def test_cdpo_is_what_trl_computed_until_0_28(label_smoothing):
     """TRL 0.28, loss_type="sigmoid" with label_smoothing."""
-    beta, pairs = 0.1, make_pair_logps()
+    beta, pairs = 0.1, make_random_pair_logps()
     logits = (pairs.policy_chosen - pairs.policy_rejected) - (pairs.reference_chosen - pairs.reference_rejected)
     kept = -logsigmoid(beta * logits) * (1 - label_smoothing)
     flipped = -logsigmoid(-beta * logits) * label_smoothing
@@ -71,7 +71,7 @@ def test_cdpo_is_what_trl_computed_until_0_28(label_smoothing):
 @pytest.mark.parametrize("e", [0.0, 0.1, 0.3])
 def test_cdpo_is_a_mix_of_two_losses_of_trl_today(e):
     """Today's `sigmoid` and `robust` hold both halves of it; e is the label smoothing."""
-    beta, pairs = 0.1, make_pair_logps()
+    beta, pairs = 0.1, make_random_pair_logps()
     sigmoid = torch.tensor([-log_sigmoid(beta * h) for h in pairs.h.tolist()])
     of_flipped_labels = torch.tensor([-log_sigmoid(-beta * h) for h in pairs.h.tolist()])
     robust = ((1 - e) * sigmoid - e * of_flipped_labels) / (1 - 2 * e)
@@ -99,7 +99,7 @@ def reference_implementation(pairs: PairLogps, *, beta: float, ipo: bool, refere
     ],
 )
 def test_ipo_sum_and_reference_free_are_the_reference_implementations(name, ipo, reference_free):
-    pairs = make_pair_logps()
+    pairs = make_random_pair_logps()
     expected = reference_implementation(pairs, beta=0.25, ipo=ipo, reference_free=reference_free)
     torch.testing.assert_close(PLUGIN_LOSSES[name](pairs, beta=0.25), expected, rtol=1e-12, atol=1e-12)
 
