@@ -83,7 +83,7 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) ->
         notes.append(f"{name} has no split {spec!r}: 5 % of its pairs are held out instead.")
     for part in () if data.reader else (*train, *tests):
         sample = [sources.row_of(row) for row, _ in zip(part.raw, range(100), strict=False)]
-        part.form = choose_format(sample, part.where, named=data.format, few=data.max_dropped)
+        part.form = choose_format(sample, part.where, named=data.format, max_dropped=data.max_dropped)
         if part.form == "preference" and any(isinstance(row.get("prompt") or 0, str) for row in sample):
             notes.append("Text became user and assistant messages; data.format='text' keeps it, without a template.")
         if part.form == "text" and not any("prompt" in row for row in sample):

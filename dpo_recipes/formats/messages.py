@@ -1,77 +1,172 @@
-"""A field's value as messages, text, a number or JSON; or the reason to drop its row."""
+"""One column of a raw row, read as messages, text, a number or JSON; or the reason to drop the row."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from contextlib import suppress
 from typing import Any
 
 Row = dict[str, Any]
+Message = dict[str, Any]
 
-ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant"}
-ROLES |= {role: role for role in ("system", "user", "assistant", "tool", "developer")}
-VISIBLE = re.compile(r"[^\s\0\u200b-\u200f\u2060\ufeff]")  # without any a text is empty
+# Role in a file -> role in a chat template. The first four are ShareGPT's.
+ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "observation": "tool",
+    "function_call": "assistant",
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "developer": "developer",
+}
+
+# A character that can be seen: no white space, NUL, zero-width mark (such as U+200B) or byte-order mark (U+FEFF).
+# "\u200b\n" has none, and so it is as empty as "".
+VISIBLE = re.compile(r"[^\s\0\u200b-\u200f\u2060\ufeff]")
 
 
 class Drop(Exception):
-    """Why a row gives no pair: Drop(reason) or, where a value is at fault, Drop(reason, what was found)."""
+    """Why a row gives no pair: the reason, and, where a value is at fault, what was found."""
+
+    def __init__(self, reason: str, found: str = "", *, missing_column: str = ""):
+        super().__init__(reason, found)
+        self.reason = reason
+        self.found = found
+        self.missing_column = missing_column  # the required column that the row lacks
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.found}" if self.found else self.reason
 
 
-def malformed(field: str, what: str, found: Any) -> Drop:
-    return Drop(f"malformed: {field} {what}", f"{found!r:.60}")
+def malformed(field: str, problem: str, found: Any, *, missing_column: str = "") -> Drop:
+    """The reason to drop a row of which one field is not as it should be, with the start of what it holds."""
+    return Drop(f"malformed: {field} {problem}", f"{found!r:.60}", missing_column=missing_column)
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a column holds nothing: None, text without a visible character, an empty list, or a dict without values.
+
+    A dict of None alone is how Arrow stores an empty dict beside dicts with keys.
+    """
+    if isinstance(value, str):
+        return not VISIBLE.search(value)
+    if isinstance(value, dict):
+        return all(entry is None for entry in value.values())
+    if isinstance(value, list | tuple):
+        return not value
+    return value is None
 
 
 def plain_json(value: Any, field: str) -> Any:
-    """The value without None, which Arrow fills in where a dict lacks a key of its neighbours, and which as a column
-    is empty; of JSON that any parser takes: no NaN, no integer beyond 64 bits, no half of a surrogate pair."""
+    """The value as JSON that any parser takes: no NaN, no integer beyond 64 bits, no half of a surrogate pair.
+
+    None goes: in a dict it stands where Arrow filled in a key that only a neighbour has, and a column of None is empty
+    text. Raises Drop for what such JSON cannot hold.
+    """
+    if value is None:
+        return ""
     if isinstance(value, dict):
-        return {plain_json(key, field): plain_json(v, field) for key, v in value.items() if v is not None}
+        return {plain_json(key, field): plain_json(entry, field) for key, entry in value.items() if entry is not None}
     if isinstance(value, list | tuple):
-        return [plain_json(v, field) for v in value]
-    if isinstance(value, str) and (value.isascii() or value.encode(errors="replace").decode() == value):
+        return [plain_json(item, field) for item in value]
+    if isinstance(value, str) and _is_whole_unicode(value):
         return value
-    if value is not None and not (isinstance(value, int | float) and abs(value) < 2**63):
-        raise malformed(field, f"holds a {type(value).__name__} that UTF-8 JSON of 64 bits cannot hold", value)
-    return "" if value is None else value
+    if isinstance(value, int | float) and abs(value) < 2**63:  # false for NaN too
+        return value
+    raise malformed(field, f"holds a {type(value).__name__} that UTF-8 JSON of 64 bits cannot hold", value)
 
 
-def typed(value: Any, field: str, *kinds: Any) -> Any:
-    """A value of one of the kinds, or, where none of them is text, stored as the JSON of one."""
-    with suppress(ValueError):
-        value = plain_json(json.loads(value), field) if isinstance(value, str) and str not in kinds else value
+def _is_whole_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold the text. JSON may spell half of a surrogate pair, such as "\\ud83d", and it cannot."""
+    return text.isascii() or text.encode(errors="replace").decode() == text
+
+
+def typed(value: Any, field: str, *kinds: type) -> Any:
+    """A value of one of the kinds. Text is read as the JSON of such a value, where text is not one of the kinds."""
+    if isinstance(value, str) and str not in kinds:
+        with suppress(ValueError):  # no JSON: it is refused below as the text that it is
+            value = plain_json(json.loads(value), field)
     if not isinstance(value, kinds):
-        raise malformed(field, f"is {type(value).__name__}, not {' or '.join(kind.__name__ for kind in kinds)}", value)
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise malformed(field, f"is {type(value).__name__}, not {expected}", value)
     return value
 
 
-def number(row: Row, field: str, *allowed: int) -> float:
-    with suppress(TypeError, ValueError):
-        if (number := float(row[field])) in allowed or not allowed:
-            return number
-    raise malformed(field, f"is not {' or '.join(map(str, allowed)) or 'a number'}", row.get(field))
+def text(row: Row, column: str) -> str:
+    """The text of a column; "" where the row leaves it empty."""
+    value = row.get(column)
+    if is_empty(value):
+        return ""
+    return typed(value, column, str)
 
 
-def messages(row: Row, field: str, role: str = "assistant") -> list[Row]:
-    """A field's text as one message of that role; or its messages, one or a list, as {role, content} or ShareGPT's
-    {from, value}: each as role, content as one text, and what else a template may read."""
-    value, made = typed(row.get(field, ""), field, str, list, dict), []
-    value = [{"role": role, "content": value}] * (value != "") if isinstance(value, str) else value
-    for m in (typed(one, field, dict) for one in (value if isinstance(value, list) else [value])):
-        keys = ("from", "value") if "from" in m else ("role", "content")
-        who, content = m.pop(keys[0], None), m.pop(keys[1], "" if m.get("tool_calls") else None)
-        if str(who) not in ROLES:
-            raise malformed(field, f"holds a role that is none of {', '.join(ROLES)}", who)
-        if {"role", "content", "from", "value"} & m.keys():
-            raise malformed(field, "mixes role and content with from and value", m)
-        if isinstance(content, list):  # of typed blocks
-            content = [typed(block, field, dict) for block in content]
-            if odd := {str(block.get("type"))[:20] for block in content} - {"text"}:
-                raise malformed(field, f"holds content of type {min(odd)}, where text alone is read", content)
-            content = "".join(typed(block.get("text"), f"{field} content", str) for block in content)
-        if who == "function_call":
-            calls, content = typed(content, field, list, dict), ""
-            calls = calls if isinstance(calls, list) else [calls]
-            m["tool_calls"] = [{"type": "function", "function": call} for call in calls]
-        made.append({"role": ROLES[who], "content": typed(content, f"{field} content", str), **m})
-    return made
+def number(row: Row, column: str, *allowed: int) -> float:
+    """The number in a column, also as text, which a csv file has; one of `allowed`, where any is named."""
+    try:
+        value = float(row[column])
+    except (TypeError, ValueError):
+        value = math.nan
+    # The text "nan" is a number for float(), and prefers neither reply.
+    if value in allowed or (not allowed and math.isfinite(value)):
+        return value
+    expected = " or ".join(str(one) for one in allowed) or "a number"
+    raise malformed(column, f"is not {expected}", row.get(column))
+
+
+def messages(row: Row, column: str, role: str = "assistant") -> list[Message]:
+    """The messages of a column; none where the row leaves it empty.
+
+    The column holds text, which becomes one message of `role`; or one message; or a list of them. A message is
+    {role, content} or ShareGPT's {from, value}.
+    """
+    value = row.get(column)
+    if is_empty(value):
+        return []
+
+    value = typed(value, column, str, list, dict)
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if isinstance(value, dict):
+        return [_message(value, column)]
+    return [_message(item, column) for item in value]
+
+
+def _message(value: Any, column: str) -> Message:
+    """One message with its role in a template's word, its content as one text, and what else a template may read."""
+    message = dict(typed(value, column, dict))
+    role_key, content_key = ("from", "value") if "from" in message else ("role", "content")
+    role = message.pop(role_key, None)
+    content = message.pop(content_key, "" if message.get("tool_calls") else None)
+
+    if str(role) not in ROLES:
+        raise malformed(column, f"holds a role that is none of {', '.join(ROLES)}", role)
+    if message.keys() & {"role", "content", "from", "value"}:
+        raise malformed(column, "mixes role and content with from and value", message)
+
+    if isinstance(content, list):
+        content = _text_of_blocks(content, column)
+    if role == "function_call":
+        message["tool_calls"] = _tool_calls(content, column)
+        content = ""
+    return {"role": ROLES[role], "content": typed(content, f"{column} content", str), **message}
+
+
+def _text_of_blocks(content: list[Any], column: str) -> str:
+    """The text of content in typed blocks, such as [{"type": "text", "text": "Hi"}]."""
+    blocks = [typed(block, column, dict) for block in content]
+    other_types = {str(block.get("type"))[:20] for block in blocks} - {"text"}
+    if other_types:
+        raise malformed(column, f"holds content of type {min(other_types)}, where text alone is read", blocks)
+    return "".join(typed(block.get("text"), f"{column} content", str) for block in blocks)
+
+
+def _tool_calls(content: Any, column: str) -> list[Row]:
+    """ShareGPT's turn of function_call, the JSON of one call or of several, as a template reads tool calls."""
+    calls = typed(content, column, list, dict)
+    if isinstance(calls, dict):
+        calls = [calls]
+    return [{"type": "function", "function": call} for call in calls]

@@ -1,23 +1,20 @@
-"""Forms that preference rows come in: a function for each, one row of FORMATS for each, and the reading of one row."""
+"""The forms that preference rows come in, a function and a row of FORMATS for each; and how a raw row is read."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from itertools import takewhile
 from typing import Any, NamedTuple
 
-from .messages import ROLES, VISIBLE, Drop, Row, malformed, messages, number, plain_json, typed
+from .messages import ROLES, Drop, Message, Row, is_empty, malformed, messages, number, plain_json, text, typed
+from .pair import pair_of_conversations, pair_of_replies, shared_start
 
 PAIR = ("prompt", "chosen", "rejected")
-SIDES = PAIR[1:]
+SIDES = ("chosen", "rejected")
 PASSED_ON = ("tools", "chat_template_kwargs")  # columns that are passed on beside a pair
-TURN = re.compile(r"(?:\A\s*|(?:\r?\n){2})(Human|Assistant):")
-# Transcripts, what a template has rendered already, and messages as text.
-TRAP = re.compile(r"""\s*((### )?Human:|(<s>)?\s*\[INST\]|<\|[\w ]+\|>|\[\s*\{\s*["'](role|content|from|value)["'])""")
-# Columns that may hold what is said before a question. Whole conversations hold all the rest themselves.
-SYSTEM_COLUMNS = ("system", "system_prompt")
-# Columns that may hold a part of the question.
+
+# Columns that may hold a part of the question, by the names that data sets give them.
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 QUESTION_COLUMNS = (
     *SYSTEM_COLUMNS,
     "prompt",
@@ -33,165 +30,216 @@ QUESTION_COLUMNS = (
     "post",
     "passage",
     "document",
-    "system_message",
+)
+
+# The start of a turn in a transcript: "Human:" at the very start or after an empty line, as in
+# "\n\nHuman: Hi\n\nAssistant: Hello". An empty line of Windows counts too.
+TURN = re.compile(r"(?:\A\s*|(?:\r?\n){2})(Human|Assistant):")
+
+# The mark between the turns in HelpSteer2's prompts: "Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\nOk?".
+HELPSTEER2_TURN = re.compile(r"\n?<extra_id_1>(?:User|Assistant)\n")
+
+# Text that opens like a whole conversation, and that a chat template would wrap as if it were one message.
+MARKED_UP = re.compile(
+    r"""
+    \s*
+    (
+        (\#\#\#\ )?Human:                                          # a transcript: "Human: q", "### Human: q"
+        | (<s>)?\s*\[INST\]                                        # rendered by a template: "<s>[INST] q [/INST]"
+        | <\|[\w ]+\|>                                             # rendered by a template: "<|im_start|>user"
+        | \[\s*\{\s*["'](role|content|from|value)["']              # messages as text: "[{'role': 'user', ..."
+    )
+    """,
+    re.VERBOSE,
 )
 
 
-def _pair(prompt: list[Row] | None, chosen: list[Row], rejected: list[Row]) -> Row:
-    """The pair; a prompt of None is the start that both sides share."""
-    if prompt is None:
-        n = _shared(chosen, rejected)
-        prompt, chosen, rejected = chosen[:n], chosen[n:], rejected[n:]
-    elif whole := [m for m in chosen + rejected if m["role"] not in ("assistant", "tool")]:
-        raise malformed("chosen or rejected", "is a whole conversation beside a prompt", whole[0])
-    ends, last = [side[-1] for side in (chosen, rejected) if side], prompt[-1] if prompt else {"role": "system"}
-    for wrong, reason in (
-        (any(m["role"] != "assistant" for m in ends), "last role is not assistant"),
-        (len(ends) < 2 or not all(VISIBLE.search(m["content"]) or m.get("tool_calls") for m in ends), "empty side"),
-        (chosen == rejected, "identical sides"),
-        (any(m["role"] not in ("assistant", "tool") for m in chosen + rejected), "prompts differ between sides"),
-        (last["role"] in ("system", "developer") or not VISIBLE.search(last["content"]), "empty prompt"),
-        (last["role"] == "assistant", "prompt ends with the assistant"),  # a template would open one more turn
-    ):
-        if wrong:
-            raise Drop(reason)
-    asked = last["content"].strip()
-    if len(asked) >= 20 and all(side[0]["content"].strip().startswith(asked) for side in (chosen, rejected)):
-        raise Drop("both sides repeat the prompt")
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+# Columns -> a pair
 
 
-def _shared(one: list[Any], other: list[Any]) -> int:
-    """How many leading items two lists share, leaving at least one in each."""
-    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one[:-1], other[:-1], strict=False))))
-
-
-def _asked(row: Row, field: str, *sides: str, better: float = 1) -> Row:
-    """The pair of a question, behind the row's system text where there is any, and of two replies, chosen and rejected
-    unless named; `better` is positive where the first is, 0 for a tie."""
-    if not better:
-        raise Drop("tie")
-    first, second = (sides or SIDES)[:: 1 if better > 0 else -1]
-    system, prompt = messages(row, "system", "system"), messages(row, field, "user")
+def _question_and_replies(row: Row, question: str, chosen: str = "chosen", rejected: str = "rejected") -> Row:
+    """The pair of three columns, with the text of the column `system` before the question where there is any."""
+    system = messages(row, "system", "system")
+    prompt = messages(row, question, "user")
     if system and prompt and prompt[0]["role"] == "system":
         if system != prompt[:1]:
             raise malformed("system", "differs from the system message of the conversation", row["system"])
         system = []
-    prompt = system + prompt
-    return _pair(prompt, messages(row, first), messages(row, second))
+    return pair_of_replies(system + prompt, messages(row, chosen), messages(row, rejected))
+
+
+def _question_and_compared_replies(row: Row, question: str, first: str, second: str, *, preference: float) -> Row:
+    """The pair of a question and two replies: a positive preference is for the first, a negative for the second."""
+    if preference == 0:
+        raise Drop("tie")
+    if preference > 0:
+        return _question_and_replies(row, question, chosen=first, rejected=second)
+    return _question_and_replies(row, question, chosen=second, rejected=first)
+
+
+# A raw row's columns -> its pair: one function for each form
 
 
 def _preference(row: Row) -> Row:
     """TRL's own form: a prompt beside replies, or two conversations whose shared start is the prompt."""
-    if "prompt" not in row and (text := [side for side in SIDES if row.get(side) and isinstance(row[side], str)]):
-        raise malformed(text[0], "is text, and there is no prompt", row[text[0]])
-    return _asked(row, "prompt") if row.get("prompt") else _pair(None, *(messages(row, side) for side in SIDES))
+    if not is_empty(row.get("prompt")):
+        return _question_and_replies(row, "prompt")
+
+    for side in SIDES:
+        if "prompt" not in row and isinstance(row[side], str) and not is_empty(row[side]):
+            raise malformed(side, "is text, and there is no prompt", row[side])
+    return pair_of_conversations(messages(row, "chosen"), messages(row, "rejected"))
+
+
+def _text(row: Row) -> Row:
+    """Strings as they are.
+
+    Without a prompt column the prompt is the longest shared start in whole words: a prompt that ends inside a word, as
+    a split by characters gives, cuts the word's tokens in two.
+    """
+    prompt, chosen, rejected = text(row, "prompt"), text(row, "chosen"), text(row, "rejected")
+    if "prompt" not in row:
+        words = re.findall(r"\s*\S+", chosen)  # each with the white space before it
+        prompt = "".join(words[: shared_start(words, re.findall(r"\s*\S+", rejected))])
+        chosen = chosen[len(prompt) :]
+        rejected = rejected[len(prompt) :]
+
+    pair = _question_and_replies({"prompt": prompt, "chosen": chosen, "rejected": rejected}, "prompt")
+    return {column: pair[column][0]["content"] for column in PAIR}
 
 
 def _ultrafeedback(row: Row) -> Row:
     """A prompt beside full conversations: their shared start is the prompt, and a list prompt must open both."""
     start = messages(row, "prompt") if isinstance(row["prompt"], list) else []
-    sides = [messages(row, side) for side in SIDES]
-    for name, side in zip(SIDES, sides, strict=True):
-        if side and all(m["role"] not in ("user", "system") for m in side):
-            raise malformed(name, "is a reply, not a whole conversation", row[name])
-        if side and side[: len(start)] != start:
+    conversations = {side: messages(row, side) for side in SIDES}
+    for side, conversation in conversations.items():
+        if conversation and all(message["role"] not in ("user", "system") for message in conversation):
+            raise malformed(side, "is a reply, not a whole conversation", row[side])
+        if conversation and conversation[: len(start)] != start:
             raise Drop("prompts differ between sides")
-    return _pair(None, *sides)
+    return pair_of_conversations(**conversations)
 
 
 def _hh_rlhf(row: Row) -> Row:
     """Transcripts, "Human:" and "Assistant:" turns each after an empty line: the last turn is the reply."""
-    talks = []
-    for side in SIDES:
-        prompt, said = typed(row.get("prompt", ""), "prompt", str), typed(row[side], side, str)
-        before, *turns = TURN.split(said if TURN.match(said) else prompt + said)
-        pairs = zip(turns[::2], turns[1::2], strict=True)
-        talk = [{"role": ROLES[who.lower()], "content": said.strip()} for who, said in pairs]
-        if not VISIBLE.search(row[side]):
-            raise Drop("empty side")
-        if before.strip() or any(m["role"] != ("user", "assistant")[n % 2] for n, m in enumerate(talk)):
-            raise malformed(side, "is no transcript of Human and Assistant in turn", row[side])
-        talks.append(talk)
-    return _pair(None, *talks)
+    return pair_of_conversations(_transcript(row, "chosen"), _transcript(row, "rejected"))
 
 
-def _text(row: Row) -> Row:
-    """Strings as they are. Without a prompt column it is the longest shared start in whole words: a prompt that ends
-    inside a word, as a split by characters gives, cuts the word's tokens in two."""
-    said = {column: typed(row.get(column, ""), column, str) for column in PAIR}
-    if "prompt" not in row:
-        words, others = (re.findall(r"\s*\S+", said[side]) for side in SIDES)
-        start = "".join(words[: _shared(words, others)])
-        said = {"prompt": start} | {side: said[side][len(start) :] for side in SIDES}
-    return {column: messages[0]["content"] for column, messages in _asked(said, "prompt").items()}
+def _transcript(row: Row, side: str) -> list[Message]:
+    """The turns of one side, which is a whole transcript or what follows the one in the prompt."""
+    prompt, transcript = text(row, "prompt"), text(row, side)
+    if not transcript:
+        raise Drop("empty side")
+    if not TURN.match(transcript):
+        transcript = prompt + transcript
+
+    before, *turns = TURN.split(transcript)  # [before, "Human", "Hi", "Assistant", "Hello", ...]
+    speakers, contents = turns[::2], turns[1::2]
+    in_turn = all(speaker == ("Human", "Assistant")[place % 2] for place, speaker in enumerate(speakers))
+    if before.strip() or not in_turn:
+        raise malformed(side, "is no transcript of Human and Assistant in turn", row[side])
+    return [
+        {"role": ROLES[speaker.lower()], "content": content.strip()}
+        for speaker, content in zip(speakers, contents, strict=True)
+    ]
+
+
+def _sharegpt(row: Row) -> Row:
+    """ShareGPT's turns, and two replies as turns, as LLaMA-Factory has them."""
+    return _question_and_replies(row, "conversations")
 
 
 def _alpaca(row: Row) -> Row:
     """The input stands on the line after the instruction, as LLaMA-Factory has it."""
-    both = (typed(row.get(column, ""), column, str) for column in ("instruction", "input"))
-    return _asked({**row, "instruction": "\n".join(filter(None, both))}, "instruction")
+    parts = (text(row, "instruction"), text(row, "input"))
+    instruction = "\n".join(part for part in parts if part)
+    return _question_and_replies({**row, "instruction": instruction}, "instruction")
+
+
+def _orca(row: Row) -> Row:
+    """A question behind a system text, and two replies."""
+    return _question_and_replies(row, "question")
+
+
+def _shp(row: Row) -> Row:
+    """A post and two comments: label 1 is for A, 0 for B."""
+    preference = 2 * number(row, "labels", 0, 1) - 1
+    return _question_and_compared_replies(row, "history", "human_ref_A", "human_ref_B", preference=preference)
 
 
 def _helpsteer2(row: Row) -> Row:
     """Earlier turns stand in the prompt behind NeMo's marks; the strength is positive where response 2 is better."""
-    said = re.split(r"\n?<extra_id_1>(?:User|Assistant)\n", typed(row.get("prompt"), "prompt", str))
-    turns = [{"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(said)]
-    better = -number(row, "preference_strength")
-    return _asked({**row, "prompt": turns}, "prompt", "response_1", "response_2", better=better)
-
-
-def _summarize(row: Row) -> Row:
-    """openai/summarize_from_feedback's comparisons, laid out as trl-lib/tldr-preference; news have no subreddit."""
-    info, two = typed(row.get("info"), "info", dict), typed(row.get("summaries"), "summaries", list)
-    said = [typed(one, "summaries", dict).get("text", "") for one in two]
-    better = 1 - 2 * number(row, "choice", 0, 1)
-    post = str(info.get("post") or info.get("article") or "").replace("\n\n", "\n")
-    head = (f"SUBREDDIT: r/{info.get('subreddit', '')}\n\n", "POST: ") if info.get("post") else ("", "")
-    asked = f"{head[0]}TITLE: {info.get('title', '')}\n\n{head[1]}{post}\n\nTL;DR:" if post else ""
-    return _asked({"info": asked} | dict(zip("01", said, strict=False)), "info", "0", "1", better=better)
-
-
-def _sharegpt(row: Row) -> Row:
-    return _asked(row, "conversations")
-
-
-def _orca(row: Row) -> Row:
-    return _asked(row, "question")
-
-
-def _shp(row: Row) -> Row:
-    """A label of 1 prefers A."""
-    return _asked(row, "history", "human_ref_A", "human_ref_B", better=2 * number(row, "labels", 0, 1) - 1)
+    turns = HELPSTEER2_TURN.split(text(row, "prompt"))
+    prompt = [{"role": ("user", "assistant")[place % 2], "content": turn} for place, turn in enumerate(turns)]
+    preference = -number(row, "preference_strength")
+    return _question_and_compared_replies(
+        {**row, "prompt": prompt}, "prompt", "response_1", "response_2", preference=preference
+    )
 
 
 def _helpsteer3(row: Row) -> Row:
-    """The preference is positive where response 2 is better."""
-    return _asked(row, "context", "response1", "response2", better=-number(row, "overall_preference"))
+    """Messages and two replies: the preference is positive where response 2 is better."""
+    preference = -number(row, "overall_preference")
+    return _question_and_compared_replies(row, "context", "response1", "response2", preference=preference)
+
+
+def _summarize(row: Row) -> Row:
+    """openai/summarize_from_feedback's comparisons of two summaries, laid out as trl-lib/tldr-preference."""
+    info = typed(row["info"], "info", dict)
+    summaries = typed(row["summaries"], "summaries", list)
+    columns = {"info": _text_to_summarize(info)}
+    for place, summary in enumerate(summaries):
+        columns[str(place)] = typed(summary, "summaries", dict).get("text", "")
+
+    preference = 1 - 2 * number(row, "choice", 0, 1)  # the choice is the place of the better one, 0 or 1
+    return _question_and_compared_replies(columns, "info", "0", "1", preference=preference)
+
+
+def _text_to_summarize(info: Row) -> str:
+    """A post on Reddit, or an article of the news, which has no subreddit; "" where there is neither.
+
+    As in trl-lib/tldr-preference no empty line is left in the text itself.
+    """
+    title = info.get("title", "")
+    subreddit = info.get("subreddit", "")
+    post = text(info, "post").replace("\n\n", "\n")
+    article = text(info, "article").replace("\n\n", "\n")
+    if post:
+        return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+    if article:
+        return f"TITLE: {title}\n\n{article}\n\nTL;DR:"
+    return ""
 
 
 def _ultrainteract(row: Row) -> Row:
-    return _asked(row, "trajectory")
+    """The turns so far, and two next ones."""
+    return _question_and_replies(row, "trajectory")
 
 
 class Format(NamedTuple):
-    """One form of raw rows: all that is known of it."""
+    """One form of raw rows: all that is known of it.
 
-    reader: Callable[[Row], Row]  # the columns of a row, each under its first name -> prompt, chosen and rejected
-    required: tuple[str, ...]  # a|b: one of these columns, which the reader finds under the first name
-    optional: tuple[str, ...]  # read where the row has them
-    seen_in: tuple[str, ...]  # data sets on the hub, or programs, that have rows of this form
+    A column written a|b|c may have any of these names, and only one of them may hold something; the reader finds it
+    under the first.
+    """
+
+    reader: Callable[[Row], Row]  # a row of these columns -> {prompt, chosen, rejected}; raises Drop
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    seen_in: tuple[str, ...]  # data sets on the hub, or programs, whose rows have this form
+    transcripts: bool = False  # its text is a whole conversation, with marks of who speaks
+    whole_conversations: bool = False  # each side is a whole conversation, with the question and the system text
 
     @property
     def columns(self) -> str:
-        """As a message says it: the columns in one line, those that may be missing with a question mark."""
+        """The columns as a message lists them; those that may be missing have a question mark."""
         return " ".join((*(f"{column}?" for column in self.optional), *self.required))
 
     @property
     def reads(self) -> set[str]:
         """The names of all columns that are read."""
         columns = (*self.required, *self.optional, *PASSED_ON)
-        return {name for column in columns for name in column.split("|")}
+        return set("|".join(columns).split("|"))
 
 
 # The names are those that data.format takes. To add a form: a function above and a row here.
@@ -220,12 +268,15 @@ FORMATS: dict[str, Format] = {
             "HuggingFaceTB/smoltalk2",
             "argilla/distilabel-capybara-dpo-7k-binarized",
         ),
+        whole_conversations=True,
     ),
     "hh_rlhf": Format(
         reader=_hh_rlhf,
         required=("chosen", "rejected"),
         optional=("prompt",),
         seen_in=("Anthropic/hh-rlhf",),
+        transcripts=True,
+        whole_conversations=True,
     ),
     "sharegpt": Format(
         reader=_sharegpt,
@@ -282,30 +333,89 @@ FORMATS: dict[str, Format] = {
 }
 
 
+# A raw row -> its pair
+
+
 def explicit_pair(raw: Row, form: str, *, strict: bool) -> Row | Drop:
-    """prompt, chosen, rejected, tools (a list or None) and chat_template_kwargs of a raw row, or why it has none.
-    strict: the form was recognised, not named, so that no part of a question may be left unread."""
-    data_format = FORMATS[form]
-    row: Row = {}
+    """The prompt, chosen, rejected, tools (a list or None) and chat_template_kwargs of a raw row, or why it has none.
+
+    The prompt and the two sides are lists of messages, or strings where the form is `text`. `strict` is for a form that
+    was recognised, not named: then no part of a question may be left unread.
+    """
     try:
-        for one in (*data_format.columns.split(), *(f"{own}?" for own in PASSED_ON)):
-            there = [name for name in one.strip("?").split("|") if name in raw]
-            held = [name for name in there if raw[name] not in (None, "")] or there
-            if len(held) > 1 and raw[held[0]] or not there and "?" not in one:
-                raise malformed(one, "is missing" if not there else "are two questions, or two sides", held)
-            row |= {one.strip("?").split("|")[0]: plain_json(raw[name], name) for name in held[:1]}
-        pair = data_format.reader(row)
-        for column, said in row.items() if strict and form != "hh_rlhf" else ():
-            if isinstance(said, str) and TRAP.match(said):
-                raise malformed(column, "is text of a transcript, a template or messages", said)
-        whole = form in ("ultrafeedback", "hh_rlhf") or form == "preference" and not row.get("prompt")
-        for column in (SYSTEM_COLUMNS if whole else QUESTION_COLUMNS) if strict else ():
-            said = "" if column in FORMATS[form].reads else str(raw.get(column) or "").strip()
-            if said and (form == "text" or not any(said in message["content"] for message in pair["prompt"])):
-                raise malformed(column, f"holds something, which {form} does not read", said)
-        tools, kwargs = typed(row.get("tools") or [], "tools", list), row.get("chat_template_kwargs") or {}
-        return pair | {"tools": tools or None, "chat_template_kwargs": typed(kwargs, "chat_template_kwargs", dict)}
+        row = _select_columns(raw, FORMATS[form])
+        pair = FORMATS[form].reader(row)
+        if strict:
+            _refuse_marked_up_text(row, form)
+            _refuse_an_unread_question(raw, row, pair, form)
+        return pair | _passed_on(row)
     except RecursionError:
         return Drop("malformed: row is nested too deeply")
     except Drop as drop:
         return drop
+
+
+def _select_columns(raw: Row, data_format: Format) -> Row:
+    """The columns that the form reads, each under its first name; those that it may lack only where they are there."""
+    row: Row = {}
+    for column in (*data_format.optional, *data_format.required, *PASSED_ON):
+        names = column.split("|")
+        present = [name for name in names if name in raw]
+        filled = [name for name in present if not is_empty(raw[name])]
+        if len(filled) > 1:
+            raise malformed(column, "are two questions, or two sides", filled)
+        if present:
+            source = filled[0] if filled else present[0]
+            row[names[0]] = plain_json(raw[source], source)
+        elif column in data_format.required:
+            raise malformed(column, "is missing", present, missing_column=column)
+    return row
+
+
+def _refuse_marked_up_text(row: Row, form: str) -> None:
+    """Drop a row of which a text opens like a whole conversation, where the form does not read transcripts."""
+    if FORMATS[form].transcripts:
+        return
+    for column, value in row.items():
+        if isinstance(value, str) and MARKED_UP.match(value):
+            raise malformed(column, "is text of a transcript, a template or messages", value)
+
+
+def _refuse_an_unread_question(raw: Row, row: Row, pair: Row, form: str) -> None:
+    """Drop a row of which a column may hold a part of the question, is not read, and says what the prompt does not.
+
+    Beside whole conversations only a system text can be missing from them: other columns repeat the question.
+    """
+    has_conversations = FORMATS[form].whole_conversations
+    if form == "preference":  # which has them where it has no prompt
+        has_conversations = is_empty(row.get("prompt"))
+
+    for column in SYSTEM_COLUMNS if has_conversations else QUESTION_COLUMNS:
+        value = raw.get(column)
+        if column in FORMATS[form].reads or is_empty(value) or not value:  # 0 and False say nothing, either
+            continue
+        unread = str(value).strip()
+        if not _is_in_prompt(unread, pair["prompt"]):
+            raise malformed(column, f"holds something, which {form} does not read", unread)
+
+
+def _is_in_prompt(unread: str, prompt: list[Message] | str) -> bool:
+    """Whether a message of the prompt says it. The prompt of `text` is taken as it is, and says nothing twice."""
+    if isinstance(prompt, str):
+        return False
+    return any(unread in message["content"] for message in prompt)
+
+
+def _passed_on(row: Row) -> Row:
+    """The tools and the switches of the chat template: a list, or None, and a dict; each may be stored as its JSON."""
+    tools = _list_or_dict(row, "tools", list)
+    kwargs = _list_or_dict(row, "chat_template_kwargs", dict)
+    return {"tools": tools or None, "chat_template_kwargs": kwargs}
+
+
+def _list_or_dict(row: Row, column: str, kind: type) -> Any:
+    """The list or dict of a column, an empty one where the row has none."""
+    value = row.get(column)
+    if is_empty(value) or not value:
+        return kind()
+    return typed(value, column, kind)

@@ -1,4 +1,4 @@
-"""Which form the first rows of a split have."""
+"""Which form the first rows of a split have, or an error that lists what they might be."""
 
 from __future__ import annotations
 
@@ -6,31 +6,70 @@ from ..errors import RecipeError, nearest
 from .messages import Drop, Row
 from .readers import FORMATS, explicit_pair
 
+Pairs = dict[int, Row]  # place in the sample -> the pair that is read there
 
-def choose_format(sample: list[Row], where: str, *, named: str | None, few: float) -> str:
-    """The form that reads a split's first rows, or the one named; RecipeError with the candidates. A share of `few`
-    rows may be of another form: they are then dropped and counted, like other defects."""
-    columns = list(dict.fromkeys(column for row in sample for column in row))
-    made = {
-        form: [explicit_pair(row, form, strict=not named) for row in sample] for form in ([named] if named else FORMATS)
-    }
-    good = {form: {n: pair for n, pair in enumerate(read) if isinstance(pair, dict)} for form, read in made.items()}
-    if good.get("preference"):  # the same strings, as messages
-        good.pop("text", None)
-    best = max(good, key=lambda form: len(good[form]))
-    if not good[best]:
-        why = {form: [": ".join(one.args) for one in read if isinstance(one, Drop)][0] for form, read in made.items()}
-        near = max(why, key=lambda form: (" is missing" not in why[form], len(FORMATS[form].reads & {*columns})))
-        close = nearest(why[near].split()[1], columns) if " is missing" in why[near] else ""
-        what = f"Nearest is {near}, but its first row: {why[near]}.{close}"
-        if {"prompt", "response", "helpfulness"} <= {*columns}:
-            what = "It scores single replies; HelpSteer2's pairs are read with data.data_dir='preference'."
-        forms, has = "; ".join(f"{form}: {FORMATS[form].columns}" for form in FORMATS), ", ".join(columns[:20])
-        is_not = f"{where} is not {named or 'of a form that is read'}. Its columns: {has:.300}."
-        raise RecipeError(f"{is_not} {what} Rename columns, name data.format or write data.reader. Read are {forms}.")
-    for form, read in good.items():
-        others = [n for n, pair in read.items() if pair != good[best].get(n)]
-        if len(others) > few * len(sample):
-            how = f"{best} reads {len(good[best])} of its first {len(sample)} rows, {form} {len(others)} otherwise"
-            raise RecipeError(f"{where} fits several forms: {how}. Name one: data.format={best!r} or {form!r}.")
+
+def choose_format(sample: list[Row], where: str, *, named: str | None, max_dropped: float) -> str:
+    """The form that reads the first rows of a split, or the one that data.format names.
+
+    A share of `max_dropped` rows may be of another form: they are then dropped and counted, like other defects.
+    Raises RecipeError, which lists the candidates, where no form reads a row or where several read different pairs.
+    """
+    if not sample:
+        raise RecipeError(f"{where} has no rows. Choose a split or a file that has.")
+    results: dict[str, list[Row | Drop]] = {}
+    for form in [named] if named else FORMATS:
+        results[form] = [explicit_pair(row, form, strict=not named) for row in sample]
+
+    pairs = {form: _pairs(results[form]) for form in results}
+    if pairs.get("preference"):  # `text` reads the same strings
+        pairs.pop("text", None)
+
+    best = max(pairs, key=lambda form: len(pairs[form]))
+    if not pairs[best]:
+        drops = {form: _first_drop(results[form]) for form in results}
+        raise _no_form(sample, where, named, drops)
+    _refuse_another_reading(pairs, best, len(sample), where, max_dropped)
     return best
+
+
+def _pairs(results: list[Row | Drop]) -> Pairs:
+    return {place: pair for place, pair in enumerate(results) if not isinstance(pair, Drop)}
+
+
+def _first_drop(results: list[Row | Drop]) -> Drop:
+    return next(result for result in results if isinstance(result, Drop))
+
+
+def _no_form(sample: list[Row], where: str, named: str | None, drops: dict[str, Drop]) -> RecipeError:
+    """The error for rows that no form reads: their columns, the nearest form and what it lacks, and all forms."""
+    columns = list(dict.fromkeys(column for row in sample for column in row))
+    is_not = f"{where} is not {named or 'of a form that is read'}."
+    forms = "; ".join(f"{form}: {data_format.columns}" for form, data_format in FORMATS.items())
+    return RecipeError(
+        f"{is_not} Its columns: {', '.join(columns[:20]):.300}. {_nearest_form(columns, drops)} "
+        f"Rename columns, name data.format or write data.reader. Read are {forms}."
+    )
+
+
+def _nearest_form(columns: list[str], drops: dict[str, Drop]) -> str:
+    """The form that has its required columns, or shares the most, and why it does not read the first row."""
+    if {"prompt", "response", "helpfulness"} <= set(columns):
+        return "It scores single replies; HelpSteer2's pairs are read with data.data_dir='preference'."
+
+    def likeness(form: str) -> tuple[bool, int]:
+        return not drops[form].missing_column, len(FORMATS[form].reads & set(columns))
+
+    form = max(drops, key=likeness)
+    drop = drops[form]
+    spelling = nearest(drop.missing_column, columns) if drop.missing_column else ""
+    return f"Nearest is {form}, but its first row: {drop}.{spelling}"
+
+
+def _refuse_another_reading(pairs: dict[str, Pairs], best: str, rows: int, where: str, max_dropped: float) -> None:
+    """An error where another form reads rows, too, that the best form reads otherwise or not at all."""
+    for form in pairs:
+        differing = [place for place, pair in pairs[form].items() if pair != pairs[best].get(place)]
+        if len(differing) > max_dropped * rows:
+            counts = f"{best} reads {len(pairs[best])} of its first {rows} rows, {form} {len(differing)} otherwise"
+            raise RecipeError(f"{where} fits several forms: {counts}. Name one: data.format={best!r} or {form!r}.")

@@ -207,10 +207,10 @@ SETS = {
 
 @pytest.mark.parametrize(("form", "row", "want"), SETS.values(), ids=SETS)
 def test_each_set_is_recognised_and_its_pair_is_exact(form, row, want):
-    assert choose_format([row] * 3, "here", named=None, few=0.05) == form
+    assert choose_format([row] * 3, "here", named=None, max_dropped=0.05) == form
     assert explicit_pair(row, form, strict=True) == want
     assert explicit_pair(row, form, strict=False) == want
-    assert choose_format([row] * 3, "here", named=form, few=0.05) == form
+    assert choose_format([row] * 3, "here", named=form, max_dropped=0.05) == form
 
 
 def test_every_format_a_recipe_may_name_has_a_reader_and_a_set():
@@ -294,12 +294,12 @@ DROPS = {
 def test_what_a_row_cannot_be_read_as_is_its_reason(form, row, reason, found):
     dropped = explicit_pair(row, form, strict=True)
     assert isinstance(dropped, Drop)
-    assert (dropped.args[0], "".join(dropped.args[1:])) == (reason, found)
+    assert (dropped.reason, dropped.found) == (reason, found)
 
 
 def refused(sample, named=None) -> str:
     with pytest.raises(RecipeError) as caught:
-        choose_format(sample, "pairs.jsonl (train)", named=named, few=0.05)
+        choose_format(sample, "pairs.jsonl (train)", named=named, max_dropped=0.05)
     return str(caught.value)
 
 
@@ -325,7 +325,7 @@ def test_several_forms_that_fit_are_named():
     both = {"prompt": "q", **SIDES, "response_1": "c", "response_2": "d", "preference_strength": 1}
     want = "preference reads 3 of its first 3 rows, helpsteer2 3 otherwise. Name one: data.format="
     assert want + "'preference' or 'helpsteer2'." in refused([both] * 3)
-    assert choose_format([both] * 3, "here", named="helpsteer2", few=0.05) == "helpsteer2"
+    assert choose_format([both] * 3, "here", named="helpsteer2", max_dropped=0.05) == "helpsteer2"
     assert "is not hh_rlhf" in refused([both] * 3, named="hh_rlhf")
 
 
@@ -339,7 +339,7 @@ def test_a_transcript_beside_its_prompt_is_not_read_behind_it():
 def test_answers_that_repeat_a_long_prompt_are_dropped():
     asked = "What is the capital of France?"
     row = {"prompt": asked, "chosen": f"{asked}\nParis", "rejected": f"{asked}\nRome"}
-    assert explicit_pair(row, "preference", strict=True).args == ("both sides repeat the prompt",)
+    assert explicit_pair(row, "preference", strict=True).reason == "both sides repeat the prompt"
     assert isinstance(explicit_pair({**row, "rejected": "Rome"}, "preference", strict=True), dict)
     assert isinstance(
         explicit_pair({"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi you"}, "preference", strict=True), dict
@@ -356,4 +356,4 @@ def test_a_system_column_beside_a_system_turn_is_said_once_or_refused():
     pair = explicit_pair({**row, "system": "Be brief."}, "sharegpt", strict=True)
     assert [m["role"] for m in pair["prompt"]] == ["system", "user"]
     drop = explicit_pair({**row, "system": "Be long."}, "sharegpt", strict=True)
-    assert drop.args[0] == "malformed: system differs from the system message of the conversation"
+    assert drop.reason == "malformed: system differs from the system message of the conversation"
