@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from .errors import Finding
@@ -112,6 +114,52 @@ def comparison_table(pairs: int, rows: Iterable[tuple[str, str, str, str]]) -> T
     for words, before, after, spread in rows:
         table.add_row(escape(words), before, after, spread)  # the name of a recipe's own measure may be any text
     return table
+
+
+class TrainingBar:
+    """How far training has come and how it goes: a bar in a terminal, elsewhere about ten plain lines.
+
+    `words` says which metrics are shown and what they are called: {"rewards/margins": "margin", ...}, in that order.
+    """
+
+    def __init__(self, console: Console, words: Mapping[str, str]):
+        self.console = console
+        self.words = words
+        self.progress: Progress | None = None
+        self.tenths = 0  # of all steps, that the last plain line told of
+
+    def begin(self, steps: int) -> None:
+        if not self.console.is_terminal:
+            return
+        self.progress = Progress(
+            *Progress.get_default_columns(),  # the task, the bar, percent and the time that is left
+            TextColumn("left"),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=self.console,
+        )
+        self.progress.add_task("training", total=steps, numbers="")
+        self.progress.start()
+
+    def show(self, step: int, steps: int, metrics: Mapping[str, Any]) -> None:
+        """Show the numbers of one step; metrics without a word are passed over."""
+        numbers = "  ".join(f"{word} {metrics[name]:.3g}" for name, word in self.words.items() if name in metrics)
+        if not numbers:
+            return
+        if self.progress is not None:
+            self.progress.update(self.progress.task_ids[0], completed=step, numbers=numbers)
+            return
+
+        tenths = step * 10 // max(1, steps)  # a run of no known length has 0 steps
+        if tenths > self.tenths:
+            self.tenths = tenths
+            self.console.print(f"step {step}/{steps}  {numbers}", highlight=False)
+
+    def close(self) -> None:
+        """End the bar, so that what is printed next stands below it. May be called again."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
 
 
 def _cell(value: Any) -> str:

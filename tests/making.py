@@ -63,7 +63,7 @@ def make_model(
     return folder
 
 
-def make_pair_logps(chosen_gap: float = 0.0, rejected_gap: float = 0.0, tokens: int = 10, n: int = 4):
+def make_start_pair_logps(chosen_gap: float = 0.0, rejected_gap: float = 0.0, tokens: int = 10, n: int = 4):
     """PairLogps of n pairs with `tokens` tokens on each side, policy and reference equal.
 
     The gaps, in nats, are what the policy is above its reference in the last pair.

@@ -15,7 +15,7 @@ from ..recipe.origins import values_with_origins
 from ..recipe.recipe import PREPARED, QLoRA, Recipe
 from ..runs import environment, files, folder
 from ..runs.model_card import model_card
-from ..terminal import comparison_table, data_table
+from ..terminal import TrainingBar, comparison_table, data_table
 from ..training.session import Start
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     console = console or Console()
     start = Start(recipe, console)
     from ..evaluation.answers import answers
-    from ..evaluation.held_out import compared, held_out
-    from ..training import progress
+    from ..evaluation.held_out import METRICS, compared, held_out
+    from ..training.metrics_log import MetricsLog
 
     say = start.say
     run = folder.create(Path(runs), recipe.name)
-    bar = progress.Bar(console, run.path / "metrics.jsonl")
+    bar = TrainingBar(console, {metric.name: metric.short for metric in METRICS if metric.short})
     try:
         start.pairs()
         console.print(data_table(start.report))
@@ -45,7 +45,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
                 say(found.text)
         if fails := [f"{found.name}: {found.text}" for found in start.findings if found.level == "fail"]:
             raise RecipeError("\n".join(fails))
-        trainer = start.trainer(run.path / "checkpoints", [bar])
+        trainer = start.trainer(run.path / "checkpoints", [MetricsLog(run.path / "metrics.jsonl", bar)])
         who = _who(trainer)
         _describe(run, trainer, start, who)
         say(f"Policy: {who['policy']}. Reference: {who['reference']}.")

@@ -6,17 +6,17 @@ import math
 
 import pytest
 import torch
-from making import make_pair_logps
+from making import make_start_pair_logps
 
 from dpo_recipes.errors import RecipeError
 from dpo_recipes.guard import rules
 
 
 def test_the_bad_pair_is_the_first_that_is_not_finite_else_the_widest_margin():
-    assert rules.first_bad_pair(make_pair_logps(chosen_gap=3.0)) == 3
+    assert rules.first_bad_pair(make_start_pair_logps(chosen_gap=3.0)) == 3
     for name in ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected"):
         for value in (math.nan, math.inf, -math.inf):
-            broken = make_pair_logps(chosen_gap=3.0)
+            broken = make_start_pair_logps(chosen_gap=3.0)
             getattr(broken, name)[1] = value
             getattr(broken, name)[2] = math.nan
             assert rules.first_bad_pair(broken) == 1
