@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,120 +31,181 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     """
     console = console or Console()
     start = Start(recipe, console)
+    # These import torch: what could be refused without it is refused by now.
     from ..evaluation.answers import answers
     from ..evaluation.held_out import METRICS, compared, held_out
     from ..training.metrics_log import MetricsLog
 
-    say = start.say
-    run = folder.create(Path(runs), recipe.name)
-    bar = TrainingBar(console, {metric.name: metric.short for metric in METRICS if metric.short})
-    try:
+    shown_while_training = {metric.name: metric.short for metric in METRICS if metric.short}
+    bar = TrainingBar(console, shown_while_training)
+    with _run_folder(Path(runs), recipe.name) as run, contextlib.closing(bar):
+        # The pairs, and the trainer that takes them
         start.pairs()
-        console.print(data_table(start.report))
-        for found in start.findings:
-            if found.level == "warn" or found.name == "pairs":
-                say(found.text)
-        if fails := [f"{found.name}: {found.text}" for found in start.findings if found.level == "fail"]:
-            raise RecipeError("\n".join(fails))
+        _show_pairs(start)
         trainer = start.trainer(run.path / "checkpoints", [MetricsLog(run.path / "metrics.jsonl", bar)])
-        who = _who(trainer)
+        who = _policy_and_reference(trainer)
         _describe(run, trainer, start, who)
-        say(f"Policy: {who['policy']}. Reference: {who['reference']}.")
-        say(_amounts(trainer))
+        start.say(f"Policy: {who['policy']}. Reference: {who['reference']}.")
+        start.say(_amounts(trainer))
 
+        # Before training
+        same_start = trainer.health.same_start
         with console.status("held-out pairs before training"):
             metrics, first = trainer.held_out()
-        before = held_out(metrics, first, recipe.beta, first, trainer.health.same_start)
-        if recipe.data.streaming:  # what was read to look at it is read again
-            start.report["train"]["dropped"].clear()
+        before = held_out(metrics, first, recipe.beta, first, same_start)
+
+        # Training. Of a stream, the drops are known only when it has been read.
+        if recipe.data.streaming:
+            start.report["train"]["dropped"].clear()  # what was read to look at it is read again
         trainer.train()
         bar.close()
-        if recipe.data.streaming:  # its drops are known now
+        if recipe.data.streaming:
             files.write_json(run.path / "data.json", start.report)
             console.print(data_table(start.report))
+
         # The model first: whatever goes wrong from here on, the training is not lost.
-        files.write_folder(run.path / "model", lambda where: _save(where, trainer, start.tokenizer))
+        files.write_folder(run.path / "model", lambda where: _save_model(where, trainer, start.tokenizer))
+
+        # After training: the numbers, then the answers, which may fail in the recipe's own reward
         with console.status("held-out pairs after training"):
             metrics, last = trainer.held_out()
-        after = held_out(metrics, last, recipe.beta, first, trainer.health.same_start)
+        after = held_out(metrics, last, recipe.beta, first, same_start)
         files.write_json(run.path / "evaluation.json", {"before": before, "after": after})
-        on_the_hub = not is_path(recipe.model) and PREPARED not in recipe.model
-        card = model_card(recipe, base_model=recipe.model if on_the_hub else None, who=who, after=after)
+        card = model_card(recipe, base_model=_base_model(recipe), who=who, after=after)
         files.write_text(run.path / "model" / "README.md", card)
+
         with console.status("answers of reference and policy"), trainer.accelerator.autocast():
-            samples, truth = answers(recipe, trainer, start.reference)
+            samples, (truth_before, truth_after) = answers(recipe, trainer, start.reference)
         files.write_jsonl(run.path / "samples.jsonl", samples)
-        for numbers, more in zip((before, after), truth, strict=True):
-            numbers.update(more)
+        before.update(truth_before)
+        after.update(truth_after)
         files.write_json(run.path / "evaluation.json", {"before": before, "after": after})
-    except BaseException:
-        bar.close()
-        if not any((run.path / name).exists() for name in ("metrics.jsonl", "checkpoints")):
-            shutil.rmtree(run.path, ignore_errors=True)  # nothing in it that anyone could miss
-        raise
+
     console.print(comparison_table(after["pairs"], compared(before, after)))
-    say(f"{run.path} holds the model, the numbers and the answers.")
+    start.say(f"{run.path} holds the model, the numbers and the answers.")
     return run
 
 
-def _who(trainer: RecipeTrainer) -> dict[str, Any]:
-    """Policy and reference in words."""
-    recipe, kind = trainer.recipe, trainer.settings.reference
-    name = recipe.model.replace(f"{PREPARED}/", f"{recipe.name}'s own ")
-    name += f"@{recipe.revision}" if recipe.revision else ""
-    start = recipe.adapter and recipe.adapter.continue_from
-    adapter = "all weights"
-    if recipe.adapter:
-        how = f"continued from {start}" if start else f"of rank {recipe.adapter.r}"
-        adapter = f"{type(recipe.adapter).__name__} {how}"
+@contextlib.contextmanager
+def _run_folder(runs: Path, name: str) -> Iterator[folder.Run]:
+    """A new run folder, taken away again where the run stops before anything is in it that anyone could miss."""
+    run = folder.create(runs, name)
+    try:
+        yield run
+    except BaseException:  # Ctrl-C too
+        has_logged = (run.path / "metrics.jsonl").exists()
+        has_checkpoints = (run.path / "checkpoints").exists()
+        if not has_logged and not has_checkpoints:
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
+def _show_pairs(start: Start) -> None:
+    """Print the data report and what a reader of the log should know of it; RecipeError where a finding is a fail."""
+    start.console.print(data_table(start.report))
+    for finding in start.findings:
+        if finding.level == "warn" or finding.name == "pairs":
+            start.say(finding.text)
+
+    fails = [f"{finding.name}: {finding.text}" for finding in start.findings if finding.level == "fail"]
+    if fails:
+        raise RecipeError("\n".join(fails))
+
+
+def _policy_and_reference(trainer: RecipeTrainer) -> dict[str, Any]:
+    """reference.json: who is trained and who it is compared with, in words and as values."""
+    recipe, settings = trainer.recipe, trainer.settings
     trainable, total = trainer.parameter_counts()
-    reference = {
+    return {
+        "policy": f"{_policy(recipe)} ({trainable:,} of {total:,} parameters train)",
+        "reference": _reference(recipe, settings.reference),
+        "kind": settings.reference,
+        "model": recipe.model,
+        "revision": recipe.revision,
+        "precomputed": settings.precompute,
+        "fingerprint": trainer.fingerprint(),
+    }
+
+
+def _policy(recipe: Recipe) -> str:
+    """The model and what of it is trained, such as `org/model@revision + LoRA of rank 32`."""
+    model = recipe.model.replace(f"{PREPARED}/", f"{recipe.name}'s own ")
+    if recipe.revision:
+        model += f"@{recipe.revision}"
+
+    adapter = recipe.adapter
+    if adapter is None:
+        return f"{model} + all weights"
+    if adapter.continue_from:
+        return f"{model} + {type(adapter).__name__} continued from {adapter.continue_from}"
+    return f"{model} + {type(adapter).__name__} of rank {adapter.r}"
+
+
+def _reference(recipe: Recipe, kind: str) -> str:
+    """What each kind of reference is, as a sentence says it."""
+    continued_from = recipe.adapter.continue_from if recipe.adapter else None
+    words = {
         "adapter off": "the same model with the adapter off",
-        "frozen adapter": f"the same model with the frozen copy of {start}",
+        "frozen adapter": f"the same model with the frozen copy of {continued_from}",
         "start weights": "the weights it starts from, as log-probabilities computed before training",
         "other model": f"{recipe.reference}, as log-probabilities computed before training",
         "moving copy": "a second copy of the weights, moved towards the policy (TR-DPO)",
-    }[kind]
-    return {
-        "policy": f"{name} + {adapter} ({trainable:,} of {total:,} parameters train)",
-        "reference": reference, "kind": kind, "model": recipe.model, "revision": recipe.revision,
-        "precomputed": trainer.settings.precompute, "fingerprint": trainer.fingerprint(),
-    }  # fmt: skip
+    }
+    return words[kind]
 
 
 def _amounts(trainer: RecipeTrainer) -> str:
-    """Pairs, batch and precision, one sentence."""
-    settings, a_step = trainer.settings, trainer.recipe.global_batch_size
-    pairs = math.inf if trainer.recipe.data.streaming else len(trainer.train_dataset)
-    precision = "4-bit NF4 weights, computing in " if isinstance(trainer.recipe.adapter, QLoRA) else ""
-    precision += settings.weights + (f" with {settings.autocast} autocast" if settings.autocast else "")
-    return (
-        f"{'A stream of' if pairs == math.inf else format(pairs, ',')} pairs to train on, "
-        f"{len(trainer.eval_dataset):,} held out; {a_step} pairs a step = "
+    """Pairs, batch and precision, one sentence; and a second one where not even one batch is full."""
+    recipe, settings = trainer.recipe, trainer.settings
+    pairs_per_step = recipe.global_batch_size
+    # How many pairs a stream holds is not known before it has been read.
+    train_pairs = None if recipe.data.streaming else len(trainer.train_dataset)
+
+    precision = settings.weights
+    if settings.autocast:
+        precision += f" with {settings.autocast} autocast"
+    if isinstance(recipe.adapter, QLoRA):
+        precision = f"4-bit NF4 weights, computing in {precision}"
+
+    sentence = (
+        f"{'A stream of' if train_pairs is None else f'{train_pairs:,}'} pairs to train on, "
+        f"{len(trainer.eval_dataset):,} held out; {pairs_per_step} pairs a step = "
         f"{settings.micro_batch_size} pairs x {settings.accumulation} accumulation; {precision} on {settings.device}."
-        f"{' There are fewer pairs than one step takes.' if pairs < a_step else ''}"
     )
+    if train_pairs is not None and train_pairs < pairs_per_step:
+        sentence += " There are fewer pairs than one step takes."
+    return sentence
 
 
 def _describe(run: folder.Run, trainer: RecipeTrainer, start: Start, who: dict[str, Any]) -> None:
-    """Everything about a run that is known before its first step."""
+    """Write everything about a run that is known before its first step."""
     recipe = trainer.recipe
-    made = f"from dpo_recipes import Data, LoRA, QLoRA, Recipe\n\nrecipe = {recipe!r}\n"
-    source = recipe.source.read_text(encoding="utf-8") if recipe.source else made
+    if recipe.source:
+        source = recipe.source.read_text(encoding="utf-8")
+    else:  # a value made in Python: a file that makes the same one
+        source = f"from dpo_recipes import Data, LoRA, QLoRA, Recipe\n\nrecipe = {recipe!r}\n"
     files.write_text(run.path / "recipe.py", source)
-    resolved = values_with_origins(recipe, trainer.settings).items()
-    for name, value in {
-        "recipe": {key: {"value": value, "origin": origin} for key, (value, origin) in resolved},
-        "trl": trainer.args.to_dict(),
-        "environment": environment.environment(recipe.seed, vars(start.device)),
-        "data": start.report,
-        "reference": who,
-    }.items():
-        files.write_json(run.path / f"{name}.json", value)
+
+    values = {}
+    for field, (value, origin) in values_with_origins(recipe, trainer.settings).items():
+        values[field] = {"value": value, "origin": origin}
+    files.write_json(run.path / "recipe.json", values)
+    files.write_json(run.path / "trl.json", trainer.args.to_dict())
+    files.write_json(run.path / "environment.json", environment.environment(recipe.seed, vars(start.device)))
+    files.write_json(run.path / "data.json", start.report)
+    files.write_json(run.path / "reference.json", who)
 
 
-def _save(where: Path, trainer: RecipeTrainer, tokenizer: Tokenizer) -> None:
+def _save_model(where: Path, trainer: RecipeTrainer, tokenizer: Tokenizer) -> None:
+    """The trained adapter or weights and the tokenizer, and no more than that."""
     trainer.save_model(str(where))
     shutil.rmtree(where / "ref", ignore_errors=True)  # the frozen copy of a continued adapter is not the result
     (where / "training_args.bin").unlink(missing_ok=True)  # a pickle; trl.json says the same
     tokenizer.save(where)
+
+
+def _base_model(recipe: Recipe) -> str | None:
+    """The hub's name of the model that a run starts from; None where it is a folder."""
+    if is_path(recipe.model) or PREPARED in recipe.model:
+        return None
+    return recipe.model
