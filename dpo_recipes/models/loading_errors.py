@@ -1,4 +1,4 @@
-"""What goes wrong while a model is loaded, as one readable message."""
+"""What goes wrong while a model, a tokenizer or an adapter is loaded, as one readable message."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 from ..errors import RecipeError
 
+FILES_NAMED = 8  # of a folder that holds no model, enough to recognise it by
+LONGEST_REASON = 300  # characters of a library's own message
+
 
 @contextmanager
 def explained(what: str, path: str) -> Iterator[None]:
@@ -15,16 +18,23 @@ def explained(what: str, path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        remedy = "Check model= and revision=; a gated model also needs `hf auth login`."
-        if "trust_remote_code" in str(error):
-            remedy = "The model brings its own code; read it, then set trust_remote_code=True in the recipe."
-        elif "attn" in str(error) or "attention" in str(error):
-            remedy = "Check attn_implementation."
-        elif os.path.isdir(path):
-            found = ", ".join(sorted(os.listdir(path))[:8]) or "nothing"
-            remedy = f"A model folder has config.json, model.safetensors and tokenizer files; this one: {found}."
-        raise RecipeError(f"No {what} could be loaded from {path!r}: {first_line(error)}. {remedy}") from error
+        reason, remedy = first_line(error), _remedy(str(error), path)
+        raise RecipeError(f"No {what} could be loaded from {path!r}: {reason}. {remedy}") from error
+
+
+def _remedy(message: str, path: str) -> str:
+    if "trust_remote_code" in message:
+        return "The model brings its own code; read it, then set trust_remote_code=True in the recipe."
+    if "attn" in message or "attention" in message:
+        return "Check attn_implementation."
+    if os.path.isdir(path):
+        contents = ", ".join(sorted(os.listdir(path))[:FILES_NAMED]) or "nothing"
+        return f"A model folder has config.json, model.safetensors and tokenizer files; this one: {contents}."
+    return "Check model= and revision=; a gated model also needs `hf auth login`."
 
 
 def first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")[:300] or type(error).__name__
+    """The first line of an error's message without its full stop; the error's type where there is no message."""
+    lines = str(error).strip().split("\n")
+    reason = lines[0].rstrip(".")[:LONGEST_REASON]
+    return reason or type(error).__name__

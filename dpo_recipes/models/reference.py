@@ -1,8 +1,10 @@
-"""Who the trained policy is compared with."""
+"""Who the trained policy is compared with.
+
+Leans on TRL 1.16: `DPOTrainer` names the adapter that trains `default`, and the frozen copy of a continued one `ref`.
+"""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +16,10 @@ class Reference:
     """The frozen model a trained policy is compared with, on demand: never a second model while training."""
 
     def __init__(self, policy: Any, settings: Settings, load: Callable[[], Any]):
-        self.policy, self.kind = policy, settings.reference
-        self._load = functools.cache(lambda: load().to(policy.device).eval())
+        self.policy = policy
+        self.kind = settings.reference
+        self._load = load
+        self._loaded: Any = None  # weights of its own, once they have been asked for
 
     @contextmanager
     def model(self) -> Iterator[Any]:
@@ -30,4 +34,9 @@ class Reference:
             finally:
                 self.policy.set_adapter("default")
         else:
-            yield self._load()
+            yield self._own_weights()
+
+    def _own_weights(self) -> Any:
+        if self._loaded is None:
+            self._loaded = self._load().to(self.policy.device).eval()
+        return self._loaded

@@ -11,10 +11,8 @@ from transformers import AutoTokenizer
 
 from ..data.chat_template import pin_date, unread_kwargs
 from ..errors import RecipeError
-from ..recipe.recipe import Recipe
+from ..recipe.recipe import Data, Recipe
 from .loading_errors import explained
-
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -25,34 +23,61 @@ class Tokenizer:
     template: str | None  # as published or as the recipe gives it, not pinned to a date
 
     def save(self, folder: Path) -> None:
-        pinned, self.tokenizer.chat_template = self.tokenizer.chat_template, self.template
-        self.tokenizer.save_pretrained(folder)
-        self.tokenizer.chat_template = pinned
+        """Write the tokenizer into a model folder, with the template that prints the date of the day."""
+        pinned = self.tokenizer.chat_template
+        self.tokenizer.chat_template = self.template
+        try:
+            self.tokenizer.save_pretrained(folder)
+        finally:
+            self.tokenizer.chat_template = pinned
 
 
-def load_tokenizer(recipe: Recipe, path: str, say: Say = lambda _: None) -> Tokenizer:
-    """The model's tokenizer, with the recipe's chat template and date. RecipeError when there is none."""
-    data, trust = recipe.data, recipe.trust_remote_code
+def load_tokenizer(recipe: Recipe, path: str, say: Callable[[str], None] = lambda _: None) -> Tokenizer:
+    """The model's tokenizer, with the recipe's chat template and date.
+
+    RecipeError where there is none, where no answer could end, or where a chat template is set up that is not there.
+    """
     with explained("tokenizer", path):
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=recipe.revision, trust_remote_code=trust)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
+        )
     if tokenizer.eos_token is None:
         raise RecipeError(f"The tokenizer of {path!r} has no end token, so no answer could end. Set eos_token.")
-    template = data.chat_template or tokenizer.chat_template
+
+    template = recipe.data.chat_template or tokenizer.chat_template
     if isinstance(template, dict):  # some tokenizers carry several by name
         template = template.get("default")
-    given = [n for n in ("chat_template_kwargs", "template_date") if getattr(data, n)]
-    if template is None and given:
-        raise RecipeError(f"data.{given[0]} is for a chat template, and the tokenizer of {path!r} has none.")
-    tokenizer.chat_template = pin_date(str(template), data.template_date) if data.template_date else template
-    if data.template_date and tokenizer.chat_template == template:
-        say(f"data.template_date={data.template_date} changes nothing: this chat template prints no date.")
-    if unread := unread_kwargs(template or "", data.chat_template_kwargs):
+    if template is None:
+        _refuse_template_settings(recipe.data, path)
+    tokenizer.chat_template = _pinned(template, recipe.data, say)
+    unread = unread_kwargs(template or "", recipe.data.chat_template_kwargs)
+    if unread:
         say(f"data.chat_template_kwargs: this chat template does not read {', '.join(unread)}.")
     return Tokenizer(tokenizer, template)
 
 
+def _refuse_template_settings(data: Data, path: str) -> None:
+    """What is set for a chat template would do nothing without one."""
+    for name in ("chat_template_kwargs", "template_date"):
+        if getattr(data, name):
+            raise RecipeError(f"data.{name} is for a chat template, and the tokenizer of {path!r} has none.")
+
+
+def _pinned(template: str | None, data: Data, say: Callable[[str], None]) -> str | None:
+    """The template as training uses it: with the recipe's date, where it prints one."""
+    if template is None or data.template_date is None:
+        return template
+    pinned = pin_date(template, data.template_date)
+    if pinned == template:
+        say(f"data.template_date={data.template_date} changes nothing: this chat template prints no date.")
+    return pinned
+
+
 def need_embeddings(model: Any, tokenizer: Any) -> None:
     """Refuse a tokenizer with more tokens than the model has embeddings, before a row that uses one of them."""
-    tokens, rows = len(tokenizer), model.get_input_embeddings().num_embeddings
-    if tokens > rows:
-        raise RecipeError(f"The tokenizer has {tokens} tokens, but the model {rows} embeddings: they do not match.")
+    tokens = len(tokenizer)
+    embeddings = model.get_input_embeddings().num_embeddings
+    if tokens > embeddings:
+        raise RecipeError(
+            f"The tokenizer has {tokens} tokens, but the model {embeddings} embeddings: they do not match."
+        )

@@ -8,64 +8,78 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from ..errors import RecipeError
 from ..recipe.recipe import QLoRA, Recipe
 from ..recipe.resolve import Settings
-from .adapter import cast_as_trl, lora_config
+from .adapter import continue_adapter
 from .loading_errors import explained
-
-Say = Callable[[str], None]
 
 # TRL and peft use the old name of this option themselves, so the warning says nothing to a user.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
 
 
 def load_weights(
-    recipe: Recipe, settings: Settings, path: str, *, trainable: bool = True, say: Say = lambda _: None
+    recipe: Recipe,
+    settings: Settings,
+    path: str,
+    *,
+    trainable: bool = True,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Any:
     """The policy before training, or (`trainable=False`) a reference of its own: base weights, quantised for QLoRA.
 
     TRL adds a new adapter later; one that is continued is loaded here. RecipeError where something cannot be read.
     """
-    adapter, options = recipe.adapter, loading_options(recipe, settings, trainable)
-    if "quantization_config" in options and torch.cuda.is_available() and not recipe.trl.get("use_cpu"):
+    options = loading_options(recipe, settings, trainable)
+    on_gpu = torch.cuda.is_available() and not recipe.trl.get("use_cpu")
+    if "quantization_config" in options and on_gpu:
+        # bitsandbytes packs the weights while they are loaded, so they are loaded to where they stay.
         options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
     with explained("model", path):
         model: Any = AutoModelForCausalLM.from_pretrained(path, **options)
     keep_4bit_gradients_right(model)
-    if trainable and getattr(model, "peft_config", None):
-        remedy = f"To train it on, set model= to its base and adapter.continue_from={path}"
-        raise RecipeError(f"model={path!r} is an adapter, which a new one would replace. {remedy}")
-    if trainable and adapter is not None and adapter.continue_from:
-        folder = os.path.expanduser(adapter.continue_from)
-        with lora_config(adapter) as config:
-            model = PeftModel.from_pretrained(model, folder, is_trainable=True)
-        if os.path.realpath(made_on := str(config.base_model_name_or_path)) != os.path.realpath(path):
-            same = "they must be the same weights"
-            say(f"The adapter {folder} was made on {made_on}, and is continued on {path}: {same}.")
-        cast_as_trl(model)  # before TRL copies the adapter for the reference, so that both are the same numbers
+    if not trainable:
+        return model
+
+    # Transformers loads an adapter's folder as its base with the adapter on it.
+    if getattr(model, "peft_config", None):
+        raise RecipeError(
+            f"model={path!r} is an adapter, which a new one would replace. "
+            f"To train it on, set model= to its base and adapter.continue_from={path}"
+        )
+    adapter = recipe.adapter
+    if adapter is not None and adapter.continue_from:
+        return continue_adapter(model, adapter, path, say)
     return model
 
 
 def loading_options(recipe: Recipe, settings: Settings, trainable: bool) -> dict[str, Any]:
-    """How a model is made. The revision and the 4 bits are the policy's own, so also those of its start weights."""
-    adapter, dtype = recipe.adapter, getattr(torch, settings.weights)
+    """How Transformers is to make the policy, or (`trainable=False`) its reference."""
+    adapter = recipe.adapter
+    dtype = getattr(torch, settings.weights)
     options = {"dtype": dtype, "trust_remote_code": recipe.trust_remote_code}
     if recipe.attn_implementation:
         options["attn_implementation"] = recipe.attn_implementation
-    if trainable or recipe.reference is None:
+
+    # The revision and the 4 bits are the policy's own, so also those of its start weights, not of another model.
+    of_the_policy = trainable or recipe.reference is None
+    if of_the_policy:
         options["revision"] = recipe.revision
-        if isinstance(adapter, QLoRA):
-            options["quantization_config"] = quantization(adapter.double_quant, dtype)
+    if of_the_policy and isinstance(adapter, QLoRA):
+        options["quantization_config"] = quantization(adapter.double_quant, dtype)
     return options
 
 
 def quantization(double_quant: bool, dtype: torch.dtype) -> Any:
-    options = {"quant_type": "nf4", "compute_dtype": dtype, "use_double_quant": double_quant}
-    return BitsAndBytesConfig(load_in_4bit=True, **{f"bnb_4bit_{name}": value for name, value in options.items()})
+    """QLoRA's 4-bit NF4 weights (2305.14314), computing in `dtype`."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=double_quant,
+    )
 
 
 def keep_4bit_gradients_right(model: Any) -> None:
