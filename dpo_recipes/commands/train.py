@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ..data.sources import is_path
 from ..errors import RecipeError
+from ..evaluation.held_out import METRICS, compared, held_out
 from ..recipe.origins import values_with_origins
 from ..recipe.recipe import PREPARED, QLoRA, Recipe
 from ..runs import environment, files, folder
@@ -33,7 +34,6 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     start = Start(recipe, console)
     # These import torch: what could be refused without it is refused by now.
     from ..evaluation.answers import answers
-    from ..evaluation.held_out import METRICS, compared, held_out
     from ..training.metrics_log import MetricsLog
 
     shown_while_training = {metric.name: metric.short for metric in METRICS if metric.short}
@@ -70,16 +70,14 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         with console.status("held-out pairs after training"):
             metrics, last = trainer.held_out()
         after = held_out(metrics, last, recipe.beta, first, same_start)
-        files.write_json(run.path / "evaluation.json", {"before": before, "after": after})
-        card = model_card(recipe, base_model=_base_model(recipe), who=who, after=after)
-        files.write_text(run.path / "model" / "README.md", card)
+        _write_results(run, recipe, who, before, after)
 
         with console.status("answers of reference and policy"), trainer.accelerator.autocast():
             samples, (truth_before, truth_after) = answers(recipe, trainer, start.reference)
         files.write_jsonl(run.path / "samples.jsonl", samples)
         before.update(truth_before)
         after.update(truth_after)
-        files.write_json(run.path / "evaluation.json", {"before": before, "after": after})
+        _write_results(run, recipe, who, before, after)
 
     console.print(comparison_table(after["pairs"], compared(before, after)))
     start.say(f"{run.path} holds the model, the numbers and the answers.")
@@ -194,6 +192,16 @@ def _describe(run: folder.Run, trainer: RecipeTrainer, start: Start, who: dict[s
     files.write_json(run.path / "environment.json", environment.environment(recipe.seed, vars(start.device)))
     files.write_json(run.path / "data.json", start.report)
     files.write_json(run.path / "reference.json", who)
+
+
+def _write_results(
+    run: folder.Run, recipe: Recipe, who: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    """The numbers before and after training: as values, and in the model card for a reader."""
+    files.write_json(run.path / "evaluation.json", {"before": before, "after": after})
+    results = compared(before, after)
+    card = model_card(recipe, base_model=_base_model(recipe), who=who, pairs=after["pairs"], results=results)
+    files.write_text(run.path / "model" / "README.md", card)
 
 
 def _save_model(where: Path, trainer: RecipeTrainer, tokenizer: Tokenizer) -> None:

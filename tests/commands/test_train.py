@@ -207,6 +207,10 @@ def test_a_reward_adds_the_truth_to_the_numbers(tiny, pairs_file, tmp_path):
     assert after["best_reward_at_kl"] >= before["reward"]
     assert 0 < after["measures/loud"] <= 1 and "measures/loud" in before
     assert "best reward at that KL" in said and "loud" in said
+    card = (run.path / "model" / "README.md").read_text()
+    assert f"## Held out: {after['pairs']} pairs" in card
+    for words in ("pairs ranked as labelled", "reward of sampled answers", "best reward at that KL", "loud"):
+        assert f"\n| {words} |" in card
 
 
 @pytest.mark.slow

@@ -8,12 +8,12 @@ from dpo_recipes import Data, LoRA, Recipe
 from dpo_recipes.runs.model_card import model_card
 
 WHO = {"policy": "someone/model + LoRA of rank 4", "reference": "the same model with the adapter off"}
-AFTER = {"pairs": 64, "rewards/accuracies": 0.78125, "rewards/accuracies_interval": [0.6657, 0.8651]}
+RESULTS = [("pairs ranked as labelled", "50.0%", "78.1%", "66.6% to 86.5%"), ("a|b", "", "0.5", "")]
 
 
 def card(base_model="someone/model", **changes) -> str:
     values = {"model": "someone/model", "data": Data("some/pairs", train="train_prefs"), "adapter": LoRA(r=4)}
-    return model_card(Recipe(**values | changes), base_model=base_model, who=WHO, after=AFTER)
+    return model_card(Recipe(**values | changes), base_model=base_model, who=WHO, pairs=64, results=RESULTS)
 
 
 def test_the_whole_card():
@@ -31,7 +31,13 @@ def test_the_whole_card():
         "* Reference: the same model with the adapter off.\n"
         "* Data: some/pairs, split train_prefs.\n"
         "* Loss: sigmoid, beta 0.25.\n"
-        "* Held-out pairs ranked as labelled: 78.1% of 64 (95 % interval 66.6% to 86.5%).\n"
+        "\n"
+        "## Held out: 64 pairs\n"
+        "\n"
+        "|  | before | after | 95 % interval or s.e. |\n"
+        "| --- | ---: | ---: | --- |\n"
+        "| pairs ranked as labelled | 50.0% | 78.1% | 66.6% to 86.5% |\n"
+        "| a\\|b |  | 0.5 |  |\n"
     )
 
 
