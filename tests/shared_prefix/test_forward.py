@@ -27,8 +27,9 @@ from dpo_recipes.losses.trl_losses import TRL_LOSSES
 from dpo_recipes.models.adapter import peft_config
 from dpo_recipes.models.weights import load_weights
 from dpo_recipes.recipe.resolve import Device, resolve
-from dpo_recipes.shared_prefix import forward as shared_prefix
-from dpo_recipes.shared_prefix.forward import Row, share, why_not
+from dpo_recipes.shared_prefix import attention
+from dpo_recipes.shared_prefix.forward import ROUTER, share, why_not
+from dpo_recipes.shared_prefix.layout import Row
 
 FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
@@ -223,7 +224,7 @@ def test_the_row_holds_each_token_once_and_sends_every_target_home():
     assert [tuple(s) for s in row.stretches] == [(0, 5, 0, 0), (5, 7, 0, 4), (7, 9, 7, 0), (9, 10, 7, 2)]
     assert row.predictors.tolist() == [2, 3, 7, 2, 3, 5, 7, 8]
     assert row.targets.tolist() == [[4, 5, 9, 4, 6, 7, 9, 9]]
-    places, (queries, keys, *most) = row.ragged
+    places, queries, keys, *most = row.ragged
     assert places.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 5, 6, 7, 8, 7, 8, 9]
     assert (queries.tolist(), keys.tolist(), most) == ([0, 5, 7, 9, 10], [0, 5, 11, 13, 16], [5, 6])
 
@@ -451,8 +452,8 @@ def test_torchs_varlen_kernel_takes_the_row_in_one_call(tiny, kind, monkeypatch)
         return bottom_right(q, k, v, (queries, keys), window_size[0] + 1, scale)[0]
 
     calls = []
-    monkeypatch.setattr(shared_prefix, "_varlen_can", lambda *_: True)
-    monkeypatch.setattr(shared_prefix, "varlen", varlen)
+    monkeypatch.setattr(attention, "_varlen_can", lambda *_: True)
+    monkeypatch.setattr(attention, "varlen", varlen)
     logps, gradient = compare(*two(load(tiny(kind, **ARCHITECTURES[kind])), require=True)[:2], BATCH)
     assert logps <= 5e-6 and gradient <= 5e-6 and len(calls) == 2
 
@@ -503,7 +504,7 @@ def test_a_routers_balancing_loss_keeps_the_padded_rows(tiny):
     assert torch.equal(bare(**BATCH).log_probs, mine(**BATCH).log_probs)
     assert len(said) == 2 and "the router's balancing loss counts the prompts of both rows" in said[1]
     model.config.output_router_logits = True
-    assert why_not(model) == shared_prefix.ROUTER
+    assert why_not(model) == ROUTER
 
 
 @pytest.mark.parametrize(

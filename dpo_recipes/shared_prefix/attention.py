@@ -1,0 +1,148 @@
+"""Attention over the flat row: a registered attention function that reads every stretch on its own.
+
+It is split rather than masked, because a dense mask costs the square of the row: chosen is plain causal attention, and
+the queries of rejected see [prefix, rejected], causal from the bottom right. A varlen kernel does all of it in one
+call, SDPA in a short loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layout import Row, Stretch
+
+varlen: Any = None
+with contextlib.suppress(ImportError):  # new in torch 2.10; to go when the oldest torch that is allowed has it
+    from torch.nn.attention.varlen import varlen_attn as varlen
+
+
+def split_attention(kernel: Callable[..., Any], flash: bool) -> Callable[..., Any]:
+    """A registered attention function that takes a `pair_row`, and without one is what it was.
+
+    As an argument, the row is there again when a checkpointed layer is computed a second time.
+    """
+
+    @functools.wraps(kernel)
+    def attention(*args: Any, pair_row: Row | None = None, **given: Any) -> Any:
+        if pair_row is None:
+            return kernel(*args, **given)
+        return _attend(kernel, flash, pair_row, *args, **given)
+
+    attention.reads_pairs = True  # type: ignore[attr-defined]
+    return attention
+
+
+def _attend(
+    kernel: Callable[..., Any],
+    flash: bool,
+    row: Row,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    **given: Any,
+) -> tuple[Tensor, None]:
+    """Every stretch on its own: query, key, value (1, heads, N, size) -> (1, N, heads, size)."""
+    # The row's own mask has one element and says nothing: see `forward._read`.
+    has_own_mask = attention_mask is not None and attention_mask.numel() > 1
+    if has_own_mask or given.get("position_bias") is not None:
+        raise ValueError("a layer has a mask or a bias of its own")
+    if given.get("dropout"):
+        raise ValueError("attention dropout is on")
+
+    row.windows[id(module)] = given.get("sliding_window")
+    # Seen from inside, as accelerate puts autocast between `share` and the model when it prepared that before.
+    if value.dtype.itemsize < 4 or torch.is_autocast_enabled(value.device.type):
+        row.half = True
+
+    if flash:
+        return _flash(kernel, row, module, query, key, value, given)
+    if _varlen_can(query, key, value, given):
+        return _torch_varlen(row, query, key, value, given)
+    return _loop(kernel, row, module, query, key, value, given)
+
+
+def _flash(
+    kernel: Callable[..., Any], row: Row, module: Any, query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any]
+) -> tuple[Tensor, None]:
+    """One call of a FlashAttention kernel with the arguments that Transformers has for packed rows."""
+    ragged = row.ragged
+    borders = {
+        "cu_seq_lens_q": ragged.query_borders,
+        "cu_seq_lens_k": ragged.key_borders,
+        "max_length_q": ragged.most_queries,
+        "max_length_k": ragged.most_keys,
+    }
+    keys = key.index_select(2, ragged.key_places)
+    values = value.index_select(2, ragged.key_places)
+    return kernel(module, query, keys, values, None, **(given | borders))
+
+
+def _torch_varlen(row: Row, query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any]) -> tuple[Tensor, None]:
+    """One call of torch's own varlen kernel, which takes (tokens, heads, size) and counts a window from its query."""
+    ragged = row.ragged
+    queries = query[0].transpose(0, 1)
+    keys = key.index_select(2, ragged.key_places)[0].transpose(0, 1)
+    values = value.index_select(2, ragged.key_places)[0].transpose(0, 1)
+
+    window = given.get("sliding_window")
+    tokens_before = window - 1 if window else -1  # -1: all of them
+    output = varlen(
+        queries,
+        keys,
+        values,
+        ragged.query_borders,
+        ragged.key_borders,
+        ragged.most_queries,
+        ragged.most_keys,
+        scale=given.get("scaling"),
+        window_size=(tokens_before, 0),
+        enable_gqa=queries.size(1) != keys.size(1),
+    )
+    return output[None], None
+
+
+def _loop(
+    kernel: Callable[..., Any], row: Row, module: Any, query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any]
+) -> tuple[Tensor, None]:
+    """A call of the kernel for each stretch."""
+    outputs = []
+    for stretch in row.stretches:
+        mask = row.mask(stretch, given.get("sliding_window"), query.device)
+        queries = query[:, :, stretch.start : stretch.stop]
+        output = kernel(module, queries, _seen(key, stretch), _seen(value, stretch), mask, **given)
+        outputs.append(output[0])  # without attention weights
+    return torch.cat(outputs, 1), None
+
+
+def _seen(tensor: Tensor, stretch: Stretch) -> Tensor:
+    """Of keys or values (1, heads, N, size), those that a stretch sees: its prefix and itself."""
+    itself = tensor[:, :, stretch.start : stretch.stop]
+    if stretch.shared == 0:
+        return itself
+    prefix = tensor[:, :, stretch.prefix : stretch.prefix + stretch.shared]
+    return torch.cat([prefix, itself], 2)
+
+
+def _varlen_can(query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any]) -> bool:
+    """Whether torch's own varlen kernel, FlashAttention 2, can stand in for SDPA's loop."""
+    in_half_precision_on_cuda = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    if not varlen or not in_half_precision_on_cuda:
+        return False
+    if torch.cuda.get_device_capability(query.device) < (8, 0):
+        return False
+    if given.get("s_aux") is not None:  # attention sinks
+        return False
+
+    head_size = query.size(-1)
+    for tensor in (key, value):
+        if tensor.dtype != query.dtype or tensor.size(-1) != head_size:
+            return False
+    return head_size % 8 == 0 and 8 <= head_size <= 256

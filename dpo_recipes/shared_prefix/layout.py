@@ -1,0 +1,218 @@
+"""The flat row: a padded batch of pairs without its padding, in which what a pair begins with stands once.
+
+Leans on TRL 1.16: the model is called with `labels=..., fused_lm_head=True` and 2B rows of T tokens, padded on the
+right: B chosen ones, then their B rejected ones, each with its prompt. A label of -100 is not scored.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Stretch(NamedTuple):
+    """Neighbours in the row, which see the `shared` tokens from `prefix` on and, causally, themselves."""
+
+    start: int
+    stop: int
+    prefix: int
+    shared: int
+
+    @property
+    def queries(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def keys(self) -> int:
+        return self.shared + self.queries
+
+
+class Ragged(NamedTuple):
+    """The stretches as a varlen kernel takes them: all queries in a line, all keys in a line, and where each ends."""
+
+    key_places: Tensor  # (K,): the keys of one stretch after the other, as indices into the row; a prefix comes again
+    query_borders: Tensor  # (stretches + 1,), int32: 0, then where each stretch ends in the line of queries
+    key_borders: Tensor  # (stretches + 1,), int32: the same in the line of keys
+    most_queries: int  # of one stretch
+    most_keys: int
+
+
+class Row:
+    """A padded batch of B pairs, (2B, T), as one row of N tokens.
+
+    Take one pair: prompt 1 2 3, chosen 4 5, rejected 4 6 7. TRL's batch has T = 6 columns, and a dot is padding:
+
+        chosen       1 2 3 4 5 .
+        rejected     1 2 3 4 6 7
+
+    Both begin with 1 2 3 4. The row has all of chosen, and then what rejected has beyond those four tokens:
+
+        index        0 1 2 3 4 5 6
+        tokens       1 2 3 4 5 6 7
+        positions    0 1 2 3 4 4 5      the columns that they had: 5 and 6 both follow the 4
+
+    Two stretches of it see different things:
+
+        chosen       Stretch(start=0, stop=5, prefix=0, shared=0)      itself
+        rejected     Stretch(start=5, stop=7, prefix=0, shared=4)      the tokens 0 to 3, and itself
+
+    Five tokens are scored, and each is predicted from the one before it in its own row of the batch. So the token at
+    3 predicts twice, the 5 of chosen and the 6 of rejected:
+
+        targets      4 5   4 6 7
+        predictors   2 3   2 3 5        indices into the row
+
+    The next pair begins at index 7.
+    """
+
+    def __init__(self, ids: Tensor, labels: Tensor, lengths: list[int], common: list[int]):
+        """`ids`, `labels`: (2B, T); `lengths`: tokens of the 2B rows without padding; `common`: of the B prefixes."""
+        stretches = _stretches(lengths, common)
+        self.stretches = [stretch for stretch in stretches if stretch.queries > 0]
+
+        place = _places(stretches, width=ids.size(1))  # (2B, T), batch -> row
+        source = _sources(place, lengths, tokens=stretches[-1].stop)  # (N,), row -> flattened batch
+        place, source = place.to(ids.device), source.to(ids.device)
+
+        self.padded_tokens = ids.numel()
+        self.tokens = ids.flatten()[source][None]  # (1, N)
+        self.positions = (source % ids.size(1))[None]  # (1, N)
+
+        # A token is predicted from the column before its own, so that there are T - 1 columns of predictions.
+        next_labels = labels[:, 1:]
+        self.scored = next_labels != -100  # (2B, T - 1)
+        self.predictors = place[:, :-1][self.scored]  # (S,)
+        self.targets = next_labels[self.scored][None]  # (1, S)
+
+        # With gradients or without, with a prefix or without: each kind must have been seen to be right.
+        self.kind = (torch.is_grad_enabled(), any(common))
+
+        # What the attention function notes down on its way through the model.
+        self.windows: dict[int, int | None] = {}  # attention layer -> its sliding window
+        self.half = False  # whether a layer computed in 16 bits
+        self._masks: dict[tuple[int, int, int], Tensor] = {}
+
+    @classmethod
+    def of(
+        cls,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        labels: Any = None,
+        fused_lm_head: bool = False,
+        use_cache: bool = False,
+        **other: Any,
+    ) -> Row | None:
+        """The row of TRL's call for pairs that are padded on the right; None for every other call."""
+        asks_for_more = any(value is not None for value in other.values())
+        if not fused_lm_head or use_cache or asks_for_more:
+            return None
+        if not _are_pairs(input_ids, attention_mask, labels):
+            return None
+
+        attended = attention_mask.bool()  # (2B, T)
+        lengths = attention_mask.long().sum(1)  # (2B,)
+        columns = torch.arange(attended.size(1), device=attended.device)
+        padded_on_the_right = attended == (columns < lengths[:, None])
+        padding_is_not_scored = attended | (labels == -100)
+        as_usual = (padded_on_the_right & padding_is_not_scored).all()
+
+        # A running product stays 1 up to the first column in which the two sides differ or one of them has ended.
+        pairs = len(input_ids) // 2
+        same = (input_ids[:pairs] == input_ids[pairs:]) & attended[:pairs] & attended[pairs:]
+        common = same.long().cumprod(1).sum(1)  # (B,)
+
+        # All numbers in one transfer: it is the one place that waits for a GPU.
+        *counts, usual = torch.cat([lengths, common, as_usual.long()[None]]).tolist()
+        if not usual or not any(counts):
+            return None
+        return cls(input_ids, labels, lengths=counts[: 2 * pairs], common=counts[2 * pairs :])
+
+    def mask(self, stretch: Stretch, window: int | None, device: torch.device) -> Tensor | None:
+        """(1, 1, queries, keys), true where a query sees a key; None where plain causal attention does the same.
+
+        The queries of a stretch are the last of its keys. Stretches of one shape have one mask.
+        """
+        keys = stretch.keys
+        window = min(window or keys, keys)
+        if stretch.shared == 0 and window == keys:
+            return None
+
+        shape = (stretch.shared, keys, window)
+        if shape not in self._masks:
+            key = torch.arange(keys, device=device)
+            query = torch.arange(stretch.shared, keys, device=device)[:, None]
+            ahead = key - query  # (queries, keys), how far the key stands in front of the query
+            self._masks[shape] = ((ahead <= 0) & (ahead > -window))[None, None]
+        return self._masks[shape]
+
+    @functools.cached_property
+    def ragged(self) -> Ragged:
+        """The row for a varlen kernel, which reads all stretches in one call."""
+        device = self.tokens.device
+        queries = [stretch.queries for stretch in self.stretches]
+        keys = [stretch.keys for stretch in self.stretches]
+
+        places = []
+        for stretch in self.stretches:
+            places.append(torch.arange(stretch.prefix, stretch.prefix + stretch.shared))
+            places.append(torch.arange(stretch.start, stretch.stop))
+
+        return Ragged(
+            key_places=torch.cat(places).to(device),
+            query_borders=_borders(queries, device),
+            key_borders=_borders(keys, device),
+            most_queries=max(queries),
+            most_keys=max(keys),
+        )
+
+
+def _are_pairs(ids: Any, attention_mask: Any, labels: Any) -> bool:
+    """Whether all three are there, of one shape (2B, T)."""
+    for tensor in (ids, attention_mask, labels):
+        if tensor is None or tensor.dim() != 2 or tensor.shape != ids.shape:
+            return False
+    return len(ids) % 2 == 0
+
+
+def _stretches(lengths: list[int], common: list[int]) -> list[Stretch]:
+    """Chosen and rejected of each pair, pair after pair; a stretch may be empty."""
+    pairs = len(common)
+    stretches = []
+    end = 0
+    for pair, shared in enumerate(common):
+        start = end
+        middle = start + lengths[pair]
+        end = middle + lengths[pairs + pair] - shared
+        stretches.append(Stretch(start, middle, prefix=start, shared=0))
+        stretches.append(Stretch(middle, end, prefix=start, shared=shared))
+    return stretches
+
+
+def _places(stretches: list[Stretch], width: int) -> Tensor:
+    """(2B, T): the index in the row of every token of the batch; at padding, 0."""
+    chosen, rejected = stretches[::2], stretches[1::2]
+    place = torch.zeros(len(stretches), width, dtype=torch.long)
+    for batch_row, stretch in enumerate([*chosen, *rejected]):
+        place[batch_row, : stretch.shared] = torch.arange(stretch.prefix, stretch.prefix + stretch.shared)
+        place[batch_row, stretch.shared : stretch.keys] = torch.arange(stretch.start, stretch.stop)
+    return place
+
+
+def _sources(place: Tensor, lengths: list[int], tokens: int) -> Tensor:
+    """(N,): `place` turned round, for each of the row's tokens where it stands in the flattened batch.
+
+    A token of a prefix stands there twice, once in either side, and it does not matter which one is taken.
+    """
+    attended = torch.arange(place.size(1)) < torch.tensor(lengths)[:, None]  # (2B, T)
+    in_the_batch = torch.arange(place.numel()).view_as(place)[attended]
+    source = torch.empty(tokens, dtype=torch.long)
+    source[place[attended]] = in_the_batch
+    return source
+
+
+def _borders(counts: list[int], device: torch.device) -> Tensor:
+    """0, and the running sum of the counts, in the 32 bits that kernels take."""
+    return torch.tensor([0, *counts], device=device).cumsum(0, dtype=torch.int32)
