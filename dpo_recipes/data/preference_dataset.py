@@ -17,6 +17,7 @@ from ..formats.messages import Drop, Row
 from ..formats.readers import FORMATS, PAIR, PASSED_ON, QUESTION_COLUMNS, explicit_pair
 from ..formats.recognise import choose_format
 from ..recipe.recipe import Data
+from ..runs.source_hash import source_hash
 from . import sources
 
 # Drops that say nothing against the data, and so do not count for data.max_dropped.
@@ -219,7 +220,8 @@ def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
     features |= dict.fromkeys(("row", "dropped", "found"), Value("string"))
     source = reader and secrets.token_hex()  # what a user's function reads beside the row no cache can know
     how = _how(part, data)
-    key = hashlib.sha256(repr([raw._fingerprint, how, sources.CODE, source]).encode()).hexdigest()[:32]
+    code = source_hash("formats", "data.sources", "data.preference_dataset")  # all that decides what a row becomes
+    key = hashlib.sha256(repr([raw._fingerprint, how, code, source]).encode()).hexdigest()[:32]
     if get_start_method() != "fork" and (reader or num_proc is None):  # other ways run a user's script anew
         num_proc = None
     elif num_proc is None and len(raw) >= 2000:

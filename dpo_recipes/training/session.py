@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from ..data.sources import FULL
+from ..data.sources import UNWRITABLE
 from ..errors import Finding, RecipeError
 from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import PREPARED, Recipe
@@ -83,7 +83,7 @@ class Start:
             with _interruptible():
                 self._pairs()
         except OSError as error:
-            if error.errno in FULL:
+            if error.errno in UNWRITABLE:
                 where = "HF_DATASETS_CACHE names another place"
                 raise RecipeError(f"The pairs cannot be kept in the cache of data sets: {error}. {where}.") from error
             ways = "Connect and run again, or name a local file: data.path=/path/to/pairs.jsonl"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 
 import datasets
 import pytest
 
-from dpo_recipes.data import sources
+from dpo_recipes.data import preference_dataset, sources
 from dpo_recipes.errors import RecipeError
+from dpo_recipes.recipe.recipe import Data
+from dpo_recipes.runs import source_hash
 
 ROWS = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", "n": i} for i in range(10)]
 
@@ -132,3 +135,36 @@ def test_a_saved_dataset_is_read_from_where_it_lies(tmp_path):
     datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk(tmp_path / "saved")
     found = sources.files_of(str(tmp_path / "saved"))
     assert list(found) == ["train"] and numbers(sources.pick(found, "train[:2]", "saved")) == [0, 1]
+
+
+def test_only_the_code_that_reads_a_row_makes_the_cached_pairs_stale(tmp_path, monkeypatch):
+    package = shutil.copytree(source_hash.PACKAGE, tmp_path / "package")
+    monkeypatch.setattr(source_hash, "PACKAGE", package)
+    read_anew = []
+
+    def counted(raw, form, *, strict):
+        read_anew.append(raw)
+        return explicit_pair(raw, form, strict=strict)
+
+    explicit_pair = preference_dataset.explicit_pair
+    monkeypatch.setattr(preference_dataset, "explicit_pair", counted)
+    path = str(written(tmp_path / "p.jsonl"))
+
+    def rows_read_after_a_change_of(module: str) -> int:
+        with open(package / module, "a", encoding="utf-8") as file:
+            file.write("# changed\n")
+        source_hash.source_hash.cache_clear()
+        read_anew.clear()
+        preference_dataset.read(Data(path, eval=0.1), {path: 1.0})
+        return len(read_anew)
+
+    try:
+        assert rows_read_after_a_change_of("data/preference_dataset.py") == len(ROWS)
+        assert rows_read_after_a_change_of("cli.py") == 0
+        assert rows_read_after_a_change_of("recipe/overrides.py") == 0
+        assert rows_read_after_a_change_of("formats/readers.py") == len(ROWS)
+        assert rows_read_after_a_change_of("formats/messages.py") == len(ROWS)
+        assert rows_read_after_a_change_of("data/sources.py") == len(ROWS)
+        assert rows_read_after_a_change_of("training/trainer.py") == 0
+    finally:
+        source_hash.source_hash.cache_clear()
