@@ -1,13 +1,14 @@
 """Answers of reference and policy to the same prompts, and what a reward and the recipe's measures say of them."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from ..data.replies import Reply, question
+from ..data.replies import Messages, Reply, question
 from ..errors import RecipeError
 from ..losses.selection import name_of
 from ..models.generate import generate
@@ -20,44 +21,14 @@ from .kl import sequence_kl
 
 Replies = list[list[Reply]]  # shape (prompts, samples)
 BeforeAfter = tuple[Numbers, Numbers]
-SAMPLED_PROMPTS, MAX_NEW_TOKENS = 8, 256  # held-out prompts whose answers land in samples.jsonl
-REWARDED_PROMPTS, POLICY_SAMPLES, REFERENCE_SAMPLES = 64, 8, 24  # where the recipe has a reward
+Score = Callable[[str, str], float]  # (prompt, completion) -> a number: a recipe's reward or one of its measures
 
-
-def side_by_side(
-    policy: Any, reference: Reference, *inputs: Any, samples: int, reference_samples: int, **how: Any
-) -> tuple[Replies, Replies]:
-    """(replies of the reference, replies of the policy), from `generate` with the same inputs, settings and seed."""
-    with reference.model() as model:
-        theirs = generate(model, *inputs, samples=reference_samples, **how)
-    return theirs, generate(policy, *inputs, samples=samples, **how)
-
-
-def against_truth(
-    reward: Callable[[str, str], float], policy: Any, reference: Reference, prompts: list[Any], ids: list[list[int]],
-    theirs: Replies, ours: Replies,
-) -> BeforeAfter:  # fmt: skip
-    """(before, after): mean reward, win rate over the reference, sequence KL and the best reward possible at that KL.
-
-    A reply's win rate is its share of wins over all the reference's replies to the same prompt, a tie counting half;
-    KL is the mean `sequence_kl` of the policy's samples, nats; standard errors are over prompts.
-    """
-    their_rewards, our_rewards = _scores(reward, prompts, theirs), _scores(reward, prompts, ours)
-    mine, rivals = our_rewards.unsqueeze(2), their_rewards.unsqueeze(1)
-    wins = ((mine > rivals).double() + (mine >= rivals).double()).mean(dim=2) / 2
-
-    def logits(entered: Any, input_ids: Any, attention_mask: Any) -> Any:
-        with entered as model:
-            return model(input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device)).logits
-
-    was_training = policy.training
-    policy.eval()
-    starts, ends = [i for i in ids for _ in ours[0]], [r.token_ids for replies in ours for r in replies]
-    kl = sequence_kl(lambda *x: logits(nullcontext(policy), *x), lambda *x: logits(reference.model(), *x), starts, ends)
-    policy.train(was_training)
-    after = _mean("reward", our_rewards) | _mean("win_rate", wins) | _mean("kl", kl.double().view(len(prompts), -1))
-    after["best_reward_at_kl"] = best_reward_at_kl(their_rewards, max(0.0, after["kl"]))  # rounding may go below 0
-    return _mean("reward", their_rewards) | {"win_rate": 0.5, "kl": 0.0}, after
+MAX_NEW_TOKENS = 256
+SAMPLED_PROMPTS = 8  # held-out prompts whose answers land in samples.jsonl
+# Where the recipe has a reward, more prompts are asked and several answers are drawn to each.
+REWARDED_PROMPTS = 64
+POLICY_SAMPLES = 8
+REFERENCE_SAMPLES = 24
 
 
 def answers(recipe: Recipe, trainer: RecipeTrainer, reference: Reference) -> tuple[list[Numbers], BeforeAfter]:
@@ -65,44 +36,164 @@ def answers(recipe: Recipe, trainer: RecipeTrainer, reference: Reference) -> tup
 
     The likeliest answer to a few held-out prompts, with a reward random ones to more; prompts are training's tokens.
     """
-    context = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     new_tokens = min(MAX_NEW_TOKENS, recipe.max_length or MAX_NEW_TOKENS)
+    wanted = REWARDED_PROMPTS if recipe.reward else SAMPLED_PROMPTS
+    asked = _held_out_prompts(trainer, wanted, new_tokens)
+    if not asked:  # none leaves room for an answer
+        return [], ({}, {})
+    prompts = [row["prompt"] for row in asked]
+    ids = [row["prompt_ids"] for row in asked]
+
+    sampling: dict[str, Any] = {"samples": 1, "reference_samples": 1, "temperature": 0.0}
+    if recipe.reward:
+        sampling = {"samples": POLICY_SAMPLES, "reference_samples": REFERENCE_SAMPLES, "temperature": 1.0}
+    reference_replies, policy_replies = side_by_side(
+        trainer.model,
+        reference,
+        trainer.processing_class,
+        ids,
+        max_new_tokens=new_tokens,
+        seed=recipe.seed,
+        **sampling,
+    )
+
+    before: Numbers = {}
+    after: Numbers = {}
+    if recipe.reward:
+        before, after = against_truth(
+            recipe.reward, trainer.model, reference, prompts, ids, reference_replies, policy_replies
+        )
+    for name, measure in recipe.measures.items():
+        before |= _mean(f"measures/{name}", _scores(measure, prompts, reference_replies))
+        after |= _mean(f"measures/{name}", _scores(measure, prompts, policy_replies))
+    samples = [
+        _sample(prompt, of_reference[0], of_policy[0])
+        for prompt, of_reference, of_policy in zip(prompts, reference_replies, policy_replies, strict=True)
+    ]
+    return samples[:SAMPLED_PROMPTS], (before, after)
+
+
+def _held_out_prompts(trainer: RecipeTrainer, wanted: int, new_tokens: int) -> list[dict[str, Any]]:
+    """The first held-out prompts, each once, that leave the model room for an answer: rows of `prompt`, `prompt_ids`.
+
+    Their tokens are those of training, so that what the template did there is done here.
+    """
+    config = trainer.model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None) or math.inf
     asked: list[dict[str, Any]] = []
     for row in trainer.eval_dataset.select_columns(["prompt", "prompt_ids"]):
-        if len(row["prompt_ids"]) + new_tokens <= context and row["prompt"] not in [other["prompt"] for other in asked]:
+        fits = len(row["prompt_ids"]) + new_tokens <= context
+        known = any(row["prompt"] == other["prompt"] for other in asked)
+        if fits and not known:
             asked.append(row)
-        if len(asked) == (REWARDED_PROMPTS if recipe.reward else SAMPLED_PROMPTS):
+        if len(asked) == wanted:
             break
-    prompts, ids = [row["prompt"] for row in asked], [row["prompt_ids"] for row in asked]
-    theirs, ours = side_by_side(
-        trainer.model, reference, trainer.processing_class, ids, max_new_tokens=new_tokens, seed=recipe.seed,
-        samples=POLICY_SAMPLES if recipe.reward else 1, reference_samples=REFERENCE_SAMPLES if recipe.reward else 1,
-        temperature=1.0 if recipe.reward else 0.0,
-    )  # fmt: skip
-    truth: BeforeAfter = ({}, {})
-    if recipe.reward and prompts:
-        truth = against_truth(recipe.reward, trainer.model, reference, prompts, ids, theirs, ours)
-    for name, measure in recipe.measures.items() if prompts else ():
-        for numbers, replies in zip(truth, (theirs, ours), strict=True):
-            numbers |= _mean(f"measures/{name}", _scores(measure, prompts, replies))
-    rows = [
-        {"prompt": prompt, "reference": a.text, "policy": b.text, "reference_ended": a.ended, "policy_ended": b.ended}
-        for prompt, (a, *_), (b, *_) in list(zip(prompts, theirs, ours, strict=True))[:SAMPLED_PROMPTS]
-    ]
-    return rows, truth
+    return asked
 
 
-def _scores(score: Callable[[str, str], float], prompts: list[Any], replies: Replies) -> torch.Tensor:
-    """score(prompt, completion) of every reply: float64 of shape (prompts, samples)."""
-    texts = [prompt if isinstance(prompt, str) else question(prompt) for prompt in prompts]
+def _sample(prompt: Messages | str, reference: Reply, policy: Reply) -> Numbers:
+    """One line of samples.jsonl."""
+    return {
+        "prompt": prompt,
+        "reference": reference.text,
+        "policy": policy.text,
+        "reference_ended": reference.ended,
+        "policy_ended": policy.ended,
+    }
+
+
+def side_by_side(
+    policy: Any, reference: Reference, *inputs: Any, samples: int, reference_samples: int, **settings: Any
+) -> tuple[Replies, Replies]:
+    """(replies of the reference, replies of the policy), from `generate` with the same inputs, settings and seed."""
+    with reference.model() as model:
+        reference_replies = generate(model, *inputs, samples=reference_samples, **settings)
+    policy_replies = generate(policy, *inputs, samples=samples, **settings)
+    return reference_replies, policy_replies
+
+
+def against_truth(
+    reward: Score,
+    policy: Any,
+    reference: Reference,
+    prompts: list[Messages | str],
+    ids: list[list[int]],
+    reference_replies: Replies,
+    policy_replies: Replies,
+) -> BeforeAfter:
+    """(before, after): mean reward, win rate over the reference, sequence KL and the best reward possible at that KL.
+
+    A reply's win rate is its share of wins over all the reference's replies to the same prompt, a tie counting half;
+    KL is the mean `sequence_kl` of the policy's samples, nats; standard errors are over prompts.
+    """
+    reference_rewards = _scores(reward, prompts, reference_replies)
+    policy_rewards = _scores(reward, prompts, policy_replies)
+    kl = _kl_to_reference(policy, reference, ids, policy_replies)
+    before = _mean("reward", reference_rewards) | {"win_rate": 0.5, "kl": 0.0}
+    after = (
+        _mean("reward", policy_rewards)
+        | _mean("win_rate", _win_rates(policy_rewards, reference_rewards))
+        | _mean("kl", kl)
+    )
+    after["best_reward_at_kl"] = best_reward_at_kl(reference_rewards, max(0.0, after["kl"]))  # rounding may go below 0
+    return before, after
+
+
+def _win_rates(policy_rewards: torch.Tensor, reference_rewards: torch.Tensor) -> torch.Tensor:
+    """Each policy reply's share of wins over the reference's replies to its prompt: (prompts, policy samples)."""
+    policy = policy_rewards.unsqueeze(2)  # (prompts, policy samples, 1)
+    rivals = reference_rewards.unsqueeze(1)  # (prompts, 1, reference samples)
+    # A win counts in both terms and a tie in the second alone, so a tie is half a win.
+    return ((policy > rivals).double() + (policy >= rivals).double()).mean(dim=2) / 2
+
+
+def _kl_to_reference(policy: Any, reference: Reference, ids: list[list[int]], replies: Replies) -> torch.Tensor:
+    """The KL along every reply of the policy, nats: float64 of shape (prompts, samples)."""
+
+    def policy_logits(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return _logits(policy, input_ids, attention_mask)
+
+    def reference_logits(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        with reference.model() as model:
+            return _logits(model, input_ids, attention_mask)
+
+    prompts_ids: list[list[int]] = []
+    replies_ids: list[list[int]] = []
+    for prompt, sampled in zip(ids, replies, strict=True):
+        prompts_ids += [prompt] * len(sampled)
+        replies_ids += [reply.token_ids for reply in sampled]
+
+    was_training = policy.training
+    policy.eval()
     try:
-        rows = [[float(score(text, r.text)) for r in sampled] for text, sampled in zip(texts, replies, strict=True)]
-    except Exception as error:  # the user's function
-        raise RecipeError(f"{name_of(score)}() failed on a sampled answer: {type(error).__name__}: {error}.") from error
+        kl = sequence_kl(policy_logits, reference_logits, prompts_ids, replies_ids)
+    finally:
+        policy.train(was_training)
+    return kl.double().view(len(ids), -1)
+
+
+def _logits(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    output = model(input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device))
+    return output.logits
+
+
+def _scores(score: Score, prompts: list[Messages | str], replies: Replies) -> torch.Tensor:
+    """score(prompt, completion) of every reply: float64 of shape (prompts, samples)."""
+    rows = []
+    for prompt, sampled in zip(prompts, replies, strict=True):
+        text = prompt if isinstance(prompt, str) else question(prompt)
+        try:
+            rows.append([float(score(text, reply.text)) for reply in sampled])
+        except Exception as error:  # the user's function
+            raise RecipeError(
+                f"{name_of(score)}() failed on a sampled answer: {type(error).__name__}: {error}."
+            ) from error
     return torch.tensor(rows, dtype=torch.float64)
 
 
 def _mean(name: str, values: torch.Tensor) -> dict[str, float]:
+    """The mean of `values`, of shape (prompts, samples), and its standard error over prompts."""
     means = values.mean(dim=1)
-    error = means.std(correction=min(1, len(means) - 1)) / math.sqrt(len(means))
+    correction = 1 if len(means) > 1 else 0  # one prompt alone has an error of 0
+    error = means.std(correction=correction) / math.sqrt(len(means))
     return {name: means.mean().item(), f"{name}_stderr": error.item()}

@@ -1,5 +1,7 @@
 """The KL of a policy to its reference along sampled replies."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import torch
@@ -7,14 +9,19 @@ import torch
 from ..errors import RecipeError
 from ..models.generate import padded
 
-Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (input_ids, mask), both (b, T) -> logits (b, T, V)
+# (input_ids, attention_mask), both (batch, length) -> logits (batch, length, vocabulary)
+Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @torch.no_grad()
 def sequence_kl(
-    policy_logits: Logits, reference_logits: Logits, prompts_ids: list[list[int]], replies_ids: list[list[int]], *,
+    policy_logits: Logits,
+    reference_logits: Logits,
+    prompts_ids: list[list[int]],
+    replies_ids: list[list[int]],
+    *,
     batch_size: int = 64,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """KL(policy || reference) in nats along each reply: float32 of shape (n,), on the CPU.
 
     The sum over reply positions of the KL of the two next-token distributions over the full vocabulary. Over replies
@@ -24,14 +31,24 @@ def sequence_kl(
     if not all(prompts_ids):
         raise RecipeError("A prompt without a token predicts no first reply token: give each at least one token.")
     rows = [prompt + reply for prompt, reply in zip(prompts_ids, replies_ids, strict=True)]
-    result = torch.zeros(len(rows))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    shortest_first = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+
+    kl = torch.zeros(len(rows))
     for start in range(0, len(rows), batch_size):
-        batch = order[start : start + batch_size]
-        ids, mask = padded([rows[i] for i in batch], 0, "right")
-        policy, reference = policy_logits(ids, mask), reference_logits(ids, mask)
-        for k, i in enumerate(batch):  # row by row: two full-vocabulary float32 copies of a whole batch would be large
-            at = slice(len(prompts_ids[i]) - 1, len(rows[i]) - 1)  # position t predicts token t + 1
-            log_p, log_q = (logits[k, at].float().log_softmax(-1) for logits in (policy, reference))
-            result[i] = (log_p.exp() * (log_p - log_q)).sum()
-    return result
+        batch = shortest_first[start : start + batch_size]
+        ids, mask = padded([rows[index] for index in batch], 0, "right")
+        policy = policy_logits(ids, mask)
+        reference = reference_logits(ids, mask)
+        # Row by row: two full-vocabulary float32 copies of a whole batch would be large.
+        for k, index in enumerate(batch):
+            # Position t predicts token t + 1.
+            predicting = slice(len(prompts_ids[index]) - 1, len(rows[index]) - 1)
+            kl[index] = _summed_kl(policy[k, predicting], reference[k, predicting])
+    return kl
+
+
+def _summed_kl(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Sum over positions of KL(policy || reference), from logits of shape (positions, vocabulary)."""
+    log_p = policy.float().log_softmax(-1)
+    log_q = reference.float().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
-from making import REFERENCES, model_state, perturb
+from datasets import Dataset
+from making import REFERENCES, model_state, perturb, recipe_for
 
 from dpo_recipes import RecipeError
 from dpo_recipes.data.replies import Reply
-from dpo_recipes.evaluation import answers as evaluate
-from dpo_recipes.evaluation.answers import against_truth, side_by_side
+from dpo_recipes.evaluation import answers as evaluation
+from dpo_recipes.evaluation.answers import against_truth, answers, side_by_side
+from dpo_recipes.evaluation.held_out import compared
 from dpo_recipes.models.generate import prompt_ids
 
 ASKED = [[{"role": "user", "content": text}] for text in ("where is the lamp?", "hi", "how many coins are red?")]
@@ -83,6 +87,67 @@ def test_the_models_flag_survives_an_error_while_sampling(trainer_with_reference
     with pytest.raises(RecipeError, match=r"fails\(\) failed on a sampled answer: ZeroDivisionError"):
         judged(trainer, reference, theirs, ours, reward=fails)
     assert model_state(trainer.model) == held
+
+
+def test_the_models_flag_survives_an_error_while_its_kl_is_computed(trainer_with_reference):
+    trainer, reference, _ = trainer_with_reference("adapter off")
+    trainer.model.train()
+    held = model_state(trainer.model)
+    theirs, ours = sampled(trainer, reference, samples=1)
+    prompts_without_tokens: list = [[] for _ in ASKED]
+    with pytest.raises(RecipeError, match="at least one token"):
+        against_truth(vowels, trainer.model, reference, ASKED, prompts_without_tokens, theirs, ours)
+    assert model_state(trainer.model) == held
+
+
+# ------------------------------------------------------------------------------------------------ a metric of one's own
+
+
+def with_held_out_prompts(trainer, prompts):
+    """The trainer as it is when its evaluation pairs are these prompts."""
+    ids = ids_of(trainer.processing_class, prompts)
+    trainer.eval_dataset = Dataset.from_dict({"prompt": prompts, "prompt_ids": ids})
+    return trainer
+
+
+def variety(prompt: str, completion: str) -> float:
+    """How many different characters an answer has."""
+    return float(len(set(completion)))
+
+
+def test_a_measure_of_the_recipe_is_a_row_of_the_closing_table(trainer_with_reference):
+    """The example to copy for a metric of one's own: a function of prompt and answer, named in the recipe."""
+    trainer, reference, _ = trainer_with_reference("adapter off")
+    with_held_out_prompts(trainer, ASKED)
+    perturb(trainer.model)
+    recipe = recipe_for("unused", max_length=16, measures={"variety of characters": variety})
+
+    samples, (before, after) = answers(recipe, trainer, reference)
+    (row,) = compared(before, after)
+
+    of_reference = [variety("", sample["reference"]) for sample in samples]
+    of_policy = [variety("", sample["policy"]) for sample in samples]
+    assert len(samples) == len(ASKED) and of_reference != of_policy
+    assert row.words == "variety of characters"
+    assert row.before == f"{statistics.mean(of_reference):.3f}"
+    assert row.after == f"{statistics.mean(of_policy):.3f}"
+    assert row.spread == f"+- {statistics.stdev(of_policy) / math.sqrt(len(ASKED)):.3f}"
+
+
+def test_each_prompt_is_asked_once_and_only_where_an_answer_has_room(trainer_with_reference):
+    trainer, reference, _ = trainer_with_reference("adapter off")
+    long = [{"role": "user", "content": "long " * 500}]
+    with_held_out_prompts(trainer, [ASKED[0], long, ASKED[0], *ASKED])
+    samples, numbers = answers(recipe_for("unused", max_length=16), trainer, reference)
+    assert [sample["prompt"] for sample in samples] == ASKED and numbers == ({}, {})
+    assert all(sample.keys() >= {"reference_ended", "policy_ended"} for sample in samples)
+
+
+def test_where_no_prompt_leaves_room_nothing_is_asked(trainer_with_reference):
+    trainer, reference, _ = trainer_with_reference("adapter off")
+    with_held_out_prompts(trainer, [[{"role": "user", "content": "long " * 500}]])
+    recipe = recipe_for("unused", max_length=16, reward=variety, measures={"length": variety})
+    assert answers(recipe, trainer, reference) == ([], ({}, {}))
 
 
 # -------------------------------------------------------------------------------------------------- the truth, by hand
@@ -166,7 +231,7 @@ def test_the_kl_is_the_sum_over_positions_of_two_known_distributions():
 
 
 def test_a_kl_that_rounding_puts_below_0_does_not_end_the_evaluation(monkeypatch):
-    monkeypatch.setattr(evaluate, "sequence_kl", lambda *args: torch.tensor([-3e-8, 1e-8]))
+    monkeypatch.setattr(evaluation, "sequence_kl", lambda *args: torch.tensor([-3e-8, 1e-8]))
     theirs, ours = said(["a", "bbb"], ["cc", "d"]), said(["a"], ["cc"])
     _, after = against_truth(
         by_length,
