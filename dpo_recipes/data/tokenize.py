@@ -1,4 +1,7 @@
-"""Pairs -> token ids, exactly those that TRL would make, and what must be known of them before training."""
+"""Pairs -> token ids, exactly those that TRL would make, and what must be known of them before training.
+
+Leans on TRL 1.16: `DPOTrainer._prepare_dataset` and the truncation of its collator, step for step.
+"""
 
 from __future__ import annotations
 

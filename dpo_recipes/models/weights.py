@@ -1,4 +1,7 @@
-"""The weights of a policy or a reference, quantised where the recipe says so."""
+"""The weights of a policy or a reference, quantised where the recipe says so.
+
+Leans on TRL 1.16: `DPOTrainer` adds a new adapter later, and copies one that is loaded before it casts it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a recipe needs on a device, from shapes alone: one training step on fake tensors, its live bytes counted."""
+"""What a recipe needs on a device, from shapes alone: one training step on fake tensors, its live bytes counted.
+
+Leans on TRL 1.16: which positions its head scores, and the size of every buffer on the way, forward and backward.
+"""
 
 from __future__ import annotations
 

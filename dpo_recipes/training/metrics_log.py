@@ -1,4 +1,7 @@
-"""Every number of a run on disk, one line a log, and shown to whoever watches."""
+"""Every number of a run on disk, one line a log, and shown to whoever watches.
+
+Leans on TRL 1.16: when `DPOTrainer` logs, and the names of what it logs.
+"""
 
 import json
 from pathlib import Path

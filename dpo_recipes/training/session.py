@@ -1,6 +1,8 @@
 """A recipe on this machine: its places, device, tokenizer and checked pairs, and the trainer that they make.
 
 Every verb that looks at pairs or weights begins here: what `check` and `preview` show is what `train` trains on.
+
+Leans on TRL 1.16: the errors that `DPOTrainer.__init__` raises, and the bars that it shows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""RecipeTrainer, and everything that leans on TRL's internals (pinned by tests/test_trl_contract.py)."""
+"""RecipeTrainer: TRL's trainer with plugin losses, the guard and per-pair held-out numbers.
+
+Leans on TRL 1.16: `DPOTrainer._compute_loss` and what it asks of model and batch, the reference passes, and the
+attributes that `DPOTrainer.__init__` sets.
+"""
 
 from __future__ import annotations
 

@@ -376,3 +376,15 @@ def test_the_users_own_cache_is_the_default(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert fill(make).parent == tmp_path / ".cache" / "dpo-recipes" / "prepared"
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("huggingface_hub.errors", "HFValidationError"),
+        ("huggingface_hub.errors", "RevisionNotFoundError"),
+        ("huggingface_hub.constants", "HF_HUB_OFFLINE"),
+    ],
+)
+def test_a_name_that_is_imported_from_huggingface_hub_is_there(module, name):
+    assert hasattr(importlib.import_module(module), name)
