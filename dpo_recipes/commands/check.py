@@ -25,7 +25,7 @@ from ..planning.ways_out import ways_out
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import Device
 from ..runs import environment
-from ..training.session import Start
+from ..training.session import Session
 
 
 def check(
@@ -38,15 +38,15 @@ def check(
     """
     found = [environment.versions(), *_recipe(recipe)]
     result: dict[str, Any] = {"findings": found, "data": None, "plan": None, "run": None}
-    memory, done, start = parse_memory(gpu) if gpu else None, {""}, list[Start]()
+    memory, done, start = parse_memory(gpu) if gpu else None, {""}, list[Session]()
 
     def begin() -> Iterator[Finding]:
-        start.append(Start(recipe, console or Console(quiet=True)))
+        start.append(Session(recipe, console or Console(quiet=True)))
         names = f"{recipe.model} and {recipe.data.name}".replace(f"{PREPARED}/", f"{recipe.name}'s own ")
         yield Finding("pass", "model", f"{names} are at hand")
 
     def pairs() -> Iterator[Finding]:
-        start[0].pairs()
+        start[0].read_pairs()
         result["data"] = start[0].report
         yield from start[0].findings
 
@@ -76,7 +76,7 @@ def _recipe(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("fail" if wrong else "pass", f"loss {name}", wrong or "passes the conformance kit")
 
 
-def _plan(start: Start, memory: int | None, result: dict[str, Any]) -> Iterator[Finding]:
+def _plan(start: Session, memory: int | None, result: dict[str, Any]) -> Iterator[Finding]:
     """Parameters, memory and, where it does not fit, the ways out; steps and tokens."""
     recipe, train = start.recipe, (result["data"] or {}).get("train", {})
     tokens = longest_pair(start, result["data"] or {})
@@ -109,7 +109,7 @@ def _plan(start: Start, memory: int | None, result: dict[str, Any]) -> Iterator[
         yield Finding("pass", "tokens", f"{words} {more}")
 
 
-def _run(start: Start, result: dict[str, Any]) -> Iterator[Finding]:
+def _run(start: Session, result: dict[str, Any]) -> Iterator[Finding]:
     """A step on the longest pairs, where policy and reference must agree; timed ones; the longest evaluation batch."""
     if start.recipe.data.streaming or not len(start.train):
         raise Unplannable("There are no stored pairs to try.")

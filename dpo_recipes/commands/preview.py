@@ -8,7 +8,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from ..recipe.recipe import Recipe
-from ..training.session import Start
+from ..training.session import Session
 
 # style, and the most characters that are drawn of a part
 DRAWN = {"prompt": ("cyan", 1500), "chosen": ("green", 1500), "rejected": ("yellow", 1500), "cut": ("dim strike", 240)}
@@ -34,8 +34,8 @@ def rows(pairs: Any, tokenizer: Any, max_length: int | None, count: int) -> list
 
 def preview(recipe: Recipe, *, count: int = 3, console: Console | None = None) -> list[dict[str, Any]]:
     """Draw and return `rows` of the first train pairs that a recipe would train on."""
-    start = Start(recipe, console := console or Console())
-    start.pairs()
+    start = Session(recipe, console := console or Console())
+    start.read_pairs()
     return draw(start.train, start.tokenizer.tokenizer, max_length=recipe.max_length, count=count, console=console)
 
 

@@ -18,7 +18,7 @@ from ..recipe.recipe import PREPARED, QLoRA, Recipe
 from ..runs import environment, files, folder
 from ..runs.model_card import model_card
 from ..terminal import TrainingBar, comparison_table, data_table
-from ..training.session import Start
+from ..training.session import Session
 
 if TYPE_CHECKING:
     from ..models.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     Raises RecipeError with one readable message for whatever is the user's to fix; nothing is left half-written.
     """
     console = console or Console()
-    start = Start(recipe, console)
+    start = Session(recipe, console)
     # These import torch: what could be refused without it is refused by now.
     from ..evaluation.answers import answers
     from ..training.metrics_log import MetricsLog
@@ -40,9 +40,9 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     bar = TrainingBar(console, shown_while_training)
     with _run_folder(Path(runs), recipe.name) as run, contextlib.closing(bar):
         # The pairs, and the trainer that takes them
-        start.pairs()
+        start.read_pairs()
         _show_pairs(start)
-        trainer = start.trainer(run.path / "checkpoints", [MetricsLog(run.path / "metrics.jsonl", bar)])
+        trainer = start.make_trainer(run.path / "checkpoints", [MetricsLog(run.path / "metrics.jsonl", bar)])
         who = _policy_and_reference(trainer)
         _describe(run, trainer, start, who)
         start.say(f"Policy: {who['policy']}. Reference: {who['reference']}.")
@@ -98,7 +98,7 @@ def _run_folder(runs: Path, name: str) -> Iterator[folder.Run]:
         raise
 
 
-def _show_pairs(start: Start) -> None:
+def _show_pairs(start: Session) -> None:
     """Print the data report and what a reader of the log should know of it; RecipeError where a finding is a fail."""
     start.console.print(data_table(start.report))
     for finding in start.findings:
@@ -175,7 +175,7 @@ def _amounts(trainer: RecipeTrainer) -> str:
     return sentence
 
 
-def _describe(run: folder.Run, trainer: RecipeTrainer, start: Start, who: dict[str, Any]) -> None:
+def _describe(run: folder.Run, trainer: RecipeTrainer, start: Session, who: dict[str, Any]) -> None:
     """Write everything about a run that is known before its first step."""
     recipe = trainer.recipe
     if recipe.source:

@@ -27,7 +27,7 @@ from ..errors import RecipeError, UsageError
 from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Device, Settings, resolve
-from ..training.session import Start
+from ..training.session import Session
 
 USABLE = 0.95  # of a device's memory: the rest is the driver's, the kernels' and lost in fragments
 PARTS = ("weights", "adapter", "gradients", "optimizer", "reference", "activations", "head")
@@ -218,7 +218,7 @@ def measured_peak(step: Callable[[], Any], resident: Iterable[torch.Tensor]) -> 
     return sum(s.nbytes() for s in storages.values()) + max(0, *itertools.accumulate(changes))
 
 
-def longest_pair(start: Start, report: dict[str, Any]) -> int:
+def longest_pair(start: Session, report: dict[str, Any]) -> int:
     """Tokens of the longest pair of either split, as `max_length` cuts it. Unplannable where nothing tells."""
     lengths = [start.recipe.max_length] if start.recipe.max_length else []
     if "tokens" in report.get("train", {}):
@@ -228,7 +228,7 @@ def longest_pair(start: Start, report: dict[str, Any]) -> int:
     return min(lengths)
 
 
-def plan_for(start: Start, device: Device, tokens: int, recipe: Recipe) -> Plan:
+def plan_for(start: Session, device: Device, tokens: int, recipe: Recipe) -> Plan:
     """The plan of a recipe, which may be a changed one of `start`, on a device, for pairs of at most `tokens`."""
     from ..models.skeleton import skeleton
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from ..training.session import Start
+from ..training.session import Session
 from .memory import measured_peak
 
 TIMED = 3  # steps on pairs as they come, after a first one on the longest
@@ -42,7 +42,7 @@ class Clock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self._begun)
 
 
-def try_steps(start: Start) -> Trial:
+def try_steps(start: Session) -> Trial:
     """Train for a step on the longest pairs and for TIMED others, and evaluate the longest batch; nothing is kept.
 
     Whatever is wrong with a step is raised: the guard's RecipeError, or the error of a library or of the device.
@@ -58,7 +58,7 @@ def try_steps(start: Start) -> Trial:
         "push_to_hub": False,
     }
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _on_the_longest_pairs(start).trainer(Path(folder), [clock], **options)
+        trainer = _on_the_longest_pairs(start).make_trainer(Path(folder), [clock], **options)
 
         def train_and_evaluate() -> None:
             trainer.train()
@@ -73,7 +73,7 @@ def try_steps(start: Start) -> Trial:
     )
 
 
-def _on_the_longest_pairs(start: Start) -> Start:
+def _on_the_longest_pairs(start: Session) -> Session:
     """The same start on few pairs: the longest of a step, then the first ones; the longest of an evaluation batch."""
     recipe = start.recipe
     pairs_a_step = recipe.global_batch_size

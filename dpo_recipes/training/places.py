@@ -7,7 +7,9 @@ import functools
 import hashlib
 import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from rich.console import Console
 
@@ -16,81 +18,163 @@ from ..errors import RecipeError
 from ..recipe.recipe import Recipe
 from ..runs import environment, files
 
+HUB_TIMEOUT = 8  # seconds for one question
+
+
+class Place(NamedTuple):
+    """One model or data set, as a recipe names it."""
+
+    kind: Literal["model", "dataset"]
+    key: str  # the recipe's field, for messages
+    name: str
+    revision: str | None
+
 
 def require(models: list[str], revision: str | None, data: list[str], data_revision: str | None) -> None:
     """Return when every model and data set can be loaded; otherwise RecipeError with all that is missing.
 
-    `revision` is the first model's. Asks the hub once for each name that is not local. When it does not answer, the
-    Hugging Face libraries are switched to their offline mode, so that cached files are used and nothing is retried.
+    `models` are the policy's start and, where it is another one, the reference; `revision` is the first one's. Asks
+    the hub once for each name that is not local. When it does not answer, the Hugging Face libraries are switched to
+    their offline mode, so that cached files are used and nothing is retried.
     """
-    asked = [*zip(("model", "model"), ("model", "reference"), models, (revision, None), strict=False)]
-    asked += [("dataset", "data.mix" if data[1:] else "data.path", path, data_revision) for path in data]
     remote = []
-    for kind, key, name, rev in asked:
-        if not is_path(name) and not os.path.exists(name):
-            remote.append((kind, key, name, rev))
-        elif kind == "dataset":
-            if is_path(name):
-                files_of(name)
-        elif is_path(name) and not os.path.isdir(os.path.expanduser(name)):
-            remedy = "A model is a folder, or a hub id such as org/name."
-            raise RecipeError(f"{key}={name!r}: there is no such folder. {remedy}")
-        elif rev is not None:
-            raise RecipeError(f"revision={rev!r} does nothing: {name} is a folder here, not on the hub.")
-    from huggingface_hub import HfApi, constants
+    for place in _places(models, revision, data, data_revision):
+        if is_path(place.name) or os.path.exists(place.name):
+            _require_local(place)
+        else:
+            remote.append(place)
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        _require_copies(remote, hub_state="is not asked, because HF_HUB_OFFLINE is set")
+    elif not all(_hub_answers(place) for place in remote):  # the first that is not answered ends the questions
+        constants.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        _require_copies(remote, hub_state="cannot be reached")
+
+
+def _places(models: list[str], revision: str | None, data: list[str], data_revision: str | None) -> list[Place]:
+    policy, *reference = models
+    data_key = "data.mix" if len(data) > 1 else "data.path"
+
+    places = [Place("model", "model", policy, revision)]
+    places += [Place("model", "reference", name, None) for name in reference]
+    places += [Place("dataset", data_key, name, data_revision) for name in data]
+    return places
+
+
+def _require_local(place: Place) -> None:
+    """RecipeError where a name of something on this machine leads nowhere."""
+    if place.kind == "dataset":
+        if is_path(place.name):
+            files_of(place.name)  # which raises
+        return
+
+    if is_path(place.name) and not os.path.isdir(os.path.expanduser(place.name)):
+        raise RecipeError(
+            f"{place.key}={place.name!r}: there is no such folder. A model is a folder, or a hub id such as org/name."
+        )
+    if place.revision is not None:
+        raise RecipeError(f"revision={place.revision!r} does nothing: {place.name} is a folder here, not on the hub.")
+
+
+def _hub_answers(place: Place) -> bool:
+    """Whether the hub answers for a name; RecipeError where it answers that this cannot be had."""
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 
-    why = "is not asked, because HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "cannot be reached"
-    for kind, key, name, rev in remote:
-        if constants.HF_HUB_OFFLINE:
-            break
-        try:
-            HfApi().repo_info(name, repo_type=kind, revision=rev, timeout=8)
-        except HFValidationError as error:
-            raise RecipeError(f"{key}={name!r} is neither a folder or file here nor a hub id: {error}") from None
-        except RevisionNotFoundError:
-            raise RecipeError(f"{key}={name!r} has no revision {rev!r} on the hub.") from None
-        except Exception as error:
-            if getattr(getattr(error, "response", None), "status_code", None) in (401, 403, 404):
-                remedy = "Check the spelling, or run `hf auth login`."
-                raise RecipeError(f"{key}={name!r} is not on the hub, or is private or gated. {remedy}") from None
-            # Whatever else the connection says: no route, a proxy, a time-out, a server error.
-            constants.HF_HUB_OFFLINE = True
-            os.environ["HF_HUB_OFFLINE"] = "1"
-    made = os.environ.get("HF_DATASETS_CACHE") or f"{constants.HF_HOME}/datasets"  # where `datasets` keeps what it read
-    missing, local = [], []
-    for kind, key, name, _ in remote if constants.HF_HUB_OFFLINE else ():
-        copies = [Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}", "snapshots")]
-        copies += [Path(made, name.replace("/", "___"))] if kind == "dataset" else []
-        if not any(any(folder.glob("*")) for folder in copies):
-            missing.append(f"data set {name}" if kind == "dataset" else f"model {name}")
-            place = "{'/path/to/pairs.jsonl': 1.0, ...}" if key == "data.mix" else "/path/to/pairs.jsonl"
-            local.append(f"{key}={place}" if kind == "dataset" else f"{key}=/path/to/folder")
-    if missing:
+    try:
+        HfApi().repo_info(place.name, repo_type=place.kind, revision=place.revision, timeout=HUB_TIMEOUT)
+    except HFValidationError as error:
         raise RecipeError(
-            f"{constants.ENDPOINT} {why}, and this machine has no copy of {' and '.join(missing)}. "
-            f"Connect and run again, or name local ones: {' '.join(dict.fromkeys(local))}"
-        )
+            f"{place.key}={place.name!r} is neither a folder or file here nor a hub id: {error}"
+        ) from None
+    except RevisionNotFoundError:
+        raise RecipeError(f"{place.key}={place.name!r} has no revision {place.revision!r} on the hub.") from None
+    except Exception as error:
+        response = getattr(error, "response", None)
+        if getattr(response, "status_code", None) in (401, 403, 404):
+            raise RecipeError(
+                f"{place.key}={place.name!r} is not on the hub, or is private or gated. "
+                "Check the spelling, or run `hf auth login`."
+            ) from None
+        return False  # whatever else the connection says: no route, a proxy, a time-out, a server error
+    return True
+
+
+def _require_copies(places: list[Place], hub_state: str) -> None:
+    """RecipeError that names every place of which this machine has no copy, and how to do without the hub."""
+    from huggingface_hub import constants
+
+    missing = [place for place in places if not _has_copy(place)]
+    if not missing:
+        return
+
+    names = [f"data set {place.name}" if place.kind == "dataset" else f"model {place.name}" for place in missing]
+    local_names = dict.fromkeys(_local_name(place) for place in missing)  # each once, in order
+    raise RecipeError(
+        f"{constants.ENDPOINT} {hub_state}, and this machine has no copy of {' and '.join(names)}. "
+        f"Connect and run again, or name local ones: {' '.join(local_names)}"
+    )
+
+
+def _has_copy(place: Place) -> bool:
+    """Whether the hub's cache has any snapshot or, of a data set, `datasets` has kept what it read from it."""
+    from huggingface_hub import constants
+
+    repository = f"{place.kind}s--{place.name.replace('/', '--')}"
+    folders = [Path(constants.HF_HUB_CACHE, repository, "snapshots")]
+    if place.kind == "dataset":
+        kept = os.environ.get("HF_DATASETS_CACHE") or f"{constants.HF_HOME}/datasets"
+        folders.append(Path(kept, place.name.replace("/", "___")))
+    return any(any(folder.glob("*")) for folder in folders)
+
+
+def _local_name(place: Place) -> str:
+    """The override by which a recipe would name a copy on this machine."""
+    if place.kind == "model":
+        return f"{place.key}=/path/to/folder"
+    if place.key == "data.mix":
+        return "data.mix={'/path/to/pairs.jsonl': 1.0, ...}"
+    return f"{place.key}=/path/to/pairs.jsonl"
 
 
 def prepared(recipe: Recipe, console: Console) -> Path | None:
-    """The folder that `recipe.prepare` fills, made on first use; keyed by its source, arguments and seed."""
+    """The folder that `recipe.prepare` fills, made on first use; keyed by its source, arguments and seed.
+
+    None where the recipe prepares nothing; RecipeError where the function fails or the folder cannot be written.
+    """
     if recipe.prepare is None:
         return None
-    make = functools.partial(recipe.prepare)  # of a partial function, its equal
-    given = make.args, sorted(make.keywords.items())
+    prepare = functools.partial(recipe.prepare)  # of a partial function, its equal
+    folder = environment.cache() / "prepared" / f"{recipe.name}-seed{recipe.seed}-{_key(prepare)}"
+    if folder.is_dir():
+        return folder
+
+    console.print(f"Making what {recipe.name} needs, once, in {folder}", highlight=False, soft_wrap=True)
     try:
-        source = "".join(inspect.findsource(make.func)[0])  # of the whole file, or of the notebook's cell
-    except OSError:
-        source = make.func.__code__.co_code.hex()
-    key = hashlib.sha256((source + repr((make.func.__qualname__, given))).encode()).hexdigest()[:12]
-    folder = environment.cache() / "prepared" / f"{recipe.name}-seed{recipe.seed}-{key}"
-    if not folder.is_dir():
-        console.print(f"Making what {recipe.name} needs, once, in {folder}", highlight=False, soft_wrap=True)
-        try:
-            files.write_folder(folder, lambda where: make(where, recipe.seed))
-        except Exception as error:  # the recipe's own function, or the disk
-            if not folder.is_dir():  # another process may have made it meanwhile
-                why = error if isinstance(error, (OSError, RecipeError)) else f"{type(error).__name__}: {error}"
-                raise RecipeError(f"{folder} cannot be made: {why}. XDG_CACHE_HOME names another place.") from error
+        files.write_folder(folder, lambda temporary: prepare(temporary, recipe.seed))
+    except Exception as error:  # the recipe's own function, or the disk
+        if folder.is_dir():  # another process has made it meanwhile
+            return folder
+        in_words = isinstance(error, (OSError, RecipeError))
+        reason = str(error) if in_words else f"{type(error).__name__}: {error}"
+        raise RecipeError(f"{folder} cannot be made: {reason}. XDG_CACHE_HOME names another place.") from error
     return folder
+
+
+def _key(prepare: functools.partial[None]) -> str:
+    """A hash of a function's source text, its name in there, and the arguments that it is given beforehand."""
+    arguments = (prepare.args, sorted(prepare.keywords.items()))
+    named = repr((prepare.func.__qualname__, arguments))
+    return hashlib.sha256((_source(prepare.func) + named).encode()).hexdigest()[:12]
+
+
+def _source(function: Callable[..., None]) -> str:
+    """The text of the whole file, or of the notebook's cell: a function may call others in it."""
+    try:
+        lines, _ = inspect.findsource(function)
+    except OSError:  # typed into an interpreter
+        return function.__code__.co_code.hex()
+    return "".join(lines)

@@ -7,7 +7,6 @@ Leans on TRL 1.16: the errors that `DPOTrainer.__init__` raises, and the bars th
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import logging
@@ -17,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -27,110 +26,166 @@ from ..errors import Finding, RecipeError
 from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import here, resolve
-from . import places as hub
+from .places import prepared, require
 
-SMALL = 20_000_000  # bytes of a file that is read, tokenised and compared within seconds
+if TYPE_CHECKING:
+    from ..models.reference import Reference
+    from .trainer import RecipeTrainer
+
+SMALL_FILE = 20_000_000  # bytes; its pairs are read, tokenised and compared within seconds
 
 
-class Start:
-    """What is known before the pairs are read; `pairs()` adds `train`, `eval`, `report` and `findings`."""
+class Session:
+    """A recipe on this machine.
 
-    train: Any  # datasets.Dataset, tokenised
+    Made, it knows where everything lies, the device, the settings and the tokenizer. `read_pairs()` adds the pairs
+    and what is to be said of them, `make_trainer()` the trainer's reference.
+    """
+
+    # From read_pairs()
+    train: Any  # datasets.Dataset, tokenised; of a stream, an IterableDataset
     eval: Any
     report: dict[str, Any]  # data.json
     findings: list[Finding]
 
+    # From make_trainer()
+    reference: Reference
+
     def __init__(self, recipe: Recipe, console: Console):
+        """RecipeError for whatever cannot be had or does not work on this machine."""
         resolve(recipe, here())  # what can be refused is refused before anything is loaded
-        folder = hub.prepared(recipe, console)
+        self.recipe = recipe
+        self.console = console
+        self._find_places()
 
-        def place(text: str) -> str:
-            return os.path.expanduser(text.replace(PREPARED, str(folder)))
-
-        self.recipe, self.console = recipe, console
-        self.model_path, self.reference_path = place(recipe.model), place(recipe.reference or "")
-        self.paths = {place(path): share for path, share in recipe.data.paths.items()}
-        models = [path for path in (self.model_path, self.reference_path) if path]
-        hub.require(models, recipe.revision, list(self.paths), recipe.data.revision)
         with console.status("loading the libraries"):
-            # bitsandbytes announces an optional kernel that is not installed, at every import on a CPU.
-            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-            import datasets
-            from transformers import GenerationConfig
-            from transformers.utils.logging import disable_progress_bar
-
+            _quieten_libraries(console, self.data_paths)
             from ..models.device import device
             from ..models.tokenizer import load_tokenizer
-
-            disable_progress_bar()  # of loading shards, which is quick or has a download bar
-            watched = console.is_terminal or console.is_jupyter
-            if not watched or all(os.path.exists(p) and os.path.getsize(p) < SMALL for p in self.paths):
-                datasets.disable_progress_bars()
-            if not watched:
-                os.environ["TQDM_DISABLE"] = "1"  # read by TRL for the reference pass
         self.device = device(self.say, use_cpu=bool(recipe.trl.get("use_cpu")))
         self.settings = resolve(recipe, self.device)
         self.tokenizer = load_tokenizer(recipe, self.model_path, self.say)
-        self.ends = {self.tokenizer.tokenizer.eos_token_id}
-        with contextlib.suppress(OSError):  # what ends a turn stands there, where it is not the tokenizer's end token
-            own = GenerationConfig.from_pretrained(self.model_path, revision=recipe.revision or "main").eos_token_id
-            self.ends |= {*(own if isinstance(own, list) else [own])} - {None}
+        self.ends = _end_tokens(self.tokenizer.tokenizer, self.model_path, recipe.revision)
 
     def say(self, text: str) -> None:
-        self.console.print(escape(text), highlight=False, soft_wrap=not self.console.is_terminal)  # one line in a log
+        """Print a sentence: folded in a terminal, one line in a log."""
+        self.console.print(escape(text), highlight=False, soft_wrap=not self.console.is_terminal)
 
-    def pairs(self) -> None:
+    def _find_places(self) -> None:
+        """Resolve the names of models and data, and refuse those that cannot be had."""
+        recipe = self.recipe
+        folder = prepared(recipe, self.console)
+
+        def resolved(name: str) -> str:
+            return os.path.expanduser(name.replace(PREPARED, str(folder)))
+
+        self.model_path = resolved(recipe.model)
+        self.reference_path = resolved(recipe.reference or "")  # empty where the reference is the start
+        self.data_paths = {resolved(path): share for path, share in recipe.data.paths.items()}
+
+        models = [path for path in (self.model_path, self.reference_path) if path]
+        require(models, recipe.revision, list(self.data_paths), recipe.data.revision)
+
+    def read_pairs(self) -> None:
         """Read, tokenise and judge the pairs. RecipeError where nothing can be judged; what was judged is a finding."""
         try:
             with _interruptible():
-                self._pairs()
+                self._read_pairs()
         except OSError as error:
             if error.errno in UNWRITABLE:
-                where = "HF_DATASETS_CACHE names another place"
-                raise RecipeError(f"The pairs cannot be kept in the cache of data sets: {error}. {where}.") from error
-            ways = "Connect and run again, or name a local file: data.path=/path/to/pairs.jsonl"
-            raise RecipeError(f"The data set {self.recipe.data.name} cannot be read: {error}. {ways}") from error
+                raise RecipeError(
+                    f"The pairs cannot be kept in the cache of data sets: {error}. HF_DATASETS_CACHE names another "
+                    "place."
+                ) from error
+            raise RecipeError(
+                f"The data set {self.recipe.data.name} cannot be read: {error}. Connect and run again, or name a "
+                "local file: data.path=/path/to/pairs.jsonl"
+            ) from error
 
-    def _pairs(self) -> None:
-        from ..data import preference_dataset as data
-        from ..data import tokenize as tokens
+    def _read_pairs(self) -> None:
+        from ..data import preference_dataset
         from ..data.chat_template import template_findings
 
-        recipe, own = self.recipe, self.recipe.data
-        cores = recipe.trl.get("dataset_num_proc")
-        read = data.read(own, self.paths, num_proc=cores)
-        template = None if read.text else self.tokenizer.tokenizer.chat_template
-        if not read.text and template is None:
-            raise RecipeError(
-                f"The data are conversations, and the tokenizer of {recipe.model!r} has no chat template to render "
-                "them. Ways out: an instruct model, data.chat_template= in Jinja, or data.format=text: plain strings."
-            )
-        self.report = read.report
-        self.findings = [Finding("pass", "pairs", note) for note in read.report["notes"]]
-        self.findings += template_findings(template, own.chat_template_kwargs)
-        for split, seen in (("train", self.report["train"]), ("eval", self.report["eval"])):
-            rows, part = tokens.prepare(
-                getattr(read, split), self.tokenizer.tokenizer, text=read.text, max_length=recipe.max_length,
-                ends=self.ends, drop_truncated=own.drop_truncated, num_proc=cores, split=split,
-                micro_batch_size=self.settings.micro_batch_size, seed=recipe.seed,
-                dropped=seen["dropped"],
-            )  # fmt: skip
-            setattr(self, split, rows)
-            seen |= {**part, "kept": len(rows)} if "pairs" in part else {}
-            judged = {why: drop for why, drop in seen["dropped"].items() if why not in data.HARMLESS}
-            limits: dict[str, Any] = {"allow": own.allow, "max_dropped": own.max_dropped}
-            self.findings += tokens.rules(seen | {"dropped": judged}, split, max_length=recipe.max_length, **limits)
-        swapped = self.report.get("contradictions") or {"count": 0, "rows": []}
-        if n := swapped["count"]:
-            many = n > own.max_dropped * len(self.train) and "contradictions" not in own.allow
-            what = f"{n:,} train pairs stand in the data the other way round too: rows {', '.join(swapped['rows'])} ..."
-            out = "Keep one of each" + (", or accept it: data.allow=['contradictions']." if many else ".")
-            self.findings.append(Finding("fail" if many else "warn", "contradictions", f"{what} {out}"))
-        digest = template and hashlib.sha256(f"{template}{own.chat_template_kwargs}".encode()).hexdigest()
-        self.report |= {"text": read.text, "template_sha256": digest}
+        data = self.recipe.data
+        explicit = preference_dataset.read(data, self.data_paths, num_proc=self.recipe.trl.get("dataset_num_proc"))
+        template = self._template(explicit.text)
 
-    def trainer(self, output: Path, callbacks: list[Any], **changes: Any) -> Any:
-        """The RecipeTrainer of this recipe; `changes` go over its DPOConfig."""
+        self.report = explicit.report
+        self.findings = [Finding("pass", "pairs", note) for note in explicit.report["notes"]]
+        self.findings += template_findings(template, data.chat_template_kwargs)
+        self.train = self._tokenized("train", explicit.train, explicit.text)
+        self.eval = self._tokenized("eval", explicit.eval, explicit.text)
+        self.findings += self._contradictions()
+
+        self.report["text"] = explicit.text
+        self.report["template_sha256"] = None
+        if template is not None:
+            rendering = f"{template}{data.chat_template_kwargs}"
+            self.report["template_sha256"] = hashlib.sha256(rendering.encode()).hexdigest()
+
+    def _template(self, text: bool) -> str | None:
+        """The chat template that renders the pairs; None for plain strings, which need none."""
+        if text:
+            return None
+        template = self.tokenizer.tokenizer.chat_template
+        if template is None:
+            raise RecipeError(
+                f"The data are conversations, and the tokenizer of {self.recipe.model!r} has no chat template to "
+                "render them. Ways out: an instruct model, data.chat_template= in Jinja, or data.format=text: plain "
+                "strings."
+            )
+        return template
+
+    def _tokenized(self, split: str, pairs: Any, text: bool) -> Any:
+        """The pairs of a split that can teach something, as token ids; report and findings learn what became of all."""
+        from ..data import tokenize
+        from ..data.preference_dataset import HARMLESS
+
+        recipe = self.recipe
+        report = self.report[split]
+        tokenized, lengths = tokenize.prepare(
+            pairs,
+            self.tokenizer.tokenizer,
+            text=text,
+            max_length=recipe.max_length,
+            ends=self.ends,
+            drop_truncated=recipe.data.drop_truncated,
+            num_proc=recipe.trl.get("dataset_num_proc"),
+            split=split,
+            micro_batch_size=self.settings.micro_batch_size,
+            seed=recipe.seed,
+            dropped=report["dropped"],
+        )
+        if "pairs" in lengths:  # of a stream nothing is known before it is read
+            report.update(lengths)
+            report["kept"] = len(tokenized)
+
+        against_the_data = {reason: drop for reason, drop in report["dropped"].items() if reason not in HARMLESS}
+        self.findings += tokenize.rules(
+            report | {"dropped": against_the_data},
+            split,
+            allow=recipe.data.allow,
+            max_dropped=recipe.data.max_dropped,
+            max_length=recipe.max_length,
+        )
+        return tokenized
+
+    def _contradictions(self) -> list[Finding]:
+        """Pairs that stand in the train data the other way round too; none are known of a stream."""
+        contradictions = self.report.get("contradictions")
+        if not contradictions or not contradictions["count"]:
+            return []
+        count, rows = contradictions["count"], ", ".join(contradictions["rows"])
+        text = f"{count:,} train pairs stand in the data the other way round too: rows {rows} ... Keep one of each"
+
+        data = self.recipe.data
+        few = count <= data.max_dropped * len(self.train)
+        if few or "contradictions" in data.allow:
+            return [Finding("warn", "contradictions", f"{text}.")]
+        return [Finding("fail", "contradictions", f"{text}, or accept it: data.allow=['contradictions'].")]
+
+    def make_trainer(self, output: Path, callbacks: list[Any], **changes: Any) -> RecipeTrainer:
+        """The trainer of this recipe, which writes checkpoints to `output`; `changes` go over its DPOConfig."""
         from transformers import PrinterCallback
 
         from ..models.adapter import peft_config
@@ -139,48 +194,101 @@ class Start:
         from ..models.weights import load_weights
         from .trainer import RecipeTrainer, config
 
-        recipe, settings = self.recipe, self.settings
+        recipe = self.recipe
+        settings = self.settings
+        tokenizer = self.tokenizer.tokenizer
         with self.console.status("loading the model"):
             policy = load_weights(recipe, settings, self.model_path, say=self.say)
-        need_embeddings(policy, self.tokenizer.tokenizer)
-        origin = self.reference_path or self.model_path
-        load_reference = functools.partial(load_weights, recipe, settings, origin, trainable=False)
-        second = load_reference() if settings.reference in ("other model", "moving copy") else None
+        need_embeddings(policy, tokenizer)
+
+        load_reference = functools.partial(
+            load_weights, recipe, settings, self.reference_path or self.model_path, trainable=False
+        )
+        ref_model = None  # in all other modes the policy's own weights serve as the reference
+        if settings.reference in ("other model", "moving copy"):
+            ref_model = load_reference()
+
         try:
             trainer = RecipeTrainer(
-                recipe=recipe, settings=settings, say=self.say, model=policy, ref_model=second, callbacks=callbacks,
-                args=config(dpo_arguments(recipe, settings, str(output)) | changes), train_dataset=self.train,
-                eval_dataset=self.eval, processing_class=self.tokenizer.tokenizer,
+                recipe=recipe,
+                settings=settings,
+                say=self.say,
+                model=policy,
+                ref_model=ref_model,
+                callbacks=callbacks,
+                args=config(dpo_arguments(recipe, settings, str(output)) | changes),
+                train_dataset=self.train,
+                eval_dataset=self.eval,
+                processing_class=tokenizer,
                 peft_config=peft_config(recipe.adapter),
-            )  # fmt: skip
+            )
         except (ValueError, NotImplementedError, RuntimeError) as error:
             raise RecipeError(f"TRL refuses the recipe: {str(error).strip()}") from error
         except ImportError as error:
             raise RecipeError(f"A package that the recipe asks for is missing: {error}") from error
-        trainer.remove_callback(PrinterCallback)
+
+        trainer.remove_callback(PrinterCallback)  # which prints every log; the bar shows them
         self.reference = Reference(trainer.model, settings, load_reference)
         return trainer
+
+
+def _quieten_libraries(console: Console, data_paths: dict[str, float]) -> None:
+    """Switch off what the libraries would print unasked. They are imported here, which takes seconds."""
+    # bitsandbytes announces an optional kernel that is not installed, at every import on a CPU.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import datasets
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of loading shards, which is quick or has a download bar
+
+    is_watched = console.is_terminal or console.is_jupyter
+    is_quick = all(os.path.exists(path) and os.path.getsize(path) < SMALL_FILE for path in data_paths)
+    if not is_watched or is_quick:
+        datasets.disable_progress_bars()
+    if not is_watched:
+        os.environ["TQDM_DISABLE"] = "1"  # read by TRL for the reference pass
+
+
+def _end_tokens(tokenizer: Any, model_path: str, revision: str | None) -> set[int]:
+    """The ids that end a reply: the tokenizer's end token, and what ends a turn where that is another one."""
+    from transformers import GenerationConfig
+
+    ends = {tokenizer.eos_token_id}
+    try:
+        generation = GenerationConfig.from_pretrained(model_path, revision=revision or "main")
+    except OSError:  # the model has no generation_config.json
+        return ends
+
+    turn_ends = generation.eos_token_id  # one id, several or none
+    if isinstance(turn_ends, int):
+        ends.add(turn_ends)
+    elif turn_ends is not None:
+        ends.update(turn_ends)
+    return ends
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Ctrl-C ends worker processes without a traceback each, and stays Ctrl-C whatever it breaks in this one."""
-    parent, asked = os.getpid(), list[int]()
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set what happens at a signal
+        return
 
-    def interrupted(number: int, frame: Any) -> None:
-        if os.getpid() != parent:
+    main_process = os.getpid()
+    interrupted = False
+
+    def interrupt(number: int, frame: Any) -> None:
+        nonlocal interrupted
+        if os.getpid() != main_process:  # a worker, forked while this was set
             os._exit(130)
-        asked.append(number)
+        interrupted = True
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, interrupted)
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     except Exception:
-        if asked:
+        if interrupted:  # such as an error of a pool whose workers have ended
             raise KeyboardInterrupt from None
         raise
     finally:

@@ -21,7 +21,7 @@ from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError, apply, train
 from dpo_recipes.errors import UsageError
 from dpo_recipes.planning import trial_steps
 from dpo_recipes.planning.memory import PARTS, Unplannable
-from dpo_recipes.training.session import Start
+from dpo_recipes.training.session import Session
 
 module = importlib.import_module("dpo_recipes.commands.check")  # whose name in the package is the function
 check = module.check
@@ -106,9 +106,9 @@ def test_a_healthy_recipe_passes_in_one_order_and_prints_nothing(made, capsys):
 def test_the_planned_parameters_are_those_of_the_real_model(made, tmp_path, adapter):
     recipe = made(adapter=adapter)
     found = check(recipe)
-    start = Start(recipe, Console(quiet=True))
-    start.pairs()
-    counts = start.trainer(tmp_path, []).parameter_counts()
+    start = Session(recipe, Console(quiet=True))
+    start.read_pairs()
+    counts = start.make_trainer(tmp_path, []).parameter_counts()
     assert (found["plan"]["trainable"], found["plan"]["total"]) == counts
     assert of(found, "parameters").text == f"{counts[0]:,} of {counts[1]:,} train"
     assert start.report == found["data"]
@@ -124,8 +124,8 @@ def test_the_plan_is_made_for_the_longest_pair_of_either_split_as_max_length_cut
 
 
 def longest_ids(recipe):
-    start = Start(recipe, Console(quiet=True))
-    start.pairs()
+    start = Session(recipe, Console(quiet=True))
+    start.read_pairs()
     sides = [(row["prompt_ids"], row[f"{s}_ids"]) for split in (start.train, start.eval) for row in split
              for s in ("chosen", "rejected")]  # fmt: skip
     return sides
@@ -138,9 +138,9 @@ def longest_ids(recipe):
 )  # fmt: skip
 def test_the_planned_steps_are_those_that_the_trainer_takes(made, tmp_path, changes, steps):
     recipe = made(**changes)
-    start = Start(recipe, Console(quiet=True))
-    start.pairs()
-    trainer = start.trainer(tmp_path, [])
+    start = Session(recipe, Console(quiet=True))
+    start.read_pairs()
+    trainer = start.make_trainer(tmp_path, [])
     assert check(recipe)["plan"]["steps"] == steps
     batches = len(trainer.get_train_dataloader())
     accumulation, epochs = trainer.args.gradient_accumulation_steps, trainer.args.num_train_epochs
@@ -408,7 +408,7 @@ def test_whatever_breaks_a_trial_is_a_fail(made, monkeypatch):
 
 
 def test_a_bug_of_ours_outside_the_trial_is_not_hidden(made, monkeypatch):
-    monkeypatch.setattr(Start, "pairs", lambda self: 1 / 0)
+    monkeypatch.setattr(Session, "read_pairs", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         check(made(), run=True)
 

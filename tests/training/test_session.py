@@ -10,23 +10,23 @@ from rich.console import Console
 
 from dpo_recipes import Data, LoRA, Recipe, RecipeError
 from dpo_recipes.terminal import data_table
-from dpo_recipes.training.session import Start
+from dpo_recipes.training.session import Session
 
 
-def begin(model, rows, tmp_path, max_length=96, **data) -> Start:
-    """A start with its pairs read; 2 pairs of others are the evaluation."""
+def begin(model, rows, tmp_path, max_length=96, **data) -> Session:
+    """A session with its pairs read; 2 pairs of others are the evaluation."""
     paths = [
         write_jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("train", rows), ("eval", make_pairs(2, 9)))
     ]
     own = Data(str(paths[0]), eval=str(paths[1]), **data)
     recipe = Recipe(model=str(model), data=own, adapter=LoRA(r=4), global_batch_size=2, max_length=max_length)
-    start = Start(recipe, Console(file=io.StringIO()))
-    start.pairs()
-    return start
+    session = Session(recipe, Console(file=io.StringIO()))
+    session.read_pairs()
+    return session
 
 
-def levels(start: Start) -> dict[str, str]:
-    return {found.name: found.level for found in start.findings}
+def levels(session: Session) -> dict[str, str]:
+    return {found.name: found.level for found in session.findings}
 
 
 def test_pairs_that_truncation_makes_identical_are_dropped_and_counted(tiny, tmp_path):
@@ -34,21 +34,21 @@ def test_pairs_that_truncation_makes_identical_are_dropped_and_counted(tiny, tmp
     same = "word " * 30
     rows[3]["chosen"][0]["content"], rows[3]["rejected"][0]["content"] = same + "a", same + "b"
     rows[5]["prompt"][0]["content"] = "long " * 40
-    start = begin(tiny(), rows, tmp_path)
-    assert levels(start)["train dropped"] == "fail"
-    [text] = [found.text for found in start.findings if found.name == "train dropped"]
+    session = begin(tiny(), rows, tmp_path)
+    assert levels(session)["train dropped"] == "fail"
+    [text] = [found.text for found in session.findings if found.name == "train dropped"]
     assert text.startswith("2 of 12 pairs (16.7%) are dropped at max_length=96.") and "data.max_dropped" in text
-    start = begin(tiny(), rows, tmp_path, max_dropped=0.2)
-    assert start.report["train"]["dropped"] == {
+    session = begin(tiny(), rows, tmp_path, max_dropped=0.2)
+    assert session.report["train"]["dropped"] == {
         "prompt fills max_length": {"count": 1, "rows": ["5"]},
         "identical after truncation": {"count": 1, "rows": ["3"]},
     }
-    assert start.report["train"]["kept"] == len(start.train) == 10 and levels(start)["train dropped"] == "pass"
+    assert session.report["train"]["kept"] == len(session.train) == 10 and levels(session)["train dropped"] == "pass"
 
 
 def test_nothing_left_is_a_fail_that_names_max_length(tiny, tmp_path):
-    start = begin(tiny(), make_pairs(24), tmp_path, max_length=8, max_dropped=1.0)
-    [text] = [found.text for found in start.findings if found.name == "train dropped" and found.level == "fail"]
+    session = begin(tiny(), make_pairs(24), tmp_path, max_length=8, max_dropped=1.0)
+    [text] = [found.text for found in session.findings if found.name == "train dropped" and found.level == "fail"]
     assert text.startswith("24 of 24 pairs (100.0%) are dropped at max_length=8.")
 
 
@@ -56,11 +56,11 @@ def test_a_template_that_prints_the_day_or_thinks_unasked_is_said(tiny, tmp_path
     said = [f.text for f in begin(tiny(template=DATED), make_pairs(4), tmp_path, 192).findings if f.name == "template"]
     assert len(said) == 2 and "data.template_date" in said[0] and "'enable_thinking': False" in said[1]
     asked = {"template_date": "2025-07-08", "chat_template_kwargs": {"enable_thinking": False}}
-    start = begin(tiny(template=DATED), make_pairs(4), tmp_path, 192, **asked)
-    assert levels(start)["template"] == "pass"
+    session = begin(tiny(template=DATED), make_pairs(4), tmp_path, 192, **asked)
+    assert levels(session)["template"] == "pass"
     other = begin(tiny(template=DATED), make_pairs(4), tmp_path, 192, **asked | {"template_date": "2025-07-09"})
-    assert len(start.report["template_sha256"]) == 64
-    assert start.report["template_sha256"] != other.report["template_sha256"]
+    assert len(session.report["template_sha256"]) == 64
+    assert session.report["template_sha256"] != other.report["template_sha256"]
 
 
 def test_conversations_need_a_template_and_the_ways_out_are_named(tiny, tmp_path):
@@ -73,8 +73,8 @@ def test_conversations_need_a_template_and_the_ways_out_are_named(tiny, tmp_path
 
 def test_the_table_shows_both_splits(tiny, tmp_path):
     console = Console(file=(out := io.StringIO()), width=120)
-    start = begin(tiny(), [*make_pairs(8), *make_pairs(1)], tmp_path)
-    console.print(data_table(start.report))
+    session = begin(tiny(), [*make_pairs(8), *make_pairs(1)], tmp_path)
+    console.print(data_table(session.report))
     lines = [line.split("│")[1:4] for line in out.getvalue().splitlines() if "│" in line]
     cells = {name.strip(): (train.strip(), held.strip()) for name, train, held in lines}
     assert cells["rows"] == ("9", "2") and cells["kept"] == ("8", "2")
@@ -93,7 +93,7 @@ def test_a_stream_is_trained_on_and_its_drops_are_counted(tiny, tmp_path):
     recipe = Recipe(
         model=str(tiny()), data=own, adapter=LoRA(r=4), global_batch_size=2, max_length=96, trl={"max_steps": 2}
     )
-    start = Start(recipe, Console(file=io.StringIO()))
-    start.pairs()
-    assert [row["row"] for row in start.train] == ["0", "1", "3", "4", "5"]
-    assert start.report["train"]["dropped"] == {"identical sides": {"count": 1, "rows": ["2"]}}
+    session = Session(recipe, Console(file=io.StringIO()))
+    session.read_pairs()
+    assert [row["row"] for row in session.train] == ["0", "1", "3", "4", "5"]
+    assert session.report["train"]["dropped"] == {"identical sides": {"count": 1, "rows": ["2"]}}
