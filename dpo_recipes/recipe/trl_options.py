@@ -195,6 +195,10 @@ def _refuse_misfit(name: str, value: Any) -> None:
         smallest_is_idle = name == "max_steps" and value == 0
         if value < 0 or smallest_is_idle:
             raise UsageError(f"{shown} is too small to mean anything: TRL's own is {option.default!r}.")
+    if name == "label_smoothing" and value >= 0.5:
+        # The share of labels that are wrong. TRL says so of `robust` alone, after the model is loaded; from 0.5 on the
+        # others learn nothing or the opposite, and exo_pair takes the logarithm of 1 - label_smoothing.
+        raise UsageError(f"{shown} must lie in [0, 0.5).")
     if isinstance(value, str) and option.choices and value not in option.choices:
         raise UsageError(f"{shown} is not one of {', '.join(option.choices)}.{nearest(value, option.choices)}")
 

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from dpo_recipes.errors import RecipeError, UsageError
-from dpo_recipes.losses.trl_losses import TRL_LOSSES
+from dpo_recipes.losses.trl_losses import TRL_LOSSES, readers_of
 from dpo_recipes.recipe import trl_options
 from dpo_recipes.recipe.trl_options import (
     ALIASES,
@@ -104,8 +104,8 @@ def test_a_value_fits_an_annotation_as_dpoconfig_writes_it(value, annotation, fi
 
 
 def test_the_tables_name_fields_that_exist_and_the_removed_do_not(real):
-    needed = {other for alternatives in NEEDS.values() for other in alternatives}
-    read_by_some = {option for loss in TRL_LOSSES.values() for option in loss.reads}
+    needed = set().union(*NEEDS.values())
+    read_by_some = set().union(*[loss.reads for loss in TRL_LOSSES.values()])
     for names in (OURS, INERT, NEEDS, INSIDE_TRL_LOSSES, needed, read_by_some):
         assert set(names) <= real.keys()
     assert not (REMOVED.keys() | ALIASES.keys()) & real.keys()
@@ -229,6 +229,12 @@ def test_what_is_no_field_or_no_value_of_it_is_refused(given, text):
 )
 def test_what_the_chosen_loss_does_not_read_is_refused(given, loss, text):
     assert text in message(given, [loss])
+
+
+@pytest.mark.parametrize("loss", sorted(readers_of("label_smoothing")))
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_share_of_wrong_labels_from_which_nothing_can_be_learned_is_refused(loss, share):
+    assert message({"label_smoothing": share}, [loss]) == f"trl.label_smoothing={share} must lie in [0, 0.5)."
 
 
 @pytest.mark.parametrize("loss", TRL_LOSSES)

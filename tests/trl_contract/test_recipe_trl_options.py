@@ -36,6 +36,11 @@ def test_an_option_that_plugins_never_see_is_read_inside_trls_loss(option):
     assert f"self.{option}" in SOURCE["_compute_loss"], leaning("recipe/trl_options.py", f"{option} acts in the loss")
 
 
+def test_label_smoothing_from_a_half_on_is_refused_for_robust():
+    text = 'if "robust" in self.loss_types and not (0.0 <= self.label_smoothing < 0.5):'
+    assert text in SOURCE["__init__"], leaning("recipe/trl_options.py", "label_smoothing lies in [0, 0.5)")
+
+
 def test_padding_free_is_switched_off():
     assert "self.padding_free = False" in SOURCE["__init__"], leaning("recipe/trl_options.py", "padding_free is inert")
 
