@@ -104,6 +104,61 @@ def make_pairs(n: int = 24, seed: int = 0) -> list[dict]:
     return rows
 
 
+# Before an answer this template opens a thought, which the answers of the pairs do not.
+THINKING = CHATML.replace("<|im_start|>assistant\\n'", "<|im_start|>assistant\\n<think>\\n'")
+
+
+def make_tokenizer_with_start(template: str | None = CHATML):
+    """A tokenizer that puts the start token <s> before text, as Llama's does."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = make_tokenizer(template)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    return tokenizer
+
+
+def message(role: str, content: str) -> dict:
+    return {"role": role, "content": content}
+
+
+def make_pair(prompt: str, chosen: str, rejected: str, **more) -> dict:
+    """One pair of single messages."""
+    return {
+        "prompt": [message("user", prompt)],
+        "chosen": [message("assistant", chosen)],
+        "rejected": [message("assistant", rejected)],
+        **more,
+    }
+
+
+def make_text_pairs(*rows: tuple[str, str, str]) -> list[dict]:
+    """Pairs of plain strings: prompt, chosen, rejected."""
+    return [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in rows]
+
+
+def make_dataset(rows: list[dict], text: bool = False):
+    """Pairs as they come from reading: Json columns, or strings, and the name of each row."""
+    from datasets import Dataset, Features, Json, Value
+
+    rows = [{"row": f"file:{number}", **row} for number, row in enumerate(rows)]
+    kind = Value("string") if text else Json()
+    features = Features({name: Value("string") if name == "row" else kind for name in rows[0]})
+    return Dataset.from_list(rows, features=features)
+
+
+def tokenize_pairs(rows, tokenizer=None, text: bool = False, **changes):
+    """`prepare` of rows, or of a data set, with a tiny tokenizer: (tokenised pairs, their part of the data report)."""
+    from dpo_recipes.data.tokenize import prepare
+
+    tokenizer = tokenizer or make_tokenizer()
+    options = {"max_length": None, "ends": {tokenizer.eos_token_id}, "drop_truncated": False, "num_proc": None}
+    pairs = rows if hasattr(rows, "map") else make_dataset(rows, text)
+    return prepare(pairs, tokenizer, text=text, **options | changes)
+
+
 def write_jsonl(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

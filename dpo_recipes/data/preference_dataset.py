@@ -26,6 +26,14 @@ HARMLESS = ("tie", "dropped by the reader", "exact duplicate", "outside its shar
 KEYS = ("prompt_key", "pair_key", "swapped_key")  # 64 bits of the SHA-256 of what they name
 
 
+def count_drop(dropped: dict[str, Row], reason: str, row: str) -> None:
+    """Count a row in `dropped`, reason -> {"count", "rows"}, which names the first three of each reason."""
+    drop = dropped.setdefault(reason, {"count": 0, "rows": []})
+    drop["count"] += 1
+    if len(drop["rows"]) < 3:
+        drop["rows"].append(row)
+
+
 @dataclass
 class Read:
     """Pairs for TRL: columns prompt, chosen, rejected, row (its number) and, where any has them, those of PASSED_ON."""
@@ -190,9 +198,7 @@ def _streamed(part: _Part, data: Data, barred: set[int], dropped: dict[str, Row]
         number = int(row["row"])
         lost *= number > 0
         if reason := row["dropped"] or ("prompt is in the evaluation pairs" if row["prompt_key"] in barred else ""):
-            drop = dropped.setdefault(reason, {"count": 0, "rows": []})
-            drop["count"] += 1
-            drop["rows"] += [row["row"]] if drop["count"] <= 3 else []
+            count_drop(dropped, reason, row["row"])
             lost += reason not in HARMLESS
             if number >= 99 and lost / (number + 1) > data.max_dropped:
                 what = f"{lost} of the first {number + 1} rows cannot be used. The last: {reason}: {row['found']}"

@@ -105,6 +105,7 @@ class Session:
     def _read_pairs(self) -> None:
         from ..data import preference_dataset
         from ..data.chat_template import template_findings
+        from ..data.report import contradiction_findings
 
         data = self.recipe.data
         explicit = preference_dataset.read(data, self.data_paths, num_proc=self.recipe.trl.get("dataset_num_proc"))
@@ -115,7 +116,7 @@ class Session:
         self.findings += template_findings(template, data.chat_template_kwargs)
         self.train = self._tokenized("train", explicit.train, explicit.text)
         self.eval = self._tokenized("eval", explicit.eval, explicit.text)
-        self.findings += self._contradictions()
+        self.findings += contradiction_findings(self.report, allow=data.allow, max_dropped=data.max_dropped)
 
         self.report["text"] = explicit.text
         self.report["template_sha256"] = None
@@ -139,7 +140,7 @@ class Session:
     def _tokenized(self, split: str, pairs: Any, text: bool) -> Any:
         """The pairs of a split that can teach something, as token ids; report and findings learn what became of all."""
         from ..data import tokenize
-        from ..data.preference_dataset import HARMLESS
+        from ..data.report import split_findings
 
         recipe = self.recipe
         report = self.report[split]
@@ -160,29 +161,14 @@ class Session:
             report.update(lengths)
             report["kept"] = len(tokenized)
 
-        against_the_data = {reason: drop for reason, drop in report["dropped"].items() if reason not in HARMLESS}
-        self.findings += tokenize.rules(
-            report | {"dropped": against_the_data},
+        self.findings += split_findings(
+            report,
             split,
             allow=recipe.data.allow,
             max_dropped=recipe.data.max_dropped,
             max_length=recipe.max_length,
         )
         return tokenized
-
-    def _contradictions(self) -> list[Finding]:
-        """Pairs that stand in the train data the other way round too; none are known of a stream."""
-        contradictions = self.report.get("contradictions")
-        if not contradictions or not contradictions["count"]:
-            return []
-        count, rows = contradictions["count"], ", ".join(contradictions["rows"])
-        text = f"{count:,} train pairs stand in the data the other way round too: rows {rows} ... Keep one of each"
-
-        data = self.recipe.data
-        few = count <= data.max_dropped * len(self.train)
-        if few or "contradictions" in data.allow:
-            return [Finding("warn", "contradictions", f"{text}.")]
-        return [Finding("fail", "contradictions", f"{text}, or accept it: data.allow=['contradictions'].")]
 
     def make_trainer(self, output: Path, callbacks: list[Any], **changes: Any) -> RecipeTrainer:
         """The trainer of this recipe, which writes checkpoints to `output`; `changes` go over its DPOConfig."""

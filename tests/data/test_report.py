@@ -1,0 +1,254 @@
+"""Figures and costs against numbers counted by hand and by TRL's collator, and each pain of tokenising provoked."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from making import (
+    CHATML,
+    THINKING,
+    make_pair,
+    make_pairs,
+    make_text_pairs,
+    make_tokenizer,
+    make_tokenizer_with_start,
+    tokenize_pairs,
+)
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from dpo_recipes.data.report import STOPS, contradiction_findings, costs, split_findings
+from dpo_recipes.data.tokenize import IDS
+from dpo_recipes.recipe.validation import ALLOWED
+
+# Figures by hand
+
+
+def test_the_report_counts_what_was_counted_by_hand():
+    rows = make_text_pairs(  # a token is a byte, and each side gets an end token
+        ("12345678", "abc", "ab"),
+        ("1234", "x" * 19, "y"),
+        ("12", "a", "bcd"),
+        ("12", "ef", "gh"),
+    )
+    _, part = tokenize_pairs(rows, text=True, max_length=16, micro_batch_size=4)
+
+    assert part["pairs"] == 4 and part["dropped"] == {} and part["end_token"]["pairs"] == 0
+    assert part["tokens"] == {
+        "prompt": {"p50": 2, "p95": 8, "p99": 8, "max": 8},
+        "chosen": {"p50": 3, "p95": 20, "p99": 20, "max": 20},
+        "rejected": {"p50": 3, "p95": 4, "p99": 4, "max": 4},
+    }
+    assert part["truncated"] == {"chosen": 1, "rejected": 0, "pairs": 1, "rows": ["file:1"]}
+    assert part["max_length_keeping_99"] == 24
+    assert part["longer_chosen"] == 0.5 and part["pick_longer_accuracy"] == 0.625
+    assert part["padded_tokens"] == 8 * 16
+    assert part["real_tokens"] == (12 + 11) + (16 + 6) + (4 + 6) + (5 + 5)
+    assert part["shared_tokens"] == part["real_tokens"] - 16
+    json.dumps(part)
+
+
+def test_max_length_keeping_99_cuts_one_pair_in_a_hundred():
+    rows = make_text_pairs(*(("q", "a" * n, "b") for n in range(1, 201)))
+
+    def truncated_pairs(max_length):
+        _, part = tokenize_pairs(rows, text=True, max_length=max_length)
+        return part["truncated"]["pairs"]
+
+    _, part = tokenize_pairs(rows, text=True)
+    length = part["max_length_keeping_99"]
+    assert length == 200  # 1 + n + 1 of n = 198
+    assert truncated_pairs(length) == 2 and truncated_pairs(length - 1) == 3
+
+
+@pytest.mark.parametrize("max_length", [None, 60])
+def test_costs_are_what_trls_collator_makes(max_length):
+    pairs, _ = tokenize_pairs(make_pairs(23), max_length=max_length)
+    prompt, chosen, rejected = (np.array([len(row[name]) for row in pairs]) for name in IDS)
+    order = np.random.default_rng(5).permutation(len(pairs)).tolist()
+    collate = DataCollatorForPreference(pad_token_id=0, max_length=max_length)
+    batches = []
+    for start in range(0, len(pairs), 4):
+        batches.append(collate([pairs[number] for number in order[start : start + 4]]))
+
+    cost = costs(prompt, chosen, rejected, micro_batch_size=4, max_length=max_length, seed=5)
+    assert cost["padded_tokens"] == sum(batch["input_ids"].numel() for batch in batches)
+    assert cost["real_tokens"] == sum(int(batch["attention_mask"].sum()) for batch in batches)
+    assert cost["shared_tokens"] == cost["real_tokens"] - prompt.sum()
+
+
+def test_no_pairs_cost_nothing():
+    nothing = np.array([], int)
+    cost = costs(nothing, nothing, nothing, micro_batch_size=4, max_length=None, seed=0)
+    assert cost == {"padded_tokens": 0, "real_tokens": 0, "shared_tokens": 0}
+
+
+# What they mean for a run
+
+
+def judge(part, allow=(), max_dropped=0.05, max_length=64):
+    """The findings of a train split by the names of their rules."""
+    findings = split_findings(part, "train", allow=[*allow], max_dropped=max_dropped, max_length=max_length)
+    return {finding.name.removeprefix("train "): finding for finding in findings}
+
+
+def test_a_healthy_set_passes_every_rule():
+    rows = make_pairs(40)
+    for row in rows[::2]:  # the longer side is chosen in half of the pairs
+        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    _, part = tokenize_pairs(rows)
+    findings = judge(part)
+    assert list(findings) == ["dropped", "truncated", "border", "special_tokens", "start_token", "end_token", "length"]
+    assert {finding.level for finding in findings.values()} == {"pass"}
+    assert findings["length"].text == "To pick the longer side is right in 50.0% of the pairs."
+
+
+def test_nothing_is_said_of_a_stream():
+    assert judge({"dropped": {}}, max_length=None) == {}
+
+
+def test_the_stops_are_what_a_recipe_may_allow():
+    assert {*STOPS, "contradictions"} == {*ALLOWED}
+
+
+def test_a_doubled_start_token_is_counted_and_fails():
+    rows = make_text_pairs(("<s>Q", "a", "b"), ("Q", "a", "b"))
+    _, part = tokenize_pairs(rows, make_tokenizer_with_start(), text=True)
+    assert part["start_token"] == {"none": 0, "one": 1, "doubled": 1, "rows": ["file:0"], "wanted": True}
+
+    finding = judge(part)["start_token"]
+    assert finding.level == "fail" and "data.allow=['start_token']" in finding.text
+    assert "1 of 2 pairs (50.0%; rows file:0) start with two start tokens" in finding.text
+
+
+def test_a_tokenizer_that_adds_a_start_token_and_a_template_that_does_not_is_a_warning():
+    _, part = tokenize_pairs(make_pairs(4), make_tokenizer_with_start())
+    assert part["start_token"]["wanted"] and part["start_token"]["none"] == 4
+    assert judge(part)["start_token"].level == "warn"
+
+
+def test_a_tokenizer_without_a_start_token_has_none_to_count():
+    _, part = tokenize_pairs(make_pairs(3))
+    assert part["start_token"] == {"none": None, "one": None, "doubled": None, "rows": None, "wanted": False}
+    assert judge(part)["start_token"].level == "pass"
+
+
+def test_a_missing_end_token_is_counted_and_fails():
+    endless = make_tokenizer(CHATML.replace("<|im_end|>'", "'"))
+    _, part = tokenize_pairs(make_pairs(4), endless)
+    assert part["end_token"] == {"missing": 4, "repeated": 0, "pairs": 4, "rows": ["file:0", "file:1", "file:2"]}
+    assert judge(part)["end_token"].level == "fail"
+
+    _, part = tokenize_pairs(make_pairs(3), ends={0})
+    assert part["end_token"]["missing"] == 3
+
+
+def test_an_end_token_that_the_text_repeats_is_counted():
+    rows = [make_pair("q", "a<|im_end|>", "b")]
+    rows += [make_pair("q", "a", "b <|im_end|> c")] * 29  # it does not stand at the end
+    _, part = tokenize_pairs(rows)
+    assert part["end_token"] == {"missing": 0, "repeated": 1, "pairs": 1, "rows": ["file:0"]}
+
+    finding = judge(part)["end_token"]
+    assert finding.level == "warn"
+    assert "repeated in 1 of 30 pairs (3.3%)" in finding.text and "rows file:0" in finding.text
+
+
+def test_white_space_may_follow_an_end_token():
+    trailing = make_tokenizer(CHATML.replace("<|im_end|>'", "<|im_end|>\\n \\n'"))
+    _, part = tokenize_pairs(make_pairs(3), trailing)
+    assert part["end_token"]["pairs"] == 0
+
+
+def test_two_kinds_of_end_token_in_a_row_are_no_repetition():
+    tokenizer = make_tokenizer(CHATML + "{%- if not add_generation_prompt -%}{{ '\\n<|pad|>' }}{%- endif -%}")
+    _, part = tokenize_pairs(make_pairs(4), tokenizer, ends={tokenizer.eos_token_id, tokenizer.pad_token_id})
+    assert (part["end_token"]["missing"], part["end_token"]["repeated"]) == (0, 0)
+
+
+def test_a_template_that_opens_thinking_in_the_generation_prompt_alone_is_a_border():
+    tokenizer = make_tokenizer(THINKING)
+    pairs, part = tokenize_pairs(make_pairs(6), tokenizer)
+    assert part["border"] == {"count": 6, "rows": ["file:0", "file:1", "file:2"], "example": "<think>\n"}
+    assert "<think>" not in tokenizer.decode(pairs[0]["prompt_ids"])
+
+    finding = judge(part)["border"]
+    assert finding.level == "fail" and "Its end '<think>\\n' is left out" in finding.text
+    assert "data.chat_template_kwargs" in finding.text and "data.allow=['border']" in finding.text
+    allowed = judge(part, allow=["border"])["border"]
+    assert allowed.level == "warn" and "Allowed by data.allow=['border']" in allowed.text
+
+
+def test_rendered_text_that_would_be_rendered_again_is_a_fail():
+    rows = make_pairs(10)
+    rows[0]["prompt"][0]["content"] = "<|im_start|>user\nWhy?<|im_end|>"
+    _, part = tokenize_pairs(rows)
+    assert part["special_tokens"] == {"count": 1, "rows": ["file:0"]}
+    finding = judge(part)["special_tokens"]
+    assert finding.level == "fail" and "data.format='text'" in finding.text
+
+
+@pytest.mark.parametrize(("count", "level"), [(0, "pass"), (1, "pass"), (2, "warn"), (25, "warn"), (26, "fail")])
+def test_truncation_warns_from_1_and_stops_from_25_percent(count, level):
+    rows = make_text_pairs(*[("q", "a" * 30, "b")] * count, *[("q", "a" * 3, "b")] * (100 - count))
+    _, part = tokenize_pairs(rows, text=True, max_length=10)
+    finding = judge(part, max_length=10)["truncated"]
+    assert finding.level == level
+    if level != "pass":
+        assert f"{count} of 100 pairs" in finding.text and "max_length=32" in finding.text
+        assert "data.drop_truncated=True" in finding.text
+
+
+@pytest.mark.parametrize(("chosen", "level"), [("a" * 9, "warn"), ("b", "pass"), ("", "warn")])
+def test_length_alone_that_tells_the_chosen_side_warns_with_remedies(chosen, level):
+    _, part = tokenize_pairs(make_text_pairs(*[("q", chosen, "c")] * 5), text=True)
+    finding = judge(part)["length"]
+    assert finding.level == level
+    assert ("loss='sigmoid_norm'" in finding.text and "ld_alpha" in finding.text) == (level == "warn")
+
+
+def test_drops_above_the_limit_fail_and_name_reasons_and_rows():
+    rows = make_text_pairs(("12345678", "a", "b"), *[("q", "a", "bc")] * 19)
+    _, part = tokenize_pairs(rows, text=True, max_length=8)
+    assert judge(part)["dropped"].level == "pass"
+    finding = judge(part, max_dropped=0.04, max_length=8)["dropped"]
+    assert finding.level == "fail"
+    assert finding.text == (
+        "1 of 20 pairs (5.0%) are dropped at max_length=8. prompt fills max_length: 1 of 20 pairs (5.0%; rows file:0). "
+        "Correct the rows, raise max_length, or allow it with data.max_dropped."
+    )
+
+
+def test_no_pair_that_is_left_fails_whatever_may_be_dropped_and_is_the_only_finding():
+    _, part = tokenize_pairs(make_text_pairs(("12345678", "a", "b")), text=True, max_length=8)
+    findings = judge(part, max_dropped=1.0)
+    assert part["pairs"] == 0 and list(findings) == ["dropped"]
+    assert findings["dropped"].level == "fail"
+
+
+def test_what_was_dropped_on_purpose_does_not_count_as_lost():
+    _, part = tokenize_pairs(make_pairs(4))
+    part["dropped"] = {"exact duplicate": {"count": 40, "rows": ["1", "2", "3"]}}
+    finding = judge(part, max_dropped=0.0)["dropped"]
+    assert finding.level == "pass" and finding.text == "0 of 4 pairs (0.0%) are dropped at max_length=64."
+
+
+@pytest.mark.parametrize(
+    ("count", "allow", "level", "words"),
+    [
+        (2, [], "warn", "2 train pairs stand in the data the other way round too: rows 3, 9 ... Keep one of each."),
+        (20, [], "fail", "Keep one of each, or accept it: data.allow=['contradictions']."),
+        (20, ["contradictions"], "warn", "rows 3, 9 ... Keep one of each."),
+    ],
+)
+def test_contradictions_stop_a_run_above_the_share_that_may_be_dropped(count, allow, level, words):
+    report = {"train": {"kept": 100}, "contradictions": {"count": count, "rows": ["3", "9"]}}
+    [finding] = contradiction_findings(report, allow=allow, max_dropped=0.05)
+    assert (finding.level, finding.name) == (level, "contradictions")
+    assert finding.text.endswith(words)
+
+
+@pytest.mark.parametrize("report", [{"train": {}}, {"train": {"kept": 9}, "contradictions": {"count": 0, "rows": []}}])
+def test_nothing_is_said_where_contradictions_are_none_or_not_known(report):
+    assert contradiction_findings(report, allow=[], max_dropped=0.05) == []
