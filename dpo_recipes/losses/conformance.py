@@ -27,16 +27,19 @@ def conformance(loss: Loss, *, beta: float = 0.1, formula: Callable[..., Any] | 
     """
     try:
         own_numbers(loss)  # which refuses what is no loss
-        return list(_broken_rules(loss, beta, formula, args))
+        return list(_broken_rules(loss, beta, args, formula))
     except Exception as error:
         return [f"it fails: {type(error).__name__}: {error}"]
 
 
-def _broken_rules(loss: Loss, beta: float, formula: Any, args: dict[str, Any]) -> Iterator[str]:
+def _broken_rules(
+    loss: Loss, beta: float, numbers: dict[str, Any], formula: Callable[..., Any] | None
+) -> Iterator[str]:
+    """A sentence for each rule that does not hold; after a wrong shape none of the others can be asked."""
     import torch
 
     draw = torch.Generator().manual_seed(0)
-    value_of = functools.partial(loss, beta=beta, **args)
+    value_of = functools.partial(loss, beta=beta, **numbers)
 
     ordinary = _pairs_with(20 * torch.randn(PAIRS, generator=draw, dtype=torch.float64), draw)
     extreme = _pairs_with(torch.tensor(EXTREMES), draw)
@@ -49,12 +52,12 @@ def _broken_rules(loss: Loss, beta: float, formula: Any, args: dict[str, Any]) -
 
     yield from _not_finite(value_of, extreme)
     yield from _dependent_on_neighbours(value_of, ordinary, draw)
-    declared = at_start(loss, beta, args)
+    declared = at_start(loss, beta, numbers)
     if declared is not None:
         yield from _not_as_declared(value_of(start), declared)
     yield from _wrong_direction(value_of, start)
     if formula is not None:
-        yield from _not_the_formula(values, ordinary, functools.partial(formula, beta=beta, **args))
+        yield from _not_the_formula(values, ordinary, functools.partial(formula, beta=beta, **numbers))
 
 
 # The batches.

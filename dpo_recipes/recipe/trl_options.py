@@ -58,12 +58,12 @@ class Option(NamedTuple):
 @cache
 def options() -> dict[str, Option]:
     """Every field of the installed DPOConfig, with TRL's defaults; a computed default is None."""
-    found: dict[str, Option] = {}
+    fields: dict[str, Option] = {}
     for path, class_name in SOURCES.items():
-        found |= _fields_of(_classes(path)[class_name])
+        fields |= _fields_of(_classes(path)[class_name])
     for name, words in CHOICES.items():
-        found[name] = found[name]._replace(choices=words)
-    return found
+        fields[name] = fields[name]._replace(choices=words)
+    return fields
 
 
 def _fields_of(body: list[ast.stmt]) -> dict[str, Option]:
@@ -72,7 +72,8 @@ def _fields_of(body: list[ast.stmt]) -> dict[str, Option]:
     fields = {}
     for statement in body:
         if isinstance(statement, ast.AnnAssign):
-            name, annotation = ast.unparse(statement.target), ast.unparse(statement.annotation)
+            name = ast.unparse(statement.target)
+            annotation = ast.unparse(statement.annotation)
             if not name.startswith("_") and "ClassVar" not in annotation:
                 fields[name] = _option(annotation, statement.value, assigned)
     return fields
