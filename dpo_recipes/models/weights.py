@@ -36,10 +36,8 @@ def load_weights(
     TRL adds a new adapter later; one that is continued is loaded here. RecipeError where something cannot be read.
     """
     options = loading_options(recipe, settings, trainable)
-    on_gpu = torch.cuda.is_available() and not recipe.trl.get("use_cpu")
-    if "quantization_config" in options and on_gpu:
-        # bitsandbytes packs the weights while they are loaded, so they are loaded to where they stay.
-        options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
+    if "quantization_config" in options:
+        options |= _placement(use_cpu=bool(recipe.trl.get("use_cpu")))
     with explained("model", path):
         model: Any = AutoModelForCausalLM.from_pretrained(path, **options)
     keep_4bit_gradients_right(model)
@@ -73,6 +71,18 @@ def loading_options(recipe: Recipe, settings: Settings, trainable: bool) -> dict
     if of_the_policy and isinstance(adapter, QLoRA):
         options["quantization_config"] = quantization(adapter.double_quant, dtype)
     return options
+
+
+def _placement(use_cpu: bool) -> dict[str, Any]:
+    """Where 4-bit weights go. They are packed while they are loaded, so they are loaded to where they stay.
+
+    Left to itself Transformers takes the current GPU wherever there is one, for a run on the CPU too.
+    """
+    if use_cpu:
+        return {"device_map": {"": "cpu"}}
+    if torch.cuda.is_available():
+        return {"device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}
+    return {}
 
 
 def quantization(double_quant: bool, dtype: torch.dtype) -> Any:

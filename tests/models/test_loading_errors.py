@@ -6,6 +6,7 @@ import pytest
 from making import recipe_for
 
 from dpo_recipes import RecipeError
+from dpo_recipes.models.loading_errors import explained, first_line
 from dpo_recipes.models.tokenizer import load_tokenizer
 from dpo_recipes.models.weights import load_weights
 from dpo_recipes.recipe.resolve import Device, resolve
@@ -15,9 +16,27 @@ from dpo_recipes.recipe.resolve import Device, resolve
 def test_a_folder_that_holds_no_model_is_named_with_what_it_holds(tmp_path, what):
     (tmp_path / "notes.txt").write_text("hello")
     recipe = recipe_for(tmp_path)
-    load = {
-        "tokenizer": lambda: load_tokenizer(recipe, str(tmp_path)),
-        "model": lambda: load_weights(recipe, resolve(recipe, Device()), str(tmp_path)),
-    }[what]
     with pytest.raises(RecipeError, match=f"No {what} could be loaded from .*notes.txt"):
-        load()
+        if what == "tokenizer":
+            load_tokenizer(recipe, str(tmp_path))
+        else:
+            load_weights(recipe, resolve(recipe, Device()), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        ("set `trust_remote_code=True`", "brings its own code"),
+        ("flash_attn is not installed", "Check attn_implementation"),
+        ("401 Client Error", "hf auth login"),
+    ],
+)
+def test_the_remedy_is_that_of_what_went_wrong(message, remedy):
+    with pytest.raises(RecipeError, match=remedy), explained("model", "some/model"):
+        raise ValueError(message)
+
+
+def test_of_a_librarys_message_the_first_line_is_shown():
+    assert first_line(ValueError("\n  It is broken.\nSee the manual.")) == "It is broken"
+    assert first_line(ValueError("x" * 1000)) == "x" * 300
+    assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
