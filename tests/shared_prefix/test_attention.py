@@ -1,0 +1,87 @@
+"""Attention over the row, in the kernels that take it in one call and in those that cannot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reading_pairs import ARCHITECTURES, BATCH, compare, load, two
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from dpo_recipes.shared_prefix import attention
+from dpo_recipes.shared_prefix.layout import Row
+
+
+def bottom_right(query, key, value, query_borders, key_borders, window, scaling):
+    """What a varlen kernel computes: query, key, value (1, heads, N, size) -> (1, N, heads, size)."""
+    group = query.size(1) // key.size(1)  # query heads for each head of keys
+    outputs = []
+    for stretch in range(len(query_borders) - 1):
+        first_query, end_query = query_borders[stretch : stretch + 2].tolist()
+        first_key, end_key = key_borders[stretch : stretch + 2].tolist()
+        queries, keys = end_query - first_query, end_key - first_key
+        ahead = torch.arange(keys) - torch.arange(keys - queries, keys)[:, None]
+        mask = (ahead <= 0) & (ahead > -(window or keys))
+        k = key[:, :, first_key:end_key].repeat_interleave(group, 1)
+        v = value[:, :, first_key:end_key].repeat_interleave(group, 1)
+        q = query[:, :, first_query:end_query]
+        outputs.append(F.scaled_dot_product_attention(q, k, v, mask, scale=scaling))
+    return torch.cat(outputs, 2).transpose(1, 2)
+
+
+def flash(module, query, key, value, attention_mask, scaling=None, sliding_window=None, cu_seq_lens_q=None,
+          cu_seq_lens_k=None, max_length_q=None, max_length_k=None, **given):  # fmt: skip
+    """flash_attention_2 as Transformers calls it: with the borders of a varlen call, or on a padded batch."""
+    if cu_seq_lens_q is not None:
+        assert max_length_q == cu_seq_lens_q.diff().max() and max_length_k == cu_seq_lens_k.diff().max()
+        assert cu_seq_lens_k[-1] == key.size(2) and cu_seq_lens_k.dtype == torch.int32 and attention_mask is None
+        flash.calls += 1
+        return bottom_right(query, key, value, cu_seq_lens_q, cu_seq_lens_k, sliding_window, scaling), None
+    ahead = torch.arange(key.size(2)) - torch.arange(key.size(2))[:, None]
+    mask = ((ahead <= 0) & (ahead > -(sliding_window or key.size(2))))[None, None]
+    if attention_mask is not None:
+        mask = mask & attention_mask.bool()[:, None, None] | (ahead == 0)
+    return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text"])
+def test_flash_attention_takes_the_row_in_one_call(tiny, kind):
+    AttentionInterface.register("flash_attention_2", flash)
+    model = load(tiny(kind, **ARCHITECTURES[kind]))
+    model.config._attn_implementation = "flash_attention_2"
+    flash.calls = 0
+    logps, gradient = compare(*two(model, require=True)[:2], BATCH)
+    assert logps <= 5e-6 and gradient <= 5e-6 and flash.calls == 2
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_torchs_varlen_kernel_takes_the_row_in_one_call(tiny, kind, monkeypatch):
+    def varlen(q, k, v, queries, keys, most_queries, most_keys, *, scale, window_size, enable_gqa):
+        assert enable_gqa and window_size[1] == 0 and most_keys == keys.diff().max()
+        calls.append(1)
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        return bottom_right(q, k, v, queries, keys, window_size[0] + 1, scale)[0]
+
+    calls = []
+    monkeypatch.setattr(attention, "_varlen_can", lambda *_: True)
+    monkeypatch.setattr(attention, "varlen", varlen)
+    logps, gradient = compare(*two(load(tiny(kind, **ARCHITECTURES[kind])), require=True)[:2], BATCH)
+    assert logps <= 5e-6 and gradient <= 5e-6 and len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"attention_mask": torch.ones(1, 1, 2, 2)}, "a mask or a bias of its own"),
+        ({"position_bias": torch.ones(1)}, "a mask or a bias of its own"),
+        ({"dropout": 0.1}, "attention dropout is on"),
+    ],
+    ids=["mask", "bias", "dropout"],
+)
+def test_what_the_row_would_lose_is_refused(given, reason):
+    row = Row.of(**BATCH)
+    split = attention.split_attention(sdpa_attention_forward, flash=False)
+    tensor = torch.ones(1, 2, row.tokens.numel(), 4)
+    with pytest.raises(ValueError, match=reason):
+        split(None, tensor, tensor, tensor, pair_row=row, **given)
