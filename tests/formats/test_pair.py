@@ -1,0 +1,83 @@
+"""The prompt of two sides, and what makes a pair unusable."""
+
+from __future__ import annotations
+
+import pytest
+
+from dpo_recipes.formats.messages import Drop
+from dpo_recipes.formats.pair import pair_of_conversations, pair_of_replies, shared_start
+from dpo_recipes.formats.readers import explicit_pair
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def said(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+CALL = said("", tool_calls=[{"type": "function", "function": {"name": "clock"}}])
+RESULT = {"role": "tool", "content": "noon"}
+
+
+def test_the_prompt_of_two_conversations_is_their_shared_start():
+    start = [system("Be brief."), user("Hi"), said("Hello"), user("Ok?")]
+    pair = pair_of_conversations([*start, said("Yes.")], [*start, said("No.")])
+    assert pair == {"prompt": start, "chosen": [said("Yes.")], "rejected": [said("No.")]}
+
+
+def test_a_reply_may_be_several_turns_with_tools():
+    pair = pair_of_conversations(
+        [user("Time?"), CALL, RESULT, said("Noon.")], [user("Time?"), CALL, RESULT, said("No.")]
+    )
+    assert pair["prompt"] == [user("Time?"), CALL, RESULT]
+    pair = pair_of_replies([user("Time?")], [CALL], [said("No.")])
+    assert (pair["chosen"], pair["rejected"]) == ([CALL], [said("No.")])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "shared"),
+    [([1, 2, 3], [1, 2, 4], 2), ([1, 2], [1, 2], 1), ([1], [1, 2], 0), ([2, 1], [3, 1], 0), ([], [1], 0)],
+)
+def test_a_shared_start_leaves_something_on_each_side(chosen, rejected, shared):
+    assert shared_start(chosen, rejected) == shared
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected", "reason"),
+    [
+        ([user("q")], [said("a"), RESULT], [said("b")], "last role is not assistant"),
+        ([user("q")], [], [said("b")], "empty side"),
+        ([user("q")], [said("a")], [said(" \n")], "empty side"),
+        ([user("q")], [said("a")], [said("a")], "identical sides"),
+        ([], [said("a")], [said("b")], "empty prompt"),
+        ([system("Be brief.")], [said("a")], [said("b")], "empty prompt"),
+        ([{"role": "developer", "content": "Be brief."}], [said("a")], [said("b")], "empty prompt"),
+        ([user("\u200b")], [said("a")], [said("b")], "empty prompt"),
+        ([user("q"), said("x")], [said("a")], [said("b")], "prompt ends with the assistant"),
+    ],
+)
+def test_a_pair_that_teaches_nothing_is_dropped(prompt, chosen, rejected, reason):
+    with pytest.raises(Drop) as caught:
+        pair_of_replies(prompt, chosen, rejected)
+    assert (caught.value.reason, caught.value.found) == (reason, "")
+
+
+def test_conversations_that_differ_before_their_last_reply_are_dropped():
+    with pytest.raises(Drop, match="prompts differ between sides"):
+        pair_of_conversations([user("q"), said("a")], [user("r"), said("b")])
+
+
+def test_answers_that_repeat_a_long_prompt_are_dropped():
+    asked = "What is the capital of France?"
+    row = {"prompt": asked, "chosen": f"{asked}\nParis", "rejected": f"{asked}\nRome"}
+    assert explicit_pair(row, "preference", strict=True).reason == "both sides repeat the prompt"
+    assert isinstance(explicit_pair({**row, "rejected": "Rome"}, "preference", strict=True), dict)
+    assert isinstance(
+        explicit_pair({"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi you"}, "preference", strict=True), dict
+    )
