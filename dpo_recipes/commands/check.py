@@ -1,8 +1,8 @@
 """Everything that can be known before training, as one list of findings; with `run`, real steps beside the plan."""
 
-import functools
+from __future__ import annotations
+
 import math
-from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..losses.conformance import conformance
 from ..planning.memory import (
     PARTS,
     USABLE,
+    Plan,
     Unplannable,
     device_memory,
     format_memory,
@@ -34,96 +35,206 @@ def check(
     """{"findings", "data", "plan", "run"}: what was found, in order, and the numbers that it was found from.
 
     `gpu`: memory to plan for, such as "24GB"; None: of the device that is there. What cannot work is a finding here,
-    not an error, and what depends on it is skipped.
+    not an error, and what depends on it is skipped. UsageError where `gpu` is no amount of memory.
     """
-    found = [environment.versions(), *_recipe(recipe)]
-    result: dict[str, Any] = {"findings": found, "data": None, "plan": None, "run": None}
-    memory, done, start = parse_memory(gpu) if gpu else None, {""}, list[Session]()
+    gpu_memory = parse_memory(gpu) if gpu else None
+    findings: list[Finding] = []
+    result: dict[str, Any] = {"findings": findings, "data": None, "plan": None, "run": None}
 
-    def begin() -> Iterator[Finding]:
-        start.append(Session(recipe, console or Console(quiet=True)))
-        names = f"{recipe.model} and {recipe.data.name}".replace(f"{PREPARED}/", f"{recipe.name}'s own ")
-        yield Finding("pass", "model", f"{names} are at hand")
+    findings.append(environment.versions())
+    findings.append(_check_values(recipe))
+    findings += _check_plugin_losses(recipe)
 
-    def pairs() -> Iterator[Finding]:
-        start[0].read_pairs()
-        result["data"] = start[0].report
-        yield from start[0].findings
+    # The model, without which nothing else can be looked at
+    try:
+        session = Session(recipe, console or Console(quiet=True))
+    except RecipeError as error:
+        findings.append(Finding("fail", "model", str(error)))
+        findings.append(Finding("skipped", "pairs", "it needs the model, which failed"))
+        findings.append(Finding("skipped", "plan", "it needs the model, which failed"))
+        if run:
+            findings.append(Finding("skipped", "run", "it needs the pairs, which failed"))
+        return result
+    model_and_data = f"{recipe.model} and {recipe.data.name}".replace(f"{PREPARED}/", f"{recipe.name}'s own ")
+    findings.append(Finding("pass", "model", f"{model_and_data} are at hand"))
 
-    stages: list[tuple[str, str, Callable[[], Iterator[Finding]]]] = [
-        ("model", "", begin), ("pairs", "model", pairs), ("plan", "model", lambda: _plan(start[0], memory, result)),
-        ("run", "pairs", lambda: _run(start[0], result)),
-    ]  # fmt: skip
-    for name, needs, stage in stages if run else stages[:-1]:
-        try:
-            found += stage() if needs in done else [Finding("skipped", name, f"it needs the {needs}, which failed")]
-            done.add(name if needs in done else "")
-        except Unplannable as error:
-            found.append(Finding("skipped", name, str(error)))
-        except Exception as error:  # of a trial: a plugin loss's, a library's, the device's
-            if not (known := isinstance(error, RecipeError)) and name != "run":
-                raise
-            found.append(Finding("fail", name, str(error) if known else f"{type(error).__name__}: {error}"))
+    _check_pairs(session, result)
+    _check_plan(session, gpu_memory, result)
+    if run:
+        _check_real_steps(session, result)
     return result
 
 
-def _recipe(recipe: Recipe) -> Iterator[Finding]:
-    """The values, which loading has checked already, and every plugin loss in the conformance kit."""
-    given = f"{len(recipe.given)} fields and {len(recipe.trl)} options of DPOConfig are set; each of them acts"
-    yield Finding("pass", "recipe", given)
+def _check_values(recipe: Recipe) -> Finding:
+    """The values, which loading the recipe has checked already."""
+    fields, options = len(recipe.given), len(recipe.trl)
+    text = f"{fields} fields and {options} options of DPOConfig are set; each of them acts"
+    return Finding("pass", "recipe", text)
+
+
+def _check_plugin_losses(recipe: Recipe) -> list[Finding]:
+    """Every plugin loss in the conformance kit, with the recipe's own numbers."""
+    findings = []
     for name, (function, _) in recipe.plugins.items():
-        wrong = "; ".join(conformance(function, beta=recipe.beta, **recipe.numbers(function)))
-        yield Finding("fail" if wrong else "pass", f"loss {name}", wrong or "passes the conformance kit")
+        breaches = conformance(function, beta=recipe.beta, **recipe.numbers(function))
+        if breaches:
+            findings.append(Finding("fail", f"loss {name}", "; ".join(breaches)))
+        else:
+            findings.append(Finding("pass", f"loss {name}", "passes the conformance kit"))
+    return findings
 
 
-def _plan(start: Session, memory: int | None, result: dict[str, Any]) -> Iterator[Finding]:
-    """Parameters, memory and, where it does not fit, the ways out; steps and tokens."""
-    recipe, train = start.recipe, (result["data"] or {}).get("train", {})
-    tokens = longest_pair(start, result["data"] or {})
-    device = Device("cuda", bf16=True) if memory else start.device
-    memory = memory or device_memory(device.kind)
-
-    with start.console.status("planning on fake tensors"):
-        planned = functools.partial(plan_for, start, device, tokens)
-        found = planned(recipe)
-        fits, room = found.peak < USABLE * memory, int(USABLE * memory)
-        ways = [] if fits else list(ways_out(recipe, room, planned, tokens))
-        here = found if device == start.device else plan_for(start, start.device, tokens, recipe)  # what `run` measures
-    steps = math.ceil(recipe.num_train_epochs * math.ceil(train.get("kept", 0) / recipe.global_batch_size))
-    steps = max(recipe.trl.get("max_steps", 0), 0) or steps
-    outs = []
-    for change, way in ways:
-        enough = "" if way.peak < USABLE * memory else ", not enough"
-        outs.append(f"{change} ({format_memory(way.peak)}{enough})")
-    also = {"here": here.peak, "memory": memory, "fits": fits, "tokens": tokens, "steps": steps, "ways_out": outs}
-    result["plan"] = vars(found) | also
-    yield Finding("pass", "parameters", f"{found.trainable:,} of {found.total:,} train")
-    each = ", ".join(f"{part} {format_memory(size)}" for part in PARTS if (size := getattr(found, part)))
-    at = f"in a{'n' * (found.moment == 'evaluation')} {found.moment}"
-    text = f"{format_memory(found.peak)} of {format_memory(memory)} on {device.kind}, {at}: {each}."
-    out = f" It does not fit. {'In this order: ' * bool(outs)}{'; '.join(outs) or 'No field is left to change'}."
-    yield Finding("pass" if fits else "fail", "memory", text if fits else text + out)
-    if padded := train.get("padded_tokens"):
-        words = f"{steps:,} steps; {(real := train['real_tokens']):,} tokens an epoch, {padded:,} as TRL pads them"
-        more = f"({1 - real / padded:.0%} padding), {train['shared_tokens']:,} with each prompt read once"
-        yield Finding("pass", "tokens", f"{words} {more}")
+# ----------------------------------------------------------------------------------------------------------- the pairs
 
 
-def _run(start: Session, result: dict[str, Any]) -> Iterator[Finding]:
+def _check_pairs(session: Session, result: dict[str, Any]) -> None:
+    """Read, tokenise and judge the pairs, as training does."""
+    try:
+        session.read_pairs()
+    except RecipeError as error:
+        result["findings"].append(Finding("fail", "pairs", str(error)))
+        return
+    result["data"] = session.report
+    result["findings"] += session.findings
+
+
+# ------------------------------------------------------------------------------------------------------------ the plan
+
+
+def _check_plan(session: Session, gpu_memory: int | None, result: dict[str, Any]) -> None:
+    """Parameters, memory and, where it does not fit, the ways out; steps and tokens.
+
+    Without its pairs, a recipe with a `max_length` is planned too.
+    """
+    findings = result["findings"]
+    report = result["data"] or {}
+    train_report = report.get("train", {})
+
+    if gpu_memory is None:
+        device, memory = session.device, device_memory(session.device.kind)
+    else:
+        device, memory = Device("cuda", bf16=True), gpu_memory
+
+    try:
+        tokens = longest_pair(session, report)
+        with session.console.status("planning on fake tensors"):
+            plan = _plan(session, device, memory, tokens, train_pairs=train_report.get("kept", 0))
+    except Unplannable as reason:
+        findings.append(Finding("skipped", "plan", str(reason)))
+        return
+    except RecipeError as error:
+        findings.append(Finding("fail", "plan", str(error)))
+        return
+
+    result["plan"] = plan
+    findings.append(Finding("pass", "parameters", f"{plan['trainable']:,} of {plan['total']:,} train"))
+    findings.append(_memory_finding(plan, device))
+    if train_report.get("padded_tokens"):  # of a stream nothing is counted beforehand
+        findings.append(_tokens_finding(train_report, plan["steps"]))
+
+
+def _plan(session: Session, device: Device, memory: int, tokens: int, train_pairs: int) -> dict[str, Any]:
+    """The plan for pairs of at most `tokens` on a device of so many bytes, and what to change where it does not fit.
+
+    The fields of `Plan`, and beside them `here`, the peak on this machine's own device, which is what real steps
+    can be compared with; `memory`, in bytes; whether it `fits`; `tokens`; the `steps` of the whole run; and `ways_out`,
+    in words, nearest first.
+    """
+
+    def planned(recipe: Recipe) -> Plan:
+        return plan_for(session, device, tokens, recipe)
+
+    plan = planned(session.recipe)
+    usable = USABLE * memory
+    fits = plan.peak < usable
+
+    ways = []
+    if not fits:
+        for change, changed_plan in ways_out(session.recipe, int(usable), planned, tokens):
+            not_enough = "" if changed_plan.peak < usable else ", not enough"
+            ways.append(f"{change} ({format_memory(changed_plan.peak)}{not_enough})")
+
+    plan_here = plan if device == session.device else plan_for(session, session.device, tokens, session.recipe)
+    return vars(plan) | {
+        "here": plan_here.peak,
+        "memory": memory,
+        "fits": fits,
+        "tokens": tokens,
+        "steps": _steps(session.recipe, train_pairs),
+        "ways_out": ways,
+    }
+
+
+def _steps(recipe: Recipe, train_pairs: int) -> int:
+    """Optimiser steps of the whole run, as the Trainer counts them."""
+    max_steps = recipe.trl.get("max_steps", 0)
+    if max_steps > 0:  # -1 is its own word for no limit
+        return max_steps
+    steps_an_epoch = math.ceil(train_pairs / recipe.global_batch_size)
+    return math.ceil(recipe.num_train_epochs * steps_an_epoch)
+
+
+def _memory_finding(plan: dict[str, Any], device: Device) -> Finding:
+    """What the worst moment needs, part by part; where that is too much, the ways out."""
+    peak, memory = format_memory(plan["peak"]), format_memory(plan["memory"])
+    moment = "an evaluation" if plan["moment"] == "evaluation" else f"a {plan['moment']}"
+    parts = ", ".join(f"{part} {format_memory(plan[part])}" for part in PARTS if plan[part])
+    needs = f"{peak} of {memory} on {device.kind}, in {moment}: {parts}."
+    if plan["fits"]:
+        return Finding("pass", "memory", needs)
+
+    if not plan["ways_out"]:
+        return Finding("fail", "memory", f"{needs} It does not fit. No field is left to change.")
+    ways = "; ".join(plan["ways_out"])
+    return Finding("fail", "memory", f"{needs} It does not fit. In this order: {ways}.")
+
+
+def _tokens_finding(train_report: dict[str, Any], steps: int) -> Finding:
+    """Steps, and the tokens of an epoch: alone, as TRL pads them, and with each prompt read once for both sides."""
+    real, padded, shared = (train_report[name] for name in ("real_tokens", "padded_tokens", "shared_tokens"))
+    padding = 1 - real / padded
+    text = (
+        f"{steps:,} steps; {real:,} tokens an epoch, {padded:,} as TRL pads them ({padding:.0%} padding), "
+        f"{shared:,} with each prompt read once"
+    )
+    return Finding("pass", "tokens", text)
+
+
+# ---------------------------------------------------------------------------------------------------------- real steps
+
+
+def _check_real_steps(session: Session, result: dict[str, Any]) -> None:
     """A step on the longest pairs, where policy and reference must agree; timed ones; the longest evaluation batch."""
-    if start.recipe.data.streaming or not len(start.train):
-        raise Unplannable("There are no stored pairs to try.")
-    planned, here = result["plan"], device_memory(start.device.kind)
-    if planned and planned["here"] > here:
-        needed = format_memory(planned["here"])
-        raise Unplannable(f"It needs {needed}, and the {start.device.kind} has {format_memory(here)}.")
-    trial = try_steps(start)
-    seconds, steps = trial.seconds_per_step, planned["steps"] if planned else 0
-    result["run"] = {"peak": trial.peak, "seconds_per_step": seconds, "seconds": steps * seconds}
+    findings, plan = result["findings"], result["plan"]
+    if result["data"] is None:
+        findings.append(Finding("skipped", "run", "it needs the pairs, which failed"))
+        return
+    if session.recipe.data.streaming or not len(session.train):
+        findings.append(Finding("skipped", "run", "There are no stored pairs to try."))
+        return
+    device, memory = session.device.kind, device_memory(session.device.kind)
+    if plan and plan["here"] > memory:
+        needed = f"It needs {format_memory(plan['here'])}, and the {device} has {format_memory(memory)}."
+        findings.append(Finding("skipped", "run", needed))
+        return
+
+    try:
+        trial = try_steps(session)
+    except RecipeError as error:
+        findings.append(Finding("fail", "run", str(error)))
+        return
+    except Exception as error:  # a plugin loss's, a library's or the device's: a trial is there to find it
+        findings.append(Finding("fail", "run", f"{type(error).__name__}: {error}"))
+        return
+
+    steps = plan["steps"] if plan else 0
+    seconds = steps * trial.seconds_per_step
+    result["run"] = {"peak": trial.peak, "seconds_per_step": trial.seconds_per_step, "seconds": seconds}
+
     if trial.same_start:
-        known = ", and the loss has its known value" if trial.known_loss else ""
-        yield Finding("pass", "step 0", f"policy and reference agree{known}")
-    expected = format_memory(planned["here"]) if planned else "nothing"
-    yield Finding("pass", "peak memory", f"{format_memory(trial.peak)}; planned {expected}")
-    whole = f"{steps:,} steps take {timedelta(seconds=round(steps * seconds))}, without evaluation and answers"
-    yield Finding("pass", "time", f"{seconds:.3g} s a step; {whole}")
+        known_loss = ", and the loss has its known value" if trial.known_loss else ""
+        findings.append(Finding("pass", "step 0", f"policy and reference agree{known_loss}"))
+    planned = format_memory(plan["here"]) if plan else "nothing"
+    findings.append(Finding("pass", "peak memory", f"{format_memory(trial.peak)}; planned {planned}"))
+    whole_run = f"{steps:,} steps take {timedelta(seconds=round(seconds))}, without evaluation and answers"
+    findings.append(Finding("pass", "time", f"{trial.seconds_per_step:.3g} s a step; {whole_run}"))
