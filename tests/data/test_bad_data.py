@@ -15,6 +15,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from making import write_jsonl
 
 from dpo_recipes.data import preference_dataset as data
 from dpo_recipes.errors import RecipeError
@@ -22,11 +23,21 @@ from dpo_recipes.formats.readers import FORMATS
 from dpo_recipes.recipe.recipe import Data
 
 GOOD = [{"prompt": f"q{i:02}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(30)]
-TALKS = [{"chosen": [{"role": "user", "content": f"q{i:02}"}, {"role": "assistant", "content": "good"}],
-          "rejected": [{"role": "user", "content": f"q{i:02}"}, {"role": "assistant", "content": "bad"}]}
-         for i in range(30)]  # fmt: skip
-SHARE = [{"conversations": [{"from": "human", "value": f"q{i}"}], "chosen": {"from": "gpt", "value": "a"},
-          "rejected": {"from": "gpt", "value": "b"}} for i in range(30)]  # fmt: skip
+
+
+def talk(question: str, reply: str) -> list[dict]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+
+
+TALKS = [{"chosen": talk(f"q{i:02}", "good"), "rejected": talk(f"q{i:02}", "bad")} for i in range(30)]
+SHARE = [
+    {
+        "conversations": [{"from": "human", "value": f"q{i}"}],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "gpt", "value": "b"},
+    }
+    for i in range(30)
+]
 LINES = "".join(json.dumps(row) + "\n" for row in GOOD).encode()
 ROLES = "none of human, gpt, observation, function_call, system, user, assistant, tool, developer"
 BITS = "that UTF-8 JSON of 64 bits cannot hold"
@@ -39,8 +50,8 @@ def csv(*lines: str) -> bytes:
     return "\n".join(("prompt,chosen,rejected", *lines, "")).encode()
 
 
-def parquet(path: Path, made: list[dict] = GOOD) -> bytes:
-    datasets.Dataset.from_list(made).to_parquet(path)
+def parquet(path: Path, rows: list[dict] = GOOD) -> bytes:
+    datasets.Dataset.from_list(rows).to_parquet(path)
     return path.read_bytes()
 
 
@@ -156,6 +167,7 @@ DROPPED: dict[str, tuple[list[dict], object, str, str]] = {
     ),
     "null": (GOOD, {"prompt": "q", "chosen": None, "rejected": "b"}, "empty side", ""),
     "an empty list": (TALKS, {"chosen": [], "rejected": TALKS[0]["rejected"]}, "empty side", ""),
+    "an empty dict as a side": (GOOD, {"prompt": "q", "chosen": {}, "rejected": "b"}, "empty side", ""),
     "an empty dict": (
         TALKS,
         {"chosen": [{}], "rejected": TALKS[0]["rejected"]},
@@ -351,9 +363,9 @@ def read(path: Path, **fields):
 @pytest.mark.parametrize(("name", "content", "words"), UNREADABLE.values(), ids=UNREADABLE)
 def test_a_file_that_cannot_be_read_is_one_error_that_names_it(tmp_path, name, content, words):
     path = tmp_path / name
-    made = content(path) if callable(content) else content
-    if made is not None:
-        path.write_bytes(made)
+    written = content(path) if callable(content) else content
+    if written is not None:
+        path.write_bytes(written)
     with pytest.raises(RecipeError) as caught:
         read(path)
     message = str(caught.value)
@@ -362,70 +374,90 @@ def test_a_file_that_cannot_be_read_is_one_error_that_names_it(tmp_path, name, c
 
 @pytest.mark.parametrize(("good", "row", "reason", "found"), DROPPED.values(), ids=DROPPED)
 def test_a_broken_row_is_dropped_and_counted_or_named_in_the_error(tmp_path, good, row, reason, found):
-    path = tmp_path / "p.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in [*good[:20], row, *good[20:]]))
+    path = write_jsonl(tmp_path / "p.jsonl", [*good[:20], row, *good[20:]])
     report = read(path).report["train"]
-    at = 21 if reason == "exact duplicate" and GOOD.index(row) >= 20 else 20
-    assert report["dropped"] == {reason: {"count": 1, "rows": [str(at)]}}
+    assert report["dropped"] == {reason: {"count": 1, "rows": ["20"]}}
     assert (report["rows"], report["kept"] + report["held_out"]) == (31, 30)
-    if reason != "exact duplicate":
-        with pytest.raises(RecipeError) as caught:
-            read(path, max_dropped=0.01)
-        want = f"p.jsonl (train): 1 of 31 rows cannot be used, read as {('preference', 'sharegpt')[good is SHARE]!r}. "
-        assert f"{want}{reason}: 1 (rows 20 ...{found and ': '}{found})" in str(caught.value)
-        assert str(caught.value).endswith("Correct or remove them, or allow it: data.max_dropped=0.04.")
+    if reason == "exact duplicate":  # never too many
+        return
+
+    with pytest.raises(RecipeError) as caught:
+        read(path, max_dropped=0.01)
+    form = "sharegpt" if good is SHARE else "preference"
+    shown = f": {found}" if found else ""
+    message = str(caught.value)
+    assert (
+        f"p.jsonl (train): 1 of 31 rows cannot be used, read as {form!r}. {reason}: 1 (rows 20 ...{shown})" in message
+    )
+    assert message.endswith("Correct or remove them, or allow it: data.max_dropped=0.04.")
 
 
 @pytest.mark.parametrize(("name", "content", "first"), ODD.values(), ids=ODD)
 def test_what_is_odd_and_right_is_read_as_it_is(tmp_path, name, content, first):
     (tmp_path / name).write_bytes(content)
-    found = read(tmp_path / name)
-    by_number = {row["row"]: row for row in (*found.train, *found.eval)}
+    pairs = read(tmp_path / name)
+    by_number = {row["row"]: row for row in (*pairs.train, *pairs.eval)}
     assert by_number["0"]["chosen"] == [{"role": "assistant", "content": first}]
-    assert {*found.report["train"]["dropped"]} <= {"exact duplicate"}
+    assert {*pairs.report["train"]["dropped"]} <= {"exact duplicate"}
 
 
-def odd(draw, depth=0):
+def test_a_preference_that_is_no_number_takes_no_side(tmp_path):
+    lines = [f"q{number},a,b,2" for number in range(30)]
+    path = tmp_path / "p.csv"
+    path.write_text("\n".join(("prompt,response_1,response_2,preference_strength", *lines, "q,a,b,nan\n")))
+    report = read(path).report["train"]
+    assert report["dropped"] == {"malformed: preference_strength is not a number": {"count": 1, "rows": ["30"]}}
+
+
+WORDS = (
+    "",
+    "a",
+    "Human: x",
+    "\n\nHuman: q\n\nAssistant: a",
+    "\ud800",
+    '{"a": 1}',
+    "[]",
+    " \0",
+    "user",
+    "gpt",
+    "text",
+)
+VALUES = (None, 0, 1, -2, 10**40, 1.5, float("nan"), float("inf"), True)
+KEYS = ("role", "content", "from", "value", "type", "text", "tool_calls")
+
+
+def anything(draw: random.Random, depth: int = 0):
     """Anything that a JSON file may hold, more often what a reader looks for."""
-    words = [
-        "",
-        "a",
-        "Human: x",
-        "\n\nHuman: q\n\nAssistant: a",
-        "\ud800",
-        '{"a": 1}',
-        "[]",
-        " \0",
-        "user",
-        "gpt",
-        "text",
-    ]
-    kind, keys = (
-        draw.randrange(5 if depth < 4 else 3),
-        ["role", "content", "from", "value", "type", "text", "tool_calls"],
-    )
+    kind = draw.randrange(5 if depth < 4 else 3)
     if kind == 3:
-        return [odd(draw, depth + 1) for _ in range(draw.randrange(3))]
+        return [anything(draw, depth + 1) for _ in range(draw.randrange(3))]
     if kind == 4:
-        return {draw.choice(keys): odd(draw, depth + 1) for _ in range(draw.randrange(4))}
-    return draw.choice([*words, *words, None, 0, 1, -2, 10**40, 1.5, float("nan"), float("inf"), True])
+        return {draw.choice(KEYS): anything(draw, depth + 1) for _ in range(draw.randrange(4))}
+    return draw.choice((*WORDS, *WORDS, *VALUES))
+
+
+def some_row(draw: random.Random, columns: list[str]) -> dict:
+    """A row with most of these columns."""
+    return {column: anything(draw) for column in columns if draw.random() < 0.9}
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_whatever_a_file_holds_is_a_pair_a_counted_drop_or_one_error(tmp_path, form):
-    draw, path, columns = random.Random(form), tmp_path / "p.jsonl", sorted(FORMATS[form].reads)
+    draw = random.Random(form)
+    columns = sorted(FORMATS[form].reads)
     good = {"text": GOOD, "preference": GOOD, "hh_rlhf": [TRANSCRIPT], "sharegpt": SHARE}.get(form, [])
-    lines = [*good, *({column: odd(draw) for column in columns if draw.random() < 0.9} for _ in range(300))]
-    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    rows = [*good, *(some_row(draw, columns) for _ in range(300))]
+    path = write_jsonl(tmp_path / "p.jsonl", rows)
     try:
-        found = read(path, format=form, max_dropped=1.0, eval=0.5)
+        pairs = read(path, format=form, max_dropped=1.0, eval=0.5)
     except RecipeError as error:
         assert str(path) in str(error)
         return
-    seen = found.report["train"]
-    kept = seen["kept"] + seen["held_out"]
-    assert kept + sum(drop["count"] for drop in seen["dropped"].values()) == len(lines)
-    assert len(found.train.to_list()) == seen["kept"] and len(found.eval.to_list()) == seen["held_out"]
+
+    report = pairs.report["train"]
+    dropped = sum(drop["count"] for drop in report["dropped"].values())
+    assert report["kept"] + report["held_out"] + dropped == len(rows)
+    assert len(pairs.train.to_list()) == report["kept"] and len(pairs.eval.to_list()) == report["held_out"]
 
 
 def test_folders_that_hold_no_whole_set(tmp_path):

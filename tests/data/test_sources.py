@@ -32,11 +32,19 @@ def numbers(picked) -> list[int]:
 @pytest.mark.parametrize(
     ("path", "local"),
     [
-        ("a/b", False), ("a", False), ("HuggingFaceH4/ultrafeedback_binarized", False),
-        ("./a", True), ("/a", True), ("~/a", True), ("../a", True),
-        ("a.jsonl", True), ("a.JSON.GZ", True), ("a.parquet", True), ("a.csv", True),
+        ("a/b", False),
+        ("a", False),
+        ("HuggingFaceH4/ultrafeedback_binarized", False),
+        ("./a", True),
+        ("/a", True),
+        ("~/a", True),
+        ("../a", True),
+        ("a.jsonl", True),
+        ("a.JSON.GZ", True),
+        ("a.parquet", True),
+        ("a.csv", True),
     ],
-)  # fmt: skip
+)
 def test_what_is_a_path_and_what_a_name_on_the_hub(path, local):
     assert sources.is_path(path) is local
 
@@ -54,8 +62,10 @@ def test_the_files_of_a_folder_by_split(tmp_path):
         written(tmp_path / name)
     found = sources.files_of(str(tmp_path))
     assert {split: [file.name for file in files] for split, files in found.items()} == {
-        "extra": ["extra.jsonl"], "test": ["test.jsonl.gz"], "train": names[:2],
-    }  # fmt: skip
+        "extra": ["extra.jsonl"],
+        "test": ["test.jsonl.gz"],
+        "train": names[:2],
+    }
     assert sources.files_of(str(tmp_path / "test.jsonl.gz")) == {"": [tmp_path / "test.jsonl.gz"]}
     written(tmp_path / "test.json")
     with pytest.raises(RecipeError, match=r"test\.json and test\.jsonl\.gz are not one whole split 'test'\. Keep one"):
@@ -82,10 +92,15 @@ def test_a_space_after_a_comma_is_no_part_of_a_cell(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "want"),
     [
-        ("train", [*range(10)]), ("train[:3]", [0, 1, 2]), ("train[8:]", [8, 9]), ("train[-2:]", [8, 9]),
-        ("train[:20%]", [0, 1]), ("train[90%:]", [9]), ("train[:1] + train[5:6]+test", [0, 5, *range(10)]),
+        ("train", [*range(10)]),
+        ("train[:3]", [0, 1, 2]),
+        ("train[8:]", [8, 9]),
+        ("train[-2:]", [8, 9]),
+        ("train[:20%]", [0, 1]),
+        ("train[90%:]", [9]),
+        ("train[:1] + train[5:6]+test", [0, 5, *range(10)]),
     ],
-)  # fmt: skip
+)
 def test_a_split_a_slice_and_a_sum_of_them(tmp_path, spec, want):
     for name in ("train", "test"):
         written(tmp_path / f"{name}.jsonl")
