@@ -9,18 +9,23 @@ from dpo_recipes.errors import RecipeError
 from dpo_recipes.evaluation.frontier import best_reward_at_kl
 
 
+def kl_of_a_bent_coin(p: float) -> float:
+    """Nats between a coin that shows heads with probability p and a fair one."""
+    return math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p)
+
+
 @pytest.mark.parametrize("p", [0.5, 0.75, 0.95])
 def test_best_reward_of_a_coin_at_the_kl_of_a_bent_coin(p):
     # Rewards 0 and 1, half each: being right with probability p has reward p and this KL, and nothing does better.
-    kl = math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p)
-    assert best_reward_at_kl([[0.0, 1.0] * 6] * 3, kl) == pytest.approx(p, abs=1e-6)
+    rewards = [[0.0, 1.0] * 6] * 3
+    assert best_reward_at_kl(rewards, kl_of_a_bent_coin(p)) == pytest.approx(p, abs=1e-6)
 
 
 def test_best_reward_spends_one_budget_over_all_prompts():
     # A prompt whose rewards are all equal cannot use its share; the mean KL over both prompts is what is bounded.
     p = 0.9
-    kl = math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p)
-    assert best_reward_at_kl([[0.0, 1.0], [0.3, 0.3]], kl / 2) == pytest.approx((p + 0.3) / 2, abs=1e-6)
+    mean_kl = (kl_of_a_bent_coin(p) + 0.0) / 2
+    assert best_reward_at_kl([[0.0, 1.0], [0.3, 0.3]], mean_kl) == pytest.approx((p + 0.3) / 2, abs=1e-6)
 
 
 def test_best_reward_recovers_the_gaussian_law():
@@ -32,14 +37,18 @@ def test_best_reward_recovers_the_gaussian_law():
 
 
 def test_best_reward_ends_and_edges():
-    rows = [[0.0, 1.0, 5.0], [2.0, 2.0, -4.0]]
-    assert best_reward_at_kl(rows, 0.0) == pytest.approx(1.0, abs=1e-6)
-    assert best_reward_at_kl(rows, 100.0) == 3.5
-    grid = [best_reward_at_kl(rows, k / 20) for k in range(20)]
-    assert grid == sorted(grid) and grid[-1] <= 3.5
+    rewards = [[0.0, 1.0, 5.0], [2.0, 2.0, -4.0]]
+    mean, mean_of_the_highest = 1.0, 3.5
+    assert best_reward_at_kl(rewards, 0.0) == pytest.approx(mean, abs=1e-6)
+    assert best_reward_at_kl(rewards, 100.0) == mean_of_the_highest
+    at_growing_kl = [best_reward_at_kl(rewards, k / 20) for k in range(20)]
+    assert at_growing_kl == sorted(at_growing_kl) and at_growing_kl[-1] <= mean_of_the_highest
     assert best_reward_at_kl([[1000.0, -1000.0]], 0.3) > 0  # no overflow
-    for wrong in ([], [[]]):
+
+
+def test_a_best_reward_needs_samples_and_a_kl_of_0_or_more():
+    for empty in ([], [[]]):
         with pytest.raises(RecipeError):
-            best_reward_at_kl(wrong, 0.1)
+            best_reward_at_kl(empty, 0.1)
     with pytest.raises(RecipeError, match="kl=-1"):
-        best_reward_at_kl(rows, -1)
+        best_reward_at_kl([[0.0, 1.0]], -1)
