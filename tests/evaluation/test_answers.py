@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
-from making import REFERENCES, model_state, perturb, recipe_for
+from making import model_state, perturb, recipe_for
 
 from dpo_recipes import RecipeError
 from dpo_recipes.data.replies import Reply
@@ -19,8 +19,8 @@ from dpo_recipes.evaluation.answers import against_truth, answers, side_by_side
 from dpo_recipes.evaluation.held_out import compared
 from dpo_recipes.models.generate import prompt_ids
 
-ASKED = [[{"role": "user", "content": text}] for text in ("where is the lamp?", "hi", "how many coins are red?")]
-TWO = ["one", "two!"]
+QUESTIONS = ["where is the lamp?", "hi", "how many coins are red?"]
+ASKED = [[{"role": "user", "content": question}] for question in QUESTIONS]
 
 
 def ids_of(tokenizer, prompts) -> list[list[int]]:
@@ -28,39 +28,57 @@ def ids_of(tokenizer, prompts) -> list[list[int]]:
 
 
 def sampled(trainer, reference, seed=0, samples=6, temperature=1.0):
+    """(replies of the reference, replies of the policy) to ASKED."""
     return side_by_side(
-        trainer.model, reference, trainer.processing_class, ASKED, samples=samples, reference_samples=samples,
-        max_new_tokens=8, temperature=temperature, seed=seed, chat_template_kwargs={},
-    )  # fmt: skip
+        trainer.model,
+        reference,
+        trainer.processing_class,
+        ASKED,
+        samples=samples,
+        reference_samples=samples,
+        max_new_tokens=8,
+        temperature=temperature,
+        seed=seed,
+        chat_template_kwargs={},
+    )
 
 
 def vowels(prompt: str, completion: str) -> float:
-    assert prompt in {messages[-1]["content"] for messages in ASKED}
-    return sum(completion.count(c) for c in "aeiou") + len(completion) / 7
+    assert prompt in QUESTIONS
+    return sum(completion.count(vowel) for vowel in "aeiou") + len(completion) / 7
 
 
-def judged(trainer, reference, theirs, ours, reward=vowels):
-    return against_truth(reward, trainer.model, reference, ASKED, ids_of(trainer.processing_class, ASKED), theirs, ours)
+def judged(trainer, reference, replies, reward=vowels):
+    """(before, after) of the replies of reference and policy to ASKED."""
+    ids = ids_of(trainer.processing_class, ASKED)
+    return against_truth(reward, trainer.model, reference, ASKED, ids, *replies)
 
 
-@pytest.mark.parametrize("kind", REFERENCES[:3])
+@pytest.mark.parametrize("kind", ["adapter off", "frozen adapter", "start weights"])
 def test_before_training_the_policy_is_its_reference_and_afterwards_not(trainer_with_reference, kind):
     trainer, reference, _ = trainer_with_reference(kind)
-    theirs, ours = sampled(trainer, reference)
-    assert theirs == ours and len({reply.text for row in ours for reply in row}) > 9
-    before, after = judged(trainer, reference, theirs, ours)
-    assert abs(after["kl"]) <= 1e-6 and after["win_rate"] == pytest.approx(0.5, abs=1e-12)
-    assert after["reward"] == before["reward"] and (before["win_rate"], before["kl"]) == (0.5, 0.0)
+    at_start = sampled(trainer, reference)
+    of_reference, of_policy = at_start
+    assert of_reference == of_policy
+    assert len({reply.text for replies in of_policy for reply in replies}) > 9
+
+    before, after = judged(trainer, reference, at_start)
+    assert (before["win_rate"], before["kl"]) == (0.5, 0.0)
+    assert abs(after["kl"]) <= 1e-6
+    assert after["win_rate"] == pytest.approx(0.5, abs=1e-12)
+    assert after["reward"] == before["reward"]
     assert after["best_reward_at_kl"] == pytest.approx(before["reward"], abs=0.02)
 
     perturb(trainer.model)
     trainer.model.train()
-    held = model_state(trainer.model)
-    theirs_again, moved = sampled(trainer, reference)
-    before_again, after = judged(trainer, reference, theirs_again, moved)
-    assert theirs_again == theirs and moved != ours and before_again == before
-    assert after["kl"] > 0.01 and after["kl_stderr"] > 0 and after["best_reward_at_kl"] > before["reward"]
-    assert model_state(trainer.model) == held and trainer.model.training
+    state = model_state(trainer.model)
+    trained = sampled(trainer, reference)
+    assert trained[0] == of_reference and trained[1] != of_policy
+    before_again, after = judged(trainer, reference, trained)
+    assert before_again == before
+    assert after["kl"] > 0.01 and after["kl_stderr"] > 0
+    assert after["best_reward_at_kl"] > before["reward"]
+    assert model_state(trainer.model) == state and trainer.model.training
 
 
 def test_the_same_seed_gives_the_same_replies_and_greedy_ones_are_equal(trainer_with_reference):
@@ -68,36 +86,32 @@ def test_the_same_seed_gives_the_same_replies_and_greedy_ones_are_equal(trainer_
     perturb(trainer.model)
     assert sampled(trainer, reference, seed=3) == sampled(trainer, reference, seed=3)
     assert sampled(trainer, reference, seed=4) != sampled(trainer, reference, seed=3)
-    theirs, ours = sampled(trainer, reference, temperature=0.0, samples=2)
-    assert all(row[0] == row[1] for row in theirs + ours) and theirs != ours
+    of_reference, of_policy = sampled(trainer, reference, temperature=0.0, samples=2)
+    assert of_reference != of_policy
+    assert all(first == second for first, second in of_reference + of_policy)
 
 
-def test_the_models_flag_survives_an_error_while_sampling(trainer_with_reference):
+def divides_by_zero(prompt, completion):
+    raise ZeroDivisionError
+
+
+def test_an_error_leaves_the_model_in_its_mode(trainer_with_reference):
     trainer, reference, _ = trainer_with_reference("adapter off")
     trainer.model.train()
-    held = model_state(trainer.model)
+    state = model_state(trainer.model)
+    replies = sampled(trainer, reference, samples=1)
+    prompts_without_tokens: list = [[] for _ in ASKED]
+
+    # While sampling, while scoring, and while the KL is computed
     with pytest.raises(RecipeError):
         sampled(trainer, reference, samples=0)
-    assert model_state(trainer.model) == held
-
-    def fails(prompt, completion):
-        raise ZeroDivisionError
-
-    theirs, ours = sampled(trainer, reference, samples=1)
-    with pytest.raises(RecipeError, match=r"fails\(\) failed on a sampled answer: ZeroDivisionError"):
-        judged(trainer, reference, theirs, ours, reward=fails)
-    assert model_state(trainer.model) == held
-
-
-def test_the_models_flag_survives_an_error_while_its_kl_is_computed(trainer_with_reference):
-    trainer, reference, _ = trainer_with_reference("adapter off")
-    trainer.model.train()
-    held = model_state(trainer.model)
-    theirs, ours = sampled(trainer, reference, samples=1)
-    prompts_without_tokens: list = [[] for _ in ASKED]
+    assert model_state(trainer.model) == state
+    with pytest.raises(RecipeError, match=r"divides_by_zero\(\) failed on a sampled answer: ZeroDivisionError"):
+        judged(trainer, reference, replies, reward=divides_by_zero)
+    assert model_state(trainer.model) == state
     with pytest.raises(RecipeError, match="at least one token"):
-        against_truth(vowels, trainer.model, reference, ASKED, prompts_without_tokens, theirs, ours)
-    assert model_state(trainer.model) == held
+        against_truth(vowels, trainer.model, reference, ASKED, prompts_without_tokens, *replies)
+    assert model_state(trainer.model) == state
 
 
 # ------------------------------------------------------------------------------------------------ a metric of one's own
@@ -156,14 +170,17 @@ def test_where_no_prompt_leaves_room_nothing_is_asked(trainer_with_reference):
 class Elsewhere:
     """A model whose device is not the CPU: it must be asked there, and it answers with fixed logits."""
 
-    device, training = torch.device("meta"), False
+    device = torch.device("meta")
+    training = False
 
-    def __init__(self, scale):
-        self.scale, self.table = scale, torch.randn(300, 300, generator=torch.Generator().manual_seed(3))
+    def __init__(self, scale: float):
+        self.scale = scale
+        self.table = torch.randn(300, 300, generator=torch.Generator().manual_seed(3))  # (position, vocabulary)
 
     def __call__(self, input_ids, attention_mask):
         assert input_ids.device.type == attention_mask.device.type == "meta"
-        return SimpleNamespace(logits=self.scale * self.table[: input_ids.shape[1]].repeat(input_ids.shape[0], 1, 1))
+        rows, length = input_ids.shape
+        return SimpleNamespace(logits=self.scale * self.table[:length].repeat(rows, 1, 1))
 
     def train(self, mode=True):
         return self
@@ -171,7 +188,9 @@ class Elsewhere:
     eval = train
 
 
-class Other:
+class Lent:
+    """A reference that is always the same model."""
+
     def __init__(self, model):
         self._model = model
 
@@ -180,29 +199,32 @@ class Other:
         yield self._model
 
 
-def tokenizer(text):
-    return {"input_ids": list(text.encode())}
+def tokens(text: str) -> list[int]:
+    return list(text.encode())
 
 
-def said(*rows):
-    return [[Reply(text, list(text.encode()), True) for text in row] for row in rows]
+def replied(*rows: list[str]) -> list[list[Reply]]:
+    """Replies of these texts, one row for each prompt, a token for each letter."""
+    return [[Reply(text, tokens(text), True) for text in row] for row in rows]
 
 
-def by_length(prompt, completion):
+def by_length(prompt, completion) -> float:
     return float(len(completion))
 
 
+def after_training(prompts, of_reference, of_policy, policy=None, reference=None):
+    """What `against_truth` says of texts in place of replies."""
+    ids = [tokens(prompt) for prompt in prompts]
+    policy = policy or Elsewhere(1.0)
+    reference = reference or Elsewhere(1.0)
+    return against_truth(by_length, policy, Lent(reference), prompts, ids, replied(*of_reference), replied(*of_policy))
+
+
 def test_rewards_win_rates_and_errors_are_those_done_by_hand():
-    theirs = said(["a", "bbb"], ["cc", "dd"])
-    ours = said(["ee", "ffff", "g"], ["hh", "i", "jj"])
-    before, after = against_truth(
-        by_length,
-        Elsewhere(1.0),
-        Other(Elsewhere(1.0)),
+    before, after = after_training(
         ["one", "two!"],
-        ids_of(tokenizer, ["one", "two!"]),
-        theirs,
-        ours,
+        of_reference=[["a", "bbb"], ["cc", "dd"]],
+        of_policy=[["ee", "ffff", "g"], ["hh", "i", "jj"]],
     )
     assert before["reward"] == 2.0 and before["reward_stderr"] == 0.0
     means = [7 / 3, 5 / 3]
@@ -217,37 +239,38 @@ def test_rewards_win_rates_and_errors_are_those_done_by_hand():
 
 
 def test_the_kl_is_the_sum_over_positions_of_two_known_distributions():
-    policy, reference = Elsewhere(1.0), Elsewhere(0.5)
-    theirs, ours = said(["xy"], ["xy"]), said(["a", "bcd"], ["ef", "g"])
-    _, after = against_truth(by_length, policy, Other(reference), TWO, ids_of(tokenizer, TWO), theirs, ours)
-    log_p, log_q = ((scale * policy.table.double()).log_softmax(-1) for scale in (1.0, 0.5))
-    per_position = (log_p.exp() * (log_p - log_q)).sum(-1)
+    policy = Elsewhere(1.0)
+    reference = Elsewhere(0.5)
+    _, after = after_training(
+        ["one", "two!"],
+        of_reference=[["xy"], ["xy"]],
+        of_policy=[["a", "bcd"], ["ef", "g"]],
+        policy=policy,
+        reference=reference,
+    )
+    log_p = policy.table.double().log_softmax(-1)
+    log_q = (0.5 * policy.table.double()).log_softmax(-1)
+    kl_at = (log_p.exp() * (log_p - log_q)).sum(-1).tolist()
     # Position t predicts token t + 1; the prompts have 3 and 4 tokens.
-    spans = [[(2, 3), (2, 5)], [(3, 5), (3, 4)]]
-    by_hand = [[per_position[start:end].sum().item() for start, end in row] for row in spans]
-    means = [sum(row) / 2 for row in by_hand]
+    means = [
+        (sum(kl_at[2:3]) + sum(kl_at[2:5])) / 2,
+        (sum(kl_at[3:5]) + sum(kl_at[3:4])) / 2,
+    ]
     assert after["kl"] == pytest.approx(sum(means) / 2, rel=1e-5)
     assert after["kl_stderr"] == pytest.approx(abs(means[0] - means[1]) / 2, rel=1e-4)
 
 
 def test_a_kl_that_rounding_puts_below_0_does_not_end_the_evaluation(monkeypatch):
     monkeypatch.setattr(evaluation, "sequence_kl", lambda *args: torch.tensor([-3e-8, 1e-8]))
-    theirs, ours = said(["a", "bbb"], ["cc", "d"]), said(["a"], ["cc"])
-    _, after = against_truth(
-        by_length,
-        Elsewhere(1.0),
-        Other(Elsewhere(1.0)),
+    _, after = after_training(
         ["one", "two"],
-        ids_of(tokenizer, ["one", "two"]),
-        theirs,
-        ours,
+        of_reference=[["a", "bbb"], ["cc", "d"]],
+        of_policy=[["a"], ["cc"]],
     )
-    assert after["kl"] == pytest.approx(-1e-8) and after["best_reward_at_kl"] == pytest.approx(1.75, abs=1e-6)
+    assert after["kl"] == pytest.approx(-1e-8)
+    assert after["best_reward_at_kl"] == pytest.approx(1.75, abs=1e-6)
 
 
 def test_one_prompt_has_an_error_of_nothing():
-    theirs, ours = said(["a"]), said(["bb"])
-    _, after = against_truth(
-        by_length, Elsewhere(1.0), Other(Elsewhere(1.0)), ["p"], ids_of(tokenizer, ["p"]), theirs, ours
-    )
+    _, after = after_training(["p"], of_reference=[["a"]], of_policy=[["bb"]])
     assert (after["win_rate"], after["win_rate_stderr"], after["reward_stderr"]) == (1.0, 0.0, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 
@@ -41,10 +42,12 @@ def test_wilsons_ends_are_where_the_score_test_is_at_its_limit_with_ties_as_halv
     assert (1 - mirrored[1], 1 - mirrored[0]) == (pytest.approx(low, rel=1e-12), pytest.approx(high, rel=1e-12))
 
 
-def test_no_interval_leaves_0_to_1():
-    for n in (1, 2, 7, 1000, 10**6):
-        (none, some), (most, whole) = wilson(0, n), wilson(n, n)
-        assert 0.0 <= none < 1e-12 < some < 1.0 and 0.0 < most < 1 - 1e-12 < whole <= 1.0
+@pytest.mark.parametrize("trials", [1, 2, 7, 1000, 10**6])
+def test_no_interval_leaves_0_to_1(trials):
+    low, high = wilson(0, trials)
+    assert 0.0 <= low < 1e-12 < high < 1.0
+    low, high = wilson(trials, trials)
+    assert 0.0 < low < 1 - 1e-12 < high <= 1.0
 
 
 def four() -> PairLogps:
@@ -60,19 +63,27 @@ def four() -> PairLogps:
     )
 
 
+def moved() -> PairLogps:
+    """The pairs of `four` after an update of one chosen and one rejected side."""
+    pairs = four()
+    pairs.policy_chosen[0] += 3.7
+    pairs.policy_rejected[3] -= 1.6
+    return pairs
+
+
 def test_held_out_numbers_are_those_done_by_hand():
     metrics = {"loss": 0.61, "entropy": 1.25, "logits/chosen": 3.0, "runtime": 9.0, "rewards/accuracies": 0.123}
-    found = held_out(metrics, four(), 0.2, moved(), same_start=False)
+    numbers = held_out(metrics, four(), 0.2, moved(), same_start=False)
     margins = [0.5, -0.2, 0.0, 0.8]  # beta h
     mean = 1.1 / 4
-    spread = math.sqrt(sum((m - mean) ** 2 for m in margins) / 3)
+    standard_deviation = math.sqrt(sum((margin - mean) ** 2 for margin in margins) / 3)
     expected = {
         "pairs": 4,
         "loss": 0.61,
         "rewards/accuracies": 2.5 / 4,
         "rewards/accuracies_interval": list(wilson(2.5, 4)),
         "rewards/margins": mean,
-        "rewards/margins_stderr": spread / 2,
+        "rewards/margins_stderr": standard_deviation / 2,
         "rewards/chosen": 0.2 * (1 - 0.5 + 0 + 1) / 4,
         "rewards/rejected": 0.2 * (-1.5 + 0.5 + 0 - 3) / 4,
         "logps/chosen": -65 / 4,
@@ -82,53 +93,53 @@ def test_held_out_numbers_are_those_done_by_hand():
         "entropy": 1.25,
         "logits/chosen": 3.0,
     }
-    assert set(found) == set(expected)
+    assert set(numbers) == set(expected)
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, rel=1e-12), name
-    assert found["rewards/margins"] == pytest.approx(found["rewards/chosen"] - found["rewards/rejected"], rel=1e-12)
+        assert numbers[name] == pytest.approx(value, rel=1e-12), name
+    difference = numbers["rewards/chosen"] - numbers["rewards/rejected"]
+    assert numbers["rewards/margins"] == pytest.approx(difference, rel=1e-12)
 
 
 def test_one_pair_has_no_standard_error():
-    one = four().map(lambda t: t[:1])
-    found = held_out({"loss": 0.5}, one, 0.1, one, same_start=False)
-    assert found["rewards/margins_stderr"] is None and found["rewards/accuracies"] == 1.0
-    assert found["rewards/accuracies_interval"][0] == pytest.approx(0.2065, abs=5e-5)
+    pair = four().map(lambda tensor: tensor[:1])
+    numbers = held_out({"loss": 0.5}, pair, 0.1, pair, same_start=False)
+    assert numbers["rewards/margins_stderr"] is None
+    assert numbers["rewards/accuracies"] == 1.0
+    assert numbers["rewards/accuracies_interval"][0] == pytest.approx(0.2065, abs=5e-5)
 
 
 def test_rewards_scale_with_beta_and_log_probabilities_do_not():
-    one, ten = (held_out({"loss": 0.5}, four(), beta, four(), same_start=False) for beta in (0.1, 1.0))
+    small = held_out({"loss": 0.5}, four(), 0.1, four(), same_start=False)
+    large = held_out({"loss": 0.5}, four(), 1.0, four(), same_start=False)
     for name in ("rewards/margins", "rewards/margins_stderr", "rewards/chosen", "rewards/rejected"):
-        assert ten[name] == pytest.approx(10 * one[name], rel=1e-12)
+        assert large[name] == pytest.approx(10 * small[name], rel=1e-12)
     for name in ("rewards/accuracies", "logps/chosen"):
-        assert ten[name] == one[name]
-
-
-def moved() -> PairLogps:
-    """The pairs of `four` after an update of one chosen and one rejected side."""
-    pairs = four()
-    pairs.policy_chosen[0] += 3.7
-    pairs.policy_rejected[3] -= 1.6
-    return pairs
+        assert large[name] == small[name]
 
 
 def test_changes_are_counted_from_the_start_of_training_not_from_the_reference():
-    found = held_out({"loss": 0.5}, moved(), 0.1, four())
-    assert found["logps/chosen_change_per_token"] == pytest.approx(3.7 / 37, rel=1e-12)
-    assert found["logps/rejected_change_per_token"] == pytest.approx(-1.6 / 32, rel=1e-12)
+    numbers = held_out({"loss": 0.5}, moved(), 0.1, four())
+    assert numbers["logps/chosen_change_per_token"] == pytest.approx(3.7 / 37, rel=1e-12)
+    assert numbers["logps/rejected_change_per_token"] == pytest.approx(-1.6 / 32, rel=1e-12)
     unmoved = held_out({"loss": 0.5}, four(), 0.1, four())
     assert unmoved["logps/chosen_change_per_token"] == unmoved["logps/rejected_change_per_token"] == 0
 
 
 def test_rounding_of_equal_models_is_a_tie_before_and_after():
-    rounding = torch.tensor([1e-6, -2e-6, 3e-6, 0.0], dtype=torch.float64)
+    def accuracy(pairs: PairLogps, same_start: bool = True) -> float:
+        return held_out({"loss": 0.5}, pairs, 0.1, start, same_start)["rewards/accuracies"]
+
     pairs = four()
-    same = {"reference_chosen": pairs.policy_chosen - rounding, "reference_rejected": pairs.policy_rejected}
-    start = PairLogps(**{**vars(pairs), **same})
-    assert held_out({"loss": 0.5}, start, 0.1, start)["rewards/accuracies"] == 0.5
-    assert held_out({"loss": 0.5}, start, 0.1, start, same_start=False)["rewards/accuracies"] == 2.5 / 4
-    shift = torch.tensor([1.0, -1.0, 2e-6, 1.0], dtype=torch.float64)
-    end = PairLogps(**{**vars(start), "policy_chosen": start.reference_chosen + shift})
-    assert held_out({"loss": 0.5}, end, 0.1, start)["rewards/accuracies"] == 2.5 / 4
+    rounding = torch.tensor([1e-6, -2e-6, 3e-6, 0.0], dtype=torch.float64)
+    start = dataclasses.replace(
+        pairs, reference_chosen=pairs.policy_chosen - rounding, reference_rejected=pairs.policy_rejected
+    )
+    assert accuracy(start) == 0.5
+    assert accuracy(start, same_start=False) == 2.5 / 4
+
+    change = torch.tensor([1.0, -1.0, 2e-6, 1.0], dtype=torch.float64)
+    end = dataclasses.replace(start, policy_chosen=start.reference_chosen + change)
+    assert accuracy(end) == 2.5 / 4
 
 
 # -------------------------------------------------------------------------------------------------- table of metrics
