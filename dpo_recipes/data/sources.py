@@ -36,9 +36,9 @@ UNWRITABLE = (
 # keys.
 RAW = "__row__"
 
-# What follows the split in the name of a part: "-00000-of-00002" in "train-00000-of-00002.parquet". The hub puts a
-# hash behind it.
-PART = re.compile(r"-\d{5}-of-(\d{5}).*")
+# What follows the split in the name of a part: "-00000-of-00002" in "train-00000-of-00002.parquet", on the hub with a
+# hash behind it. The groups are the number of the part and how many there are.
+PART = re.compile(r"-(\d{5})-of-(\d{5}).*")
 
 Splits = dict[str, Any]  # split -> its files, or its rows as datasets has them
 Span = tuple[str, int, int]  # split, number of the first row in it, number of rows
@@ -102,8 +102,12 @@ def _splits_by_name(folder: Path) -> dict[str, list[Path]]:
 def _refuse_missing_parts(path: str, name: str, files: list[Path]) -> None:
     """An error unless the split is one file, or as many parts as their names say that there are."""
     names = [file.name for file in files]
-    stated_parts = {int(count) for count in re.findall(r"-of-(\d{5})", " ".join(names))} or {1}
-    if stated_parts != {len(files)}:
+    parts = [part for part in map(PART.search, names) if part]
+    numbers = {part[1] for part in parts}
+    counts = {int(part[2]) for part in parts}
+    one_file = len(files) == 1 and not parts
+    all_parts = len(numbers) == len(files) and counts == {len(files)}
+    if not (one_file or all_parts):
         raise RecipeError(
             f"{path}: {' and '.join(names)} are not one whole split {name!r}. Keep one file, or all the parts of one."
         )

@@ -60,8 +60,8 @@ def test_the_files_of_a_folder_by_split(tmp_path):
     (tmp_path / "data").mkdir()
     for name in names:
         written(tmp_path / name)
-    found = sources.files_of(str(tmp_path))
-    assert {split: [file.name for file in files] for split, files in found.items()} == {
+    splits = sources.files_of(str(tmp_path))
+    assert {split: [file.name for file in files] for split, files in splits.items()} == {
         "extra": ["extra.jsonl"],
         "test": ["test.jsonl.gz"],
         "train": names[:2],
@@ -72,15 +72,27 @@ def test_the_files_of_a_folder_by_split(tmp_path):
         sources.files_of(str(tmp_path))
 
 
-@pytest.mark.parametrize("there", [(0, 2), (0, 1, 2, 3), (1,), (0, 1, 2)])
-def test_a_split_in_parts_is_whole_or_refused(tmp_path, there):
-    for part in there:
+def test_a_split_in_parts_is_read_in_their_order(tmp_path):
+    for part in (2, 0, 1):
         written(tmp_path / f"train-{part:05}-of-00003.jsonl", ROWS[part : part + 1])
-    if there == (0, 1, 2):
-        assert numbers(sources.pick(sources.files_of(str(tmp_path)), "train", "here")) == [0, 1, 2]
-    else:
-        with pytest.raises(RecipeError, match=r"are not one whole split 'train'\. Keep one file, or all the parts"):
-            sources.files_of(str(tmp_path))
+    assert numbers(sources.pick(sources.files_of(str(tmp_path)), "train", "here")) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("00000-of-00003", "00002-of-00003"),
+        ("00000-of-00003", "00001-of-00003", "00002-of-00003", "00003-of-00003"),
+        ("00001-of-00003",),
+        ("00000-of-00002", "00000-of-00001"),
+        ("00000-of-00002-0a1b", "00000-of-00002-2c3d"),
+    ],
+)
+def test_a_split_that_lacks_a_part_is_refused(tmp_path, parts):
+    for part in parts:
+        written(tmp_path / f"train-{part}.jsonl")
+    with pytest.raises(RecipeError, match=r"are not one whole split 'train'\. Keep one file, or all the parts"):
+        sources.files_of(str(tmp_path))
 
 
 def test_a_space_after_a_comma_is_no_part_of_a_cell(tmp_path):
@@ -148,8 +160,8 @@ def test_a_changed_file_is_read_anew(tmp_path):
 
 def test_a_saved_dataset_is_read_from_where_it_lies(tmp_path):
     datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk(tmp_path / "saved")
-    found = sources.files_of(str(tmp_path / "saved"))
-    assert list(found) == ["train"] and numbers(sources.pick(found, "train[:2]", "saved")) == [0, 1]
+    splits = sources.files_of(str(tmp_path / "saved"))
+    assert list(splits) == ["train"] and numbers(sources.pick(splits, "train[:2]", "saved")) == [0, 1]
 
 
 def test_only_the_code_that_reads_a_row_makes_the_cached_pairs_stale(tmp_path, monkeypatch):
