@@ -1,73 +1,131 @@
 """Finds and loads recipe files. The folder listing is the registry: `./recipes` wins over the shipped ones."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib.util
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 from ..errors import RecipeError, UsageError, nearest
-from .overrides import home
+from .overrides import where_it_belongs
 from .recipe import Recipe
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_IN_WHEEL, _IN_CHECKOUT = _PACKAGE / "shipped", _PACKAGE.parent / "recipes"
+_IN_WHEEL = _PACKAGE / "shipped"
+_IN_CHECKOUT = _PACKAGE.parent / "recipes"
 SHIPPED = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
 
 
 def recipe_files() -> dict[str, Path]:
     """Recipe name -> file, sorted by name; a file in `./recipes` hides a shipped one of the same name."""
-    files = [f for folder in (SHIPPED, Path("recipes").resolve()) for f in folder.glob("*.py") if f.is_file()]
-    return {f.stem: f for f in sorted(files, key=lambda f: f.stem) if not f.name.startswith("_")}
+    files = {}
+    for folder in (SHIPPED, Path("recipes").resolve()):
+        for file in folder.glob("*.py"):
+            if file.is_file() and not file.name.startswith("_"):
+                files[file.stem] = file
+    return dict(sorted(files.items()))
 
 
 def find(name: str) -> Path:
     """The file of a recipe given by name, or by a path that ends in .py."""
-    known, path = recipe_files(), Path(name).expanduser()
+    known = recipe_files()
     if name in known:
         return known[name]
+
+    path = Path(name).expanduser()
     if path.suffix == ".py" and path.is_file():
         return path.resolve()
-    begins = [f" Did you mean {n!r}?" for n in known if name and n.startswith(name)]
-    near = begins[0] if begins else nearest(path.stem, [*known, *(f.stem for f in path.parent.glob("*.py"))])
-    raise UsageError(f"There is no recipe {name!r}.{near} Recipes by name: {', '.join(known)}; by path: ./mine.py.")
+
+    raise UsageError(
+        f"There is no recipe {name!r}.{_nearest_recipe(name, known)} Recipes by name: {', '.join(known)}; "
+        "by path: ./mine.py."
+    )
+
+
+def _nearest_recipe(name: str, known: dict[str, Path]) -> str:
+    """The sentence ` Did you mean 'x'?`, or nothing; a recipe that begins with the name is nearer than any other."""
+    for other in known:
+        if name and other.startswith(name):
+            return f" Did you mean {other!r}?"
+
+    path = Path(name).expanduser()
+    beside = [file.stem for file in path.parent.glob("*.py")]
+    return nearest(path.stem, [*known, *beside])
 
 
 def load(name: str | Path) -> Recipe:
-    """The recipe value of a name or a path. Importing the file runs it, as any Python file; it starts nothing."""
+    """The recipe value of a name or a path. Importing the file runs it, as any Python file; it starts nothing.
+
+    UsageError where there is no such file; RecipeError, with the line, where it is no recipe.
+    """
     path = find(str(name))
+    recipe = getattr(_import(path), "recipe", None)
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"{path} must define `recipe = Recipe(...)`, not a value of type {type(recipe).__name__}.")
+    object.__setattr__(recipe, "source", path)  # the dataclass is frozen
+    return recipe
+
+
+def _import(path: Path) -> ModuleType:
     # A dataclass or a pickled reader in the file looks its module up in sys.modules, so it must be there, under a
     # name that two files of the same stem do not share.
     module_name = re.sub(r"\W", "_", f"dpo_recipes_file_{path}")
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
-    module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
-    caching, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # leave no __pycache__ beside a user's file
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # what the file prints must not end up in --json
+        # What the file prints must not end up in --json.
+        with _no_bytecode_written(), contextlib.redirect_stdout(sys.stderr):
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
-        raise RecipeError(f"{path}{_reason(error, path)}") from None
+        raise RecipeError(f"{path}{_place_and_reason(error, path)}") from None
+    return module
+
+
+@contextlib.contextmanager
+def _no_bytecode_written() -> Iterator[None]:
+    """Leave no __pycache__ beside a user's file."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
     finally:
-        sys.dont_write_bytecode = caching
-    recipe = getattr(module, "recipe", None)
-    if not isinstance(recipe, Recipe):
-        raise RecipeError(f"{path} must define `recipe = Recipe(...)`, not a value of type {type(recipe).__name__}.")
-    object.__setattr__(recipe, "source", path)
-    return recipe
+        sys.dont_write_bytecode = before
 
 
-def _reason(error: BaseException, path: Path) -> str:
-    """Where in a recipe file, what went wrong, and for a misplaced name where it belongs."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    text = " ".join(str(error).split()).rstrip(".")
-    why = f"{type(error).__name__}{f': {text}' if text else ''}."
+def _place_and_reason(error: BaseException, path: Path) -> str:
+    """`, line N: ` in a recipe file, as far as it is known, and what went wrong there."""
     if isinstance(error, SyntaxError):
-        lines, why = [error.lineno], f"this is not valid Python: {(error.msg or '').rstrip('.?')}."
-    elif isinstance(error, RecipeError):
-        why = str(error)
-    elif isinstance(error, TypeError) and (word := re.search(r"unexpected keyword argument '(\w+)'", text)):
-        why = f"{text.partition('.')[0]} has no field {word[1]!r}.{home(word[1])}"
-    return f", line {lines[-1]}: {why}" if lines and lines[-1] else f": {why}"
+        line = error.lineno
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
+
+    place = f", line {line}" if line else ""
+    return f"{place}: {_reason(error)}"
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in one sentence, and for a misplaced name where it belongs."""
+    if isinstance(error, SyntaxError):
+        return f"this is not valid Python: {(error.msg or '').rstrip('.?')}."
+    if isinstance(error, RecipeError):
+        return str(error)
+
+    text = " ".join(str(error).split()).rstrip(".")
+    unknown_field = re.search(r"unexpected keyword argument '(\w+)'", text)
+    if isinstance(error, TypeError) and unknown_field:
+        cls = text.partition(".")[0]  # of `Recipe.__init__() got an unexpected keyword argument 'betta'`
+        name = unknown_field[1]
+        return f"{cls} has no field {name!r}.{where_it_belongs(name)}"
+
+    if text:
+        return f"{type(error).__name__}: {text}."
+    return f"{type(error).__name__}."

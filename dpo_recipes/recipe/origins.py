@@ -1,49 +1,114 @@
 """Every value of a recipe as it was resolved, and where it came from: default, mode, recipe file or command line."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import Any, Literal
 
 from ..losses.selection import name_of, own_numbers
-from .overrides import FREE
-from .recipe import Data, LoRA, Recipe
+from .overrides import OPEN_DICTIONARIES
+from .recipe import LoRA, Recipe
 from .resolve import Settings
-from .validation import hints
+from .validation import Value, field_types
+
+Origin = Literal["default", "mode default", "recipe file", "command line"]
+
+
+def values_with_origins(recipe: Recipe, settings: Settings) -> dict[str, tuple[Any, Origin]]:
+    """Dotted key -> (resolved value, origin), every field of the recipe, its data and its adapter once."""
+    decided = _decided_by_mode(recipe, settings)
+    values: dict[str, tuple[Any, Origin]] = {}
+    for key, value in _values(recipe).items():
+        left_open = value is None or value == "auto"
+        if left_open and key in decided:
+            values[key] = (decided[key], "mode default")
+        else:
+            values[key] = (plain(value), origin(recipe, key))
+    return values
+
+
+def origin(recipe: Recipe, key: str) -> Origin:
+    """Where the value of a dotted key came from: command line, recipe file or default."""
+    if key in recipe.cli_keys:
+        return "command line"
+
+    owner, _, name = key.rpartition(".")
+    if owner in OPEN_DICTIONARIES:
+        if name not in getattr(recipe, owner):
+            return "default"
+        return "command line" if owner in recipe.cli_keys else "recipe file"  # set as a whole
+
+    if key in OPEN_DICTIONARIES and any(part.startswith(f"{key}.") for part in recipe.cli_keys):
+        return "command line"
+    value: Value = getattr(recipe, owner) if owner else recipe
+    return "recipe file" if name in value.given else "default"
 
 
 def plain(value: Any) -> Any:
     """A recipe's value as JSON can hold it: functions by name, an adapter by its kind."""
     if isinstance(value, dict):
-        return {plain(k): plain(v) for k, v in value.items()}
-    return type(value).__name__ if isinstance(value, LoRA) else name_of(value) if callable(value) else value
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, LoRA):
+        return type(value).__name__
+    if callable(value):
+        return name_of(value)
+    return value
 
 
-def values_with_origins(recipe: Recipe, settings: Settings) -> dict[str, tuple[Any, str]]:
-    """Dotted key -> (resolved value, origin): default, mode default, recipe file or command line."""
-    adapter, data = recipe.adapter, recipe.data
-    args = {n: d for f, _ in recipe.plugins.values() for n, d in own_numbers(f).items()} | recipe.loss_args
-    own = {n: getattr(adapter, n) for n in hints(type(adapter))} if adapter else {}
-    if adapter and adapter.continue_from:  # rank, alpha and modules are then the continued adapter's own
-        own = {n: value for n, value in own.items() if n in ("continue_from", "double_quant")}
-    parts = {"data": {n: getattr(data, n) for n in hints(Data)}, "adapter": own, "loss_args": args, "trl": recipe.trl}
-    by_mode = vars(settings) | {
-        "dtype": f"{settings.weights} weights" + (f", {settings.autocast} autocast" if settings.autocast else ""),
-        "adapter.alpha": 2 * adapter.r if adapter else None,
+def _values(recipe: Recipe) -> dict[str, Any]:
+    """Dotted key -> value as the recipe holds it, in the order of the recipe's fields."""
+    values: dict[str, Any] = {}
+    for name in field_types(Recipe):
+        value = getattr(recipe, name)
+        if name == "data":
+            values |= _under("data", _fields(value))
+        elif name == "adapter":
+            values["adapter"] = value
+            values |= _under("adapter", _adapter_fields(value))
+        elif name == "loss_args":
+            values |= _under("loss_args", _numbers_of_plugins(recipe) | value)
+        elif name == "trl":
+            values |= _under("trl", value)
+        else:
+            values[name] = value
+    return values
+
+
+def _under(owner: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {f"{owner}.{name}": value for name, value in values.items()}
+
+
+def _fields(value: Value) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in field_types(type(value))}
+
+
+def _adapter_fields(adapter: LoRA | None) -> dict[str, Any]:
+    if adapter is None:
+        return {}
+    values = _fields(adapter)
+    if adapter.continue_from:  # rank, alpha and modules are then the continued adapter's own
+        return {name: value for name, value in values.items() if name in ("continue_from", "double_quant")}
+    return values
+
+
+def _numbers_of_plugins(recipe: Recipe) -> dict[str, Any]:
+    """The numbers that the plugin losses take, with their defaults."""
+    numbers: dict[str, Any] = {}
+    for loss, _weight in recipe.plugins.values():
+        numbers |= own_numbers(loss)
+    return numbers
+
+
+def _decided_by_mode(recipe: Recipe, settings: Settings) -> dict[str, Any]:
+    """Dotted key -> what became of it, of the values that a recipe may leave open."""
+    precision = f"{settings.weights} weights"
+    if settings.autocast:
+        precision += f", {settings.autocast} autocast"
+    decided: dict[str, Any] = {
+        "reference": settings.reference,
+        "learning_rate": settings.learning_rate,
+        "micro_batch_size": settings.micro_batch_size,
+        "dtype": precision,
     }
-    found: dict[str, tuple[Any, str]] = {}
-    for name in hints(Recipe):
-        values = {} if name in ("data", "loss_args", "trl") else {name: getattr(recipe, name)}
-        values |= {f"{name}.{n}": value for n, value in parts.get(name, {}).items()}
-        for key, value in values.items():
-            open_ = key in by_mode and value in (None, "auto")
-            found[key] = (by_mode[key], "mode default") if open_ else (plain(value), origin(recipe, key))
-    return found
-
-
-def origin(recipe: Recipe, key: str) -> str:
-    """Where the value of a dotted key came from: command line, recipe file or default."""
-    head, _, name = key.rpartition(".")
-    owner: Any = getattr(recipe, head) if head else recipe
-    if key in recipe.cli_keys or any(k.startswith(f"{key}.") for k in recipe.cli_keys if head):
-        return "command line"
-    if name not in (owner if head in FREE else owner.given):
-        return "default"
-    return "command line" if head in FREE and head in recipe.cli_keys else "recipe file"
+    if recipe.adapter is not None:
+        decided["adapter.alpha"] = 2 * recipe.adapter.r
+    return decided

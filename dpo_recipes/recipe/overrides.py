@@ -1,19 +1,21 @@
 """`key=value` on the command line -> a changed recipe, typed from the dataclass."""
 
+from __future__ import annotations
+
 import ast
-import contextlib
-from collections.abc import Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
 from ..errors import UsageError, nearest
-from . import trl_options as dpoconfig
+from . import trl_options
 from .recipe import Data, LoRA, QLoRA, Recipe
-from .validation import fits, hints, members, wrong
+from .validation import field_types, has_type, must_be, union_members
 
 ADAPTERS: dict[str, type[LoRA] | None] = {"none": None, "lora": LoRA, "qlora": QLoRA}
-WORDS = {"true": "True", "false": "False", "none": "None", "null": "None"}
-FREE = ("trl", "loss_args", "data.chat_template_kwargs")  # dictionaries whose parts may be set one by one
+PYTHON_WORDS = {"true": "True", "false": "False", "none": "None", "null": "None"}
+OPEN_DICTIONARIES = ("trl", "loss_args", "data.chat_template_kwargs")  # whose parts may be set one by one
 
 
 def apply(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
@@ -22,94 +24,197 @@ def apply(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     `adapter=none|lora|qlora` chooses the adapter and keeps the numbers that the recipe gave it. Raises UsageError for
     an unknown key (with the nearest one), a key set twice, and a value of the wrong type (with the expected form).
     """
-    texts, adapter = _texts(assignments), recipe.adapter
-    if kind := texts.get("adapter"):
-        if kind.lower() not in ADAPTERS:
-            raise UsageError(f"adapter={kind!r} must be none, lora or qlora.{nearest(kind, ADAPTERS)}")
-        cls, given = ADAPTERS[kind.lower()], adapter.given if adapter else frozenset()
-        adapter = cls(**{n: getattr(adapter, n) for n in given if n in hints(cls)}) if cls else None
-    types = _types(adapter)
-    parts: dict[str, dict[str, Any]] = {"": {}, "data": {}, "adapter": {}}
-    for key, text in sorted(texts.items(), key=lambda item: item[0].count(".")):  # a whole dictionary before its parts
-        owner, _, name = key.rpartition(".")
-        if owner in FREE:
-            head, _, field = owner.rpartition(".")
-            before = parts[head].get(field, attrgetter(owner)(recipe))
-            parts[head][field] = before | {name: _option(text, name) if owner == "trl" else literal(text)}
-        elif key in types:
-            value = parts[owner][name] = adapter if key == "adapter" else _typed(text, types[key])
-            if not fits(value, types[key]):
-                raise UsageError(f"{key}={text!r} {wrong(value, types[key])}")
-        elif owner == "adapter" and name in hints(QLoRA):
-            raise UsageError(f"{key} has nothing to act on: add adapter={'qlora' if adapter else 'lora'}.")
-        else:
-            near = home(key) or " `dpo-recipes show RECIPE` lists them all."
-            raise UsageError(f"{key} is not a field of the recipe.{near}")
-    changes, data, own = parts[""], parts["data"], parts["adapter"]
-    if data:  # a path takes the place of a mix, and a mix that of a path
-        changes["data"] = recipe.data.evolve(*({"path", "mix"} if {"path", "mix"} & data.keys() else ()), **data)
-    if adapter and own:  # a continued adapter brings its own rank, so the recipe's gives way
-        changes["adapter"] = adapter.evolve(*adapter.given - {"double_quant"} if "continue_from" in own else (), **own)
-    new = recipe.evolve(**changes)
-    object.__setattr__(new, "source", recipe.source)
-    object.__setattr__(new, "cli_keys", recipe.cli_keys.union(texts))
-    return new
+    texts = _texts(assignments)
+    adapter = _chosen_adapter(recipe.adapter, texts.get("adapter"))
+    values = _typed_values(recipe, adapter, texts)
+    changed = _with_values(recipe, adapter, values)
+
+    # The dataclass is frozen; these two say where the value came from.
+    object.__setattr__(changed, "source", recipe.source)
+    object.__setattr__(changed, "cli_keys", recipe.cli_keys.union(texts))
+    return changed
 
 
 def _texts(assignments: Sequence[str]) -> dict[str, str]:
     """Key -> text of each KEY=VALUE, none of them twice."""
     texts: dict[str, str] = {}
-    for text in assignments:
-        key, _, value = text.partition("=")
+    for assignment in assignments:
+        key, _, text = assignment.partition("=")
         key = key.strip()
-        if not key or not value or key.startswith("-") or key.endswith("."):
-            near = home(key.strip("-."))
-            raise UsageError(f"{text!r} is neither an option (see --help) nor KEY=VALUE, such as beta=0.05.{near}")
+        if not key or not text or key.startswith("-") or key.endswith("."):
+            raise UsageError(
+                f"{assignment!r} is neither an option (see --help) nor KEY=VALUE, such as beta=0.05."
+                f"{where_it_belongs(key.strip('-.'))}"
+            )
         if key in texts:
-            raise UsageError(f"{key} is set twice, to {texts[key]!r} and to {value!r}: keep one, and quote a dict.")
-        texts[key] = value
+            raise UsageError(f"{key} is set twice, to {texts[key]!r} and to {text!r}: keep one, and quote a dict.")
+        texts[key] = text
     return texts
 
 
-def _types(adapter: LoRA | None) -> dict[str, Any]:
+def _chosen_adapter(current: LoRA | None, text: str | None) -> LoRA | None:
+    """The adapter after `adapter=TEXT`, with the numbers of the current one that it takes too."""
+    if text is None:
+        return current
+    if text.lower() not in ADAPTERS:
+        raise UsageError(f"adapter={text!r} must be none, lora or qlora.{nearest(text, ADAPTERS)}")
+
+    kind = ADAPTERS[text.lower()]
+    if kind is None:
+        return None
+    if current is None:
+        return kind()
+    kept = {name: getattr(current, name) for name in current.given if name in field_types(kind)}
+    return kind(**kept)
+
+
+def _typed_values(recipe: Recipe, adapter: LoRA | None, texts: Mapping[str, str]) -> dict[str, Any]:
+    """Dotted key of a field -> its new value; parts of a dictionary are added to what it holds."""
+    types = _types_by_key(adapter)
+    values: dict[str, Any] = {}
+    for key in sorted(texts, key=_depth):  # a whole dictionary before its parts
+        owner, _, name = key.rpartition(".")
+        if owner in OPEN_DICTIONARIES:
+            dictionary = values.get(owner, attrgetter(owner)(recipe))
+            values[owner] = dictionary | {name: _part(owner, name, texts[key])}
+        elif key == "adapter":
+            values[key] = adapter
+        elif key in types:
+            values[key] = _field_value(key, texts[key], types[key])
+        elif owner == "adapter" and name in field_types(QLoRA):
+            raise UsageError(f"{key} has nothing to act on: add adapter={'qlora' if adapter else 'lora'}.")
+        else:
+            hint = where_it_belongs(key) or " `dpo-recipes show RECIPE` lists them all."
+            raise UsageError(f"{key} is not a field of the recipe.{hint}")
+    return values
+
+
+def _depth(key: str) -> int:
+    return key.count(".")
+
+
+def _types_by_key(adapter: LoRA | None) -> dict[str, Any]:
     """Every dotted key that takes one value -> its type."""
-    owners = {"": Recipe, "data.": Data} | ({"adapter.": type(adapter)} if adapter else {})
-    return {f"{o}{n}": hint for o, cls in owners.items() for n, hint in hints(cls).items() if n != "data"}
+    types = field_types(Recipe)
+    del types["data"]  # its fields are set one by one
+    for name, hint in field_types(Data).items():
+        types[f"data.{name}"] = hint
+    if adapter is not None:
+        for name, hint in field_types(type(adapter)).items():
+            types[f"adapter.{name}"] = hint
+    return types
 
 
-def home(key: str) -> str:
-    """The sentence that says where a misplaced name belongs; for an unknown one, the nearest."""
-    bare, ours = key.rpartition(".")[2], list(_types(QLoRA()))
-    if bare in dpoconfig.REMOVED:
-        return f" {bare} is {dpoconfig.REMOVED[bare]}."
-    if place := dpoconfig.ALIASES.get(bare) or next((k for k in ours if k.rpartition(".")[2] == bare.lower()), None):
-        head, _, rest = place.partition(".")
-        inside = f" (in a recipe file {head}={'Data' if head == 'data' else 'LoRA'}({rest}=VALUE))" if rest else ""
-        return f" Write {place}=VALUE{inside}."
-    if bare in dpoconfig.OURS:
-        return f" It is set by {dpoconfig.OURS[bare]}."
-    if bare in dpoconfig.options():
-        return f" It is DPOConfig's: write trl.{bare}=VALUE (in a recipe file trl={{{bare!r}: VALUE}})."
-    return nearest(key, [*ours, *(f"trl.{name}" for name in dpoconfig.options())])
+def _with_values(recipe: Recipe, adapter: LoRA | None, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with new values of its own fields and of those of its data and adapter."""
+    changes = {key: value for key, value in values.items() if "." not in key}
+
+    data_changes = _inside("data", values)
+    if {"path", "mix"} & data_changes.keys():  # a path takes the place of a mix, and a mix that of a path
+        changes["data"] = recipe.data.evolve("path", "mix", **data_changes)
+    elif data_changes:
+        changes["data"] = recipe.data.evolve(**data_changes)
+
+    adapter_changes = _inside("adapter", values)
+    if adapter is not None and "continue_from" in adapter_changes:
+        # A continued adapter brings its own rank, so the recipe's gives way.
+        changes["adapter"] = adapter.evolve(*adapter.given - {"double_quant"}, **adapter_changes)
+    elif adapter is not None and adapter_changes:
+        changes["adapter"] = adapter.evolve(**adapter_changes)
+
+    return recipe.evolve(**changes)
+
+
+def _inside(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Field name -> value, of the dotted keys that begin with an owner."""
+    return {key.removeprefix(f"{owner}."): value for key, value in values.items() if key.startswith(f"{owner}.")}
+
+
+# A text as a value.
 
 
 def literal(text: str) -> Any:
     """A Python literal, true, false or none; anything else is text."""
-    with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return ast.literal_eval(WORDS.get(text.strip().lower(), text.strip()))
+    python = PYTHON_WORDS.get(text.strip().lower(), text.strip())
+    try:
+        return ast.literal_eval(python)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that literal_eval may raise
+        return text
+
+
+def _field_value(key: str, text: str, hint: Any) -> Any:
+    """`text` as a value of a field; UsageError where it is none."""
+
+    def fits(value: Any) -> bool:
+        return has_type(value, hint)
+
+    takes_list = any(typing.get_origin(member) is list for member in union_members(hint))
+    value = _typed(text, fits, takes_list)
+    if not fits(value):
+        raise UsageError(f"{key}={text!r} {must_be(value, hint)}")
+    if type(value) is int and float in union_members(hint):
+        return float(value)
+    return value
+
+
+def _part(dictionary: str, name: str, text: str) -> Any:
+    """`text` as a value of an open dictionary. Whether it may stand there is judged where the recipe is built."""
+    if dictionary != "trl":
+        return literal(text)
+    option = trl_options.options().get(name)
+    if option is None:
+        return text
+    if text.lower() == option.default:  # report_to=None is the word "none"
+        return option.default
+
+    def fits(value: Any) -> bool:
+        return trl_options.fits_annotation(value, option.annotation)
+
+    return _typed(text, fits, takes_list="list" in option.annotation)
+
+
+def _typed(text: str, fits: Callable[[Any], bool], takes_list: bool) -> Any:
+    """`text` as a literal or a list, whichever fits; what does not fit stays text, to be refused as it was written."""
+    value = literal(text)
+    if not isinstance(value, str) and fits(value):  # 123 for a name is the text "123"
+        return value
+    if takes_list and ("," in text or not fits(text)):
+        return [part.strip(" []'\"") for part in text.split(",")]
     return text
 
 
-def _typed(text: str, hint: Any) -> Any:
-    """`text` as a value of a type, or of an annotation as DPOConfig writes it; what does not fit stays text."""
-    fitting, value = dpoconfig.fits_annotation if isinstance(hint, str) else fits, literal(text)
-    if not isinstance(value, str) and fitting(value, hint):  # 123 for a name is the text "123"
-        return float(value) if type(value) is int and float in members(hint) else value
-    listed = "list" in str(hint) and ("," in text or not fitting(text, hint))
-    return [part.strip(" []'\"") for part in text.split(",")] if listed else text
+# A name in the wrong place.
 
 
-def _option(text: str, name: str) -> Any:
-    """A value for a DPOConfig field; its name and fitness are judged where the recipe is built."""
-    option = dpoconfig.options().get(name)
-    return text.lower() if option is None or text.lower() == option.default else _typed(text, option.annotation)
+def where_it_belongs(key: str) -> str:
+    """The sentence that says where a misplaced name belongs; for an unknown one, the nearest."""
+    name = key.rpartition(".")[2]
+    if name in trl_options.REMOVED:
+        return f" {name} is {trl_options.REMOVED[name]}."
+
+    place = trl_options.ALIASES.get(name) or _field_called(name)
+    if place:
+        return f" Write {place}=VALUE{_in_a_recipe_file(place)}."
+
+    if name in trl_options.OURS:
+        return f" It is set by {trl_options.OURS[name]}."
+    if name in trl_options.options():
+        return f" It is DPOConfig's: write trl.{name}=VALUE (in a recipe file trl={{{name!r}: VALUE}})."
+    return nearest(key, [*_types_by_key(QLoRA()), *(f"trl.{option}" for option in trl_options.options())])
+
+
+def _field_called(name: str) -> str | None:
+    """The dotted key of a field, by its own name in any spelling."""
+    for key in _types_by_key(QLoRA()):
+        if key.rpartition(".")[2] == name.lower():
+            return key
+    return None
+
+
+def _in_a_recipe_file(place: str) -> str:
+    """How the value of a dotted key is written there; nothing for a field of the recipe itself."""
+    owner, _, name = place.partition(".")
+    if not name:
+        return ""
+    cls = "Data" if owner == "data" else "LoRA"
+    return f" (in a recipe file {owner}={cls}({name}=VALUE))"

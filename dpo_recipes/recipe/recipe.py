@@ -5,25 +5,66 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from ..errors import UsageError
+from ..formats.readers import FORMATS
 from ..losses.plugins import Loss
 from ..losses.selection import function_of, name_of, own_numbers, refuse_impossible_losses
 from ..losses.trl_losses import LIKELIHOOD_LOSSES, SMOOTHED_LOSSES, TRL_LOSSES
-from . import trl_options as dpoconfig
-from .validation import Value
+from .trl_options import refuse_unusable_options
+from .validation import POSITIVE, Limit, Value, at_least
 
-Format = Literal[
-    "preference", "text", "ultrafeedback", "hh_rlhf", "sharegpt", "alpaca", "orca", "shp", "helpsteer2", "helpsteer3",
-    "summarize", "ultrainteract",
-]  # fmt: skip
 PREPARED = "{prepared}"  # in `model` and `data.path`: the folder that the recipe's `prepare` fills
+
+# The names of the rows of FORMATS. mypy takes no Literal that is computed; to it a name is any text.
+if TYPE_CHECKING:
+    Format = str
+else:
+    Format = Literal[tuple(FORMATS)]
+
+# Stops of the data report, by name.
+STOPS = ("border", "start_token", "end_token", "special_tokens", "truncated", "contradictions")
+
+
+# The limits of Data's fields.
+
+
+def _is_share(value: float) -> bool:
+    return 0 <= value <= 1
+
+
+def _are_shares_of_paths(mix: dict[str, float]) -> bool:
+    return all(0 < share <= 1 for share in mix.values())
+
+
+def _is_split_or_share(value: str | float) -> bool:
+    if isinstance(value, str):  # what is meant for a share, or for nothing at all, is no name of a split
+        return not value.endswith("%") and value.lower() not in ("none", "true", "false")
+    return 0 < value < 1
+
+
+def _is_iso_date(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text  # Python reads 20250708 too
+    except ValueError:
+        return False
+
+
+def _are_stops(names: list[str]) -> bool:
+    return set(names) <= set(STOPS)
+
+
+SHARE = Limit(_is_share, "a share in [0, 1]")
+SHARES_OF_PATHS = Limit(_are_shares_of_paths, "paths with the share of their pairs to use, in (0, 1]")
+SPLIT_OR_SHARE = Limit(_is_split_or_share, "a split, a file, or the share to hold out, between 0 and 1")
+ISO_DATE = Limit(_is_iso_date, "a date as YYYY-MM-DD, such as 2025-07-08")
+KNOWN_STOPS = Limit(_are_stops, f"a list of findings to allow: {', '.join(STOPS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +72,10 @@ class Data(Value):
     """Preference pairs: a hub id, a local json, jsonl, csv or parquet file, or a folder of files named after splits."""
 
     path: str | None = field(default=None, kw_only=False)
-    mix: dict[str, float] = field(default_factory=dict)  # several of these: path -> share of its pairs to use
+    # several of these: path -> share of its pairs to use
+    mix: Annotated[dict[str, float], SHARES_OF_PATHS] = field(default_factory=dict)
     train: str = "train"  # split, or a slice of one: "train[:1000]"
-    eval: str | float = 0.05  # a split, or the share of the train pairs to hold out
+    eval: Annotated[str | float, SPLIT_OR_SHARE] = 0.05  # a split, or the share of the train pairs to hold out
     subset: str | None = None  # configuration name on the hub
     data_dir: str | None = None  # folder inside the hub data set
     revision: str | None = None  # branch, tag or commit of the hub data set
@@ -42,17 +84,19 @@ class Data(Value):
     streaming: bool = False  # read while training, from a set too large to store
     chat_template: str | None = None  # Jinja, for a base model that has none
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # e.g. {"enable_thinking": False}
-    template_date: str | None = None  # YYYY-MM-DD, for templates that print today's date
+    template_date: Annotated[str | None, ISO_DATE] = None  # for templates that print today's date
     drop_truncated: bool = False  # drop pairs of which max_length cuts a side, with its end token
-    max_dropped: float = 0.05  # share of rows that may be unusable before the run is refused
-    allow: list[str] = field(default_factory=list)  # stops of the data report that do not stop this run
+    max_dropped: Annotated[float, SHARE] = 0.05  # of rows that may be unusable before the run is refused
+    # stops of the data report that do not stop this run
+    allow: Annotated[list[str], KNOWN_STOPS] = field(default_factory=list)
 
-    def refusals(self) -> Iterable[tuple[Any, str]]:
-        return (
-            ((self.path is None) != bool(self.mix), "Data(path) or Data(mix={path: share}): one of the two."),
-            (self.format and self.reader, "data.format does nothing beside data.reader, which reads the rows itself."),
-            (error := _rejects(self.reader, "row"), f"reader(row): {error}."),
-        )
+    def refuse_contradictions(self) -> None:
+        has_path, has_mix = self.path is not None, bool(self.mix)
+        if has_path == has_mix:
+            raise UsageError("Data(path) or Data(mix={path: share}): one of the two.")
+        if self.format and self.reader:
+            raise UsageError("data.format does nothing beside data.reader, which reads the rows itself.")
+        _refuse_another_signature("reader(row)", self.reader, "row")
 
     @property
     def paths(self) -> dict[str, float]:
@@ -64,24 +108,44 @@ class Data(Value):
         return " + ".join(self.paths)
 
 
+# The limits of LoRA's fields.
+
+
+def _is_below_one(value: float) -> bool:
+    return 0 <= value < 1
+
+
+def _are_modules(names: str | list[str]) -> bool:
+    if isinstance(names, str):
+        return names not in ("all_linear", "lm_head")  # with a hyphen it is PEFT's word for all
+    return bool(names) and all(names) and not {"all_linear", "lm_head"}.intersection(names)
+
+
+BELOW_ONE = Limit(_is_below_one, "in [0, 1)")
+MODULES = Limit(
+    _are_modules, "'all-linear' or names of modules; never the head, whose weight TRL reads past any adapter"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoRA(Value):
     """Train a low-rank adapter (2106.09685); the reference is the base model with the adapter disabled."""
 
-    r: int = 16
-    alpha: int | None = None  # None: twice the rank
-    dropout: float = 0.0  # acts only with trl={"disable_dropout": False}
-    target_modules: str | list[str] = "all-linear"
+    r: Annotated[int, at_least(1)] = 16
+    alpha: Annotated[int | None, at_least(1)] = None  # None: twice the rank
+    dropout: Annotated[float, BELOW_ONE] = 0.0  # acts only with trl={"disable_dropout": False}
+    target_modules: Annotated[str | list[str], MODULES] = "all-linear"
     use_rslora: bool = False
     use_dora: bool = False
     continue_from: str | None = None  # folder of an adapter to train on; the reference is then its frozen copy
 
-    def refusals(self) -> Iterable[tuple[Any, str]]:
-        extra = self.continue_from is not None and self.given - {"continue_from", "double_quant"}
-        return [
-            (n, f"adapter.{n} cannot stand beside continue_from: that adapter brings its own.")
-            for n in sorted(extra or ())
-        ]
+    def refuse_contradictions(self) -> None:
+        if self.continue_from is None:
+            return
+        # How the base is quantised is the one thing that an adapter does not bring.
+        brought = self.given - {"continue_from", "double_quant"}
+        if brought:
+            raise UsageError(f"adapter.{min(brought)} cannot stand beside continue_from: that adapter brings its own.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,65 +155,59 @@ class QLoRA(LoRA):
     double_quant: bool = True
 
 
+# The limits of Recipe's fields.
+
+
+def _is_chosen(loss: Any) -> bool:
+    return loss != {}
+
+
+def _is_seed(value: int) -> bool:
+    return 0 <= value < 2**32  # what numpy takes
+
+
+AT_LEAST_ONE_LOSS = Limit(_is_chosen, "at least one loss")
+SEED = Limit(_is_seed, "in [0, 2**32)")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Value):
     """Everything that decides the result of a run. Fields left at None are decided by the mode; `show` says how."""
 
-    source: typing.ClassVar[Path | None] = None  # the file it was loaded from
-    cli_keys: typing.ClassVar[frozenset[str]] = frozenset()  # what the command line changed
+    # Where the value came from. Both are set on one value by what makes it, and do not take part when values compare.
+    source: ClassVar[Path | None] = None  # the file it was loaded from
+    cli_keys: ClassVar[frozenset[str]] = frozenset()  # what the command line changed
 
     model: str  # hub id or folder
     data: Data
     revision: str | None = None  # of the model and its tokenizer, so also of a reference that is its start
     adapter: LoRA | QLoRA | None = None  # None: full fine-tuning
     reference: str | None = None  # None: the start weights; else hub id or folder of another model
-    loss: str | dict[str | Callable[..., Any], float] | Callable[..., Any] = "sigmoid"
+
+    # the objective
+    loss: Annotated[str | dict[str | Callable[..., Any], float] | Callable[..., Any], AT_LEAST_ONE_LOSS] = "sigmoid"
     loss_args: dict[str, Any] = field(default_factory=dict)  # a plugin loss's own numbers
-    beta: float = 0.1
-    learning_rate: float | None = None  # None: 5e-7 full, 5e-6 adapters
-    global_batch_size: int = 16  # pairs per optimiser step, over all devices
-    micro_batch_size: int | None = None  # pairs per device and forward; None: the largest divisor up to 4
-    num_train_epochs: float = 1.0
-    max_length: int | None = 1024  # tokens, prompt plus completion
+    beta: Annotated[float, POSITIVE] = 0.1
+
+    # the optimisation
+    learning_rate: Annotated[float | None, POSITIVE] = None  # None: 5e-7 full, 5e-6 adapters
+    global_batch_size: Annotated[int, at_least(1)] = 16  # pairs per optimiser step, over all devices
+    # pairs per device and forward; None: the largest divisor up to 4
+    micro_batch_size: Annotated[int | None, at_least(1)] = None
+    num_train_epochs: Annotated[float, POSITIVE] = 1.0
+    max_length: Annotated[int | None, at_least(2)] = 1024  # tokens, prompt plus completion
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attn_implementation: str | None = None  # None: Transformers' choice
     pair_sharing: Literal["auto", "off", "require"] = "off"  # read each pair's prompt once, without padding
     trust_remote_code: bool = False
-    seed: int = 42
+    seed: Annotated[int, SEED] = 42
+
+    # functions of the recipe file
     reward: Callable[[str, str], float] | None = None  # reward(prompt, completion), for the evaluation
     measures: dict[str, Callable[[str, str], float]] = field(default_factory=dict)  # more of these, averaged by name
     prepare: Callable[[Path, int], None] | None = None  # prepare(folder, seed): fills {prepared} on first use
-    trl: dict[str, Any] = field(default_factory=dict)  # any other DPOConfig field, in TRL's spelling
 
-    def refusals(self) -> Iterable[tuple[Any, str]]:
-        refuse_impossible_losses(self.weights, self.loss_args)
-        trl, full, precomputes = self.trl, self.adapter is None, self.adapter is None or self.reference is not None
-        dpoconfig.refuse_unusable_options(trl, self.loss_names, precomputes)
-        moving, precompute = trl.get("sync_ref_model"), trl.get("precompute_ref_log_probs")
-        return (
-            (full and self.dtype in ("float16", "bfloat16"),
-             f"dtype={self.dtype!r} in full fine-tuning: 16-bit weights swallow small steps, 'auto' keeps 32 bit."),
-            (isinstance(self.adapter, QLoRA) and self.dtype != "auto",
-             f"dtype={self.dtype!r} does nothing under QLoRA, which computes in bf16: delete it."),
-            ((PREPARED in f"{self.model} {self.data.name} {self.reference}") != bool(self.prepare),
-             f"{PREPARED} in model, data.path or reference goes with a `prepare` that fills it: both or neither."),
-            (error := _rejects(self.prepare, "folder", "seed"), f"prepare(folder, seed): {error}."),
-            (error := _rejects(self.reward, "prompt", "completion"), f"reward(prompt, completion): {error}."),
-            (self.loss_names <= LIKELIHOOD_LOSSES and self.beta != 0.1,
-             "beta does nothing: loss='sft' is plain likelihood."),
-            (self.loss_names & SMOOTHED_LOSSES and not trl.get("label_smoothing"),
-             "loss='exo_pair' needs trl.label_smoothing above 0; the EXO paper uses 0.001."),
-            (self.adapter and self.adapter.dropout and trl.get("disable_dropout", True),
-             "adapter.dropout does nothing, as TRL disables all dropout, without trl={'disable_dropout': False}."),
-            (moving and (precompute or self.reference or self.reward or not full),
-             "trl.sync_ref_model moves a copy: no adapter, reference, reward or precompute_ref_log_probs beside it."),
-            (precompute is False and precomputes and not moving,
-             "trl.precompute_ref_log_probs=False would keep a second model in memory: delete it."),
-            (self.data.streaming and trl.get("dataloader_num_workers"),
-             "data.streaming counts what it drops in this process: no trl.dataloader_num_workers beside it."),
-            (self.data.streaming and (precomputes or precompute or not trl.get("max_steps")),
-             "data.streaming needs trl.max_steps, and a reference not computed beforehand: an adapter's own."),
-        )  # fmt: skip
+    trl: dict[str, Any] = field(default_factory=dict)  # any other DPOConfig field, in TRL's spelling
 
     @property
     def name(self) -> str:
@@ -158,32 +216,114 @@ class Recipe(Value):
     @property
     def weights(self) -> dict[str | Callable[..., Any], float]:
         """Every loss with its weight; one loss alone has weight 1."""
-        return dict(self.loss) if isinstance(self.loss, dict) else {self.loss: 1.0}
+        if isinstance(self.loss, dict):
+            return dict(self.loss)
+        return {self.loss: 1.0}
 
     @property
     def loss_names(self) -> set[str]:
         return {name_of(loss) for loss in self.weights}
 
     @property
+    def trl_losses(self) -> dict[str, float]:
+        """name -> weight of TRL's own losses."""
+        return {name_of(loss): weight for loss, weight in self.weights.items() if loss in TRL_LOSSES}
+
+    @property
     def plugins(self) -> dict[str, tuple[Loss, float]]:
         """name -> (function, weight) of the losses that are not TRL's."""
-        return {name_of(f): (f, w) for loss, w in self.weights.items() if (f := function_of(loss))}
+        plugins = {}
+        for loss, weight in self.weights.items():
+            function = function_of(loss)
+            if function is not None:
+                plugins[name_of(function)] = (function, weight)
+        return plugins
 
     def numbers(self, plugin: Loss) -> dict[str, Any]:
         """The `loss_args` that this plugin takes."""
         return {name: value for name, value in self.loss_args.items() if name in own_numbers(plugin)}
 
     @property
-    def trl_losses(self) -> dict[str, float]:
-        """name -> weight of TRL's own losses."""
-        return {name_of(loss): w for loss, w in self.weights.items() if loss in TRL_LOSSES}
+    def _reference_is_precomputed(self) -> bool:
+        """Whether the reference is no adapter's own, so that a second model is in memory unless it is read before."""
+        return self.adapter is None or self.reference is not None
+
+    # What does not go together. The first refusal wins, so that the order below is the order of the messages.
+
+    def refuse_contradictions(self) -> None:
+        refuse_impossible_losses(self.weights, self.loss_args)
+        refuse_unusable_options(self.trl, self.loss_names, self._reference_is_precomputed)
+        self._refuse_precision()
+        self._refuse_prepare()
+        self._refuse_scores()
+        self._refuse_numbers_of_the_loss()
+        self._refuse_idle_dropout()
+        self._refuse_reference()
+        self._refuse_streaming()
+
+    def _refuse_precision(self) -> None:
+        if self.adapter is None and self.dtype in ("float16", "bfloat16"):
+            raise UsageError(
+                f"dtype={self.dtype!r} in full fine-tuning: 16-bit weights swallow small steps, 'auto' keeps 32 bit."
+            )
+        if isinstance(self.adapter, QLoRA) and self.dtype != "auto":
+            raise UsageError(f"dtype={self.dtype!r} does nothing under QLoRA, which computes in bf16: delete it.")
+
+    def _refuse_prepare(self) -> None:
+        names_prepared = PREPARED in f"{self.model} {self.data.name} {self.reference}"
+        if names_prepared != bool(self.prepare):
+            raise UsageError(
+                f"{PREPARED} in model, data.path or reference goes with a `prepare` that fills it: both or neither."
+            )
+        _refuse_another_signature("prepare(folder, seed)", self.prepare, "folder", "seed")
+
+    def _refuse_scores(self) -> None:
+        _refuse_another_signature("reward(prompt, completion)", self.reward, "prompt", "completion")
+        for name, measure in self.measures.items():
+            _refuse_another_signature(f"measures[{name!r}](prompt, completion)", measure, "prompt", "completion")
+
+    def _refuse_numbers_of_the_loss(self) -> None:
+        if self.loss_names <= LIKELIHOOD_LOSSES and self.beta != 0.1:
+            raise UsageError("beta does nothing: loss='sft' is plain likelihood.")
+        if self.loss_names & SMOOTHED_LOSSES and not self.trl.get("label_smoothing"):
+            raise UsageError("loss='exo_pair' needs trl.label_smoothing above 0; the EXO paper uses 0.001.")
+
+    def _refuse_idle_dropout(self) -> None:
+        if self.adapter and self.adapter.dropout and self.trl.get("disable_dropout", True):
+            raise UsageError(
+                "adapter.dropout does nothing, as TRL disables all dropout, without trl={'disable_dropout': False}."
+            )
+
+    def _refuse_reference(self) -> None:
+        moving, precompute = self.trl.get("sync_ref_model"), self.trl.get("precompute_ref_log_probs")
+        if moving and (self.adapter or self.reference or self.reward or precompute):
+            raise UsageError(
+                "trl.sync_ref_model moves a copy: no adapter, reference, reward or precompute_ref_log_probs beside it."
+            )
+        if precompute is False and self._reference_is_precomputed and not moving:
+            raise UsageError("trl.precompute_ref_log_probs=False would keep a second model in memory: delete it.")
+
+    def _refuse_streaming(self) -> None:
+        if not self.data.streaming:
+            return
+        if self.trl.get("dataloader_num_workers"):
+            raise UsageError(
+                "data.streaming counts what it drops in this process: no trl.dataloader_num_workers beside it."
+            )
+        precomputes = self._reference_is_precomputed or self.trl.get("precompute_ref_log_probs")
+        if precomputes or not self.trl.get("max_steps"):  # it has no length, and cannot be read whole beforehand
+            raise UsageError(
+                "data.streaming needs trl.max_steps, and a reference not computed beforehand: an adapter's own."
+            )
 
 
-def _rejects(function: Callable[..., Any] | None, *arguments: str) -> TypeError | None:
-    """Why a function cannot be called as it will be, perhaps hours later; one written in C has no signature to ask."""
+def _refuse_another_signature(written: str, function: Callable[..., Any] | None, *arguments: str) -> None:
+    """Refuse a function that cannot be called as it will be, perhaps hours later."""
+    if function is None:
+        return
     try:
-        with contextlib.suppress(ValueError):
-            inspect.signature(function or print).bind(*arguments)
+        inspect.signature(function).bind(*arguments)
+    except ValueError:
+        return  # one written in C has no signature to ask
     except TypeError as error:
-        return error
-    return None
+        raise UsageError(f"{written}: {error}.") from None

@@ -1,4 +1,6 @@
-"""What a recipe becomes on a device: mode defaults, micro-batch and precision."""
+"""What a recipe becomes on a device: learning rate, precision, micro-batch and reference, where it leaves them open."""
+
+from __future__ import annotations
 
 import os
 import sys
@@ -6,7 +8,12 @@ from dataclasses import dataclass, field
 
 from ..errors import UsageError
 from ..losses.trl_losses import COUPLED_LOSSES
-from .recipe import QLoRA, Recipe
+from .recipe import LoRA, QLoRA, Recipe
+
+
+def _processes() -> int:
+    """How many the launcher (accelerate, torchrun) has started."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 @dataclass(frozen=True)
@@ -15,7 +22,7 @@ class Device:
 
     kind: str = "cpu"
     bf16: bool = False
-    processes: int = field(default_factory=lambda: int(os.environ.get("WORLD_SIZE") or 1))
+    processes: int = field(default_factory=_processes)
 
 
 @dataclass(frozen=True)
@@ -34,46 +41,103 @@ class Settings:
 
 def resolve(recipe: Recipe, device: Device) -> Settings:
     """Decide what the recipe leaves open. UsageError when the batch does not divide or the precision does not exist."""
-    adapter, trl = recipe.adapter, recipe.trl
-    start = "start weights" if adapter is None else "frozen adapter" if adapter.continue_from else "adapter off"
-    reference = "moving copy" if trl.get("sync_ref_model") else "other model" if recipe.reference else start
-    rate = recipe.learning_rate or (5e-7 if adapter is None else 5e-6)
-    precompute = reference in ("start weights", "other model") or bool(trl.get("precompute_ref_log_probs"))
-    return Settings(device.kind, rate, *_precision(recipe, device), *_batch(recipe, device), reference, precompute)
-
-
-def _precision(recipe: Recipe, device: Device) -> tuple[str, str | None]:
-    half, auto = recipe.dtype, recipe.dtype == "auto" and not isinstance(recipe.adapter, QLoRA)
-    if half == "float32" or auto and (recipe.adapter is None or not device.bf16):
-        return "float32", "bf16" if auto and device.bf16 else None
-    if half == "auto":
-        half = "bfloat16" if device.bf16 or device.kind == "cpu" else "float16"
-    if half == "float16" and device.kind == "cpu":
-        raise UsageError("dtype='float16' does not train on a CPU: use 'float32' or 'bfloat16'.")
-    if half == "bfloat16" and device.kind == "cuda" and not device.bf16:
-        raise UsageError("dtype='bfloat16' is not native to this GPU: use 'auto', or 'float16' with an adapter.")
-    return half, "bf16" if half == "bfloat16" else "fp16"
-
-
-def _batch(recipe: Recipe, device: Device) -> tuple[int, int]:
-    """Pairs per device and forward, and forwards per step: their product over all processes is the global batch."""
-    total, processes, micro = recipe.global_batch_size, device.processes, recipe.micro_batch_size
-    share, rest = divmod(total, processes)
-    if rest:
-        near = " and ".join(str(n) for n in (total - rest, total - rest + processes) if n)
-        raise UsageError(f"global_batch_size={total} pairs do not divide over {processes} processes. Nearest: {near}.")
-    if micro is None and (coupled := recipe.loss_names & COUPLED_LOSSES):
-        raise UsageError(f"loss={min(coupled)!r} depends on which pairs share a forward: set micro_batch_size.")
-    micro = micro or max(n for n in (1, 2, 3, 4) if share % n == 0)
-    if share % micro:
-        divisors = ", ".join(str(n) for n in range(1, min(share, 1024) + 1) if share % n == 0)
-        why = f"micro_batch_size={micro} does not divide the {share} pairs per device and step. It can be {divisors}."
-        raise UsageError(why)
-    return micro, share // micro
+    weights, autocast = _precision(recipe, device)
+    micro_batch_size, accumulation = _batch(recipe, device)
+    reference = _reference(recipe)
+    return Settings(
+        device=device.kind,
+        learning_rate=_learning_rate(recipe),
+        weights=weights,
+        autocast=autocast,
+        micro_batch_size=micro_batch_size,
+        accumulation=accumulation,
+        reference=reference,
+        precompute=_precomputes(recipe, reference),
+    )
 
 
 def here() -> Device:
     """The device of this machine as far as it can be known without importing torch."""
-    if os.path.exists("/dev/nvidia0") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+    has_gpu = os.path.exists("/dev/nvidia0") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+    if has_gpu:
         return Device("cuda", bf16=True)
-    return Device("mps" if sys.platform == "darwin" and os.uname().machine == "arm64" else "cpu")
+    if sys.platform == "darwin" and os.uname().machine == "arm64":
+        return Device("mps")
+    return Device("cpu")
+
+
+def _learning_rate(recipe: Recipe) -> float:
+    if recipe.learning_rate is not None:
+        return recipe.learning_rate
+    return 5e-7 if recipe.adapter is None else 5e-6
+
+
+def _reference(recipe: Recipe) -> str:
+    """Which model the policy is compared with."""
+    if recipe.trl.get("sync_ref_model"):
+        return "moving copy"
+    if recipe.reference:
+        return "other model"
+    if recipe.adapter is None:
+        return "start weights"
+    if recipe.adapter.continue_from:
+        return "frozen adapter"
+    return "adapter off"
+
+
+def _precomputes(recipe: Recipe, reference: str) -> bool:
+    """Whether the log-probabilities are computed before training: a second model is then never held in memory."""
+    if reference in ("start weights", "other model"):
+        return True
+    return bool(recipe.trl.get("precompute_ref_log_probs"))
+
+
+def _precision(recipe: Recipe, device: Device) -> tuple[str, str | None]:
+    """The dtype of the base weights, and of autocast where there is any."""
+    if recipe.dtype == "auto":
+        return _automatic_precision(recipe.adapter, device)
+    if recipe.dtype == "float32":
+        return "float32", None
+    if recipe.dtype == "float16" and device.kind == "cpu":
+        raise UsageError("dtype='float16' does not train on a CPU: use 'float32' or 'bfloat16'.")
+    if recipe.dtype == "bfloat16" and device.kind == "cuda" and not device.bf16:
+        raise UsageError("dtype='bfloat16' is not native to this GPU: use 'auto', or 'float16' with an adapter.")
+    return recipe.dtype, "bf16" if recipe.dtype == "bfloat16" else "fp16"
+
+
+def _automatic_precision(adapter: LoRA | None, device: Device) -> tuple[str, str | None]:
+    if isinstance(adapter, QLoRA):  # a 4-bit base computes in 16 bit everywhere, slowly or not
+        if device.bf16 or device.kind == "cpu":
+            return "bfloat16", "bf16"
+        return "float16", "fp16"
+    if not device.bf16:
+        return "float32", None
+    if adapter is None:  # 16-bit weights swallow small steps
+        return "float32", "bf16"
+    return "bfloat16", "bf16"
+
+
+def _batch(recipe: Recipe, device: Device) -> tuple[int, int]:
+    """Pairs per device and forward, and forwards per step: their product over all processes is the global batch."""
+    total, processes = recipe.global_batch_size, device.processes
+    pairs, rest = divmod(total, processes)  # per device and step
+    if rest:
+        multiples = (total - rest, total - rest + processes)
+        nearest_sizes = " and ".join(str(size) for size in multiples if size > 0)
+        raise UsageError(
+            f"global_batch_size={total} pairs do not divide over {processes} processes. Nearest: {nearest_sizes}."
+        )
+
+    coupled = recipe.loss_names & COUPLED_LOSSES
+    if coupled and recipe.micro_batch_size is None:
+        raise UsageError(f"loss={min(coupled)!r} depends on which pairs share a forward: set micro_batch_size.")
+
+    micro_batch_size = recipe.micro_batch_size or max(size for size in (1, 2, 3, 4) if pairs % size == 0)
+    if pairs % micro_batch_size:
+        up_to = min(pairs, 1024)  # of a larger batch the message would be a list of thousands
+        divisors = ", ".join(str(size) for size in range(1, up_to + 1) if pairs % size == 0)
+        raise UsageError(
+            f"micro_batch_size={micro_batch_size} does not divide the {pairs} pairs per device and step. "
+            f"It can be {divisors}."
+        )
+    return micro_batch_size, pairs // micro_batch_size

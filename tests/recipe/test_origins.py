@@ -9,7 +9,7 @@ from dpo_recipes import Data, LoRA, QLoRA, Recipe
 from dpo_recipes.recipe.origins import origin, values_with_origins
 from dpo_recipes.recipe.overrides import apply
 from dpo_recipes.recipe.resolve import Device, resolve
-from dpo_recipes.recipe.validation import hints
+from dpo_recipes.recipe.validation import field_types
 
 GPU = Device("cuda", bf16=True, processes=1)
 
@@ -68,9 +68,9 @@ def test_a_number_of_the_loss_that_nobody_gave_is_its_default():
 def test_every_field_has_one_entry():
     recipe = make(adapter=LoRA(r=8), loss="cdpo", trl={"max_grad_norm": 0.5})
     expected = [
-        *(name for name in hints(Recipe) if name not in ("data", "trl", "loss_args")),
-        *(f"data.{name}" for name in hints(Data)),
-        *(f"adapter.{name}" for name in hints(LoRA)),
+        *(name for name in field_types(Recipe) if name not in ("data", "trl", "loss_args")),
+        *(f"data.{name}" for name in field_types(Data)),
+        *(f"adapter.{name}" for name in field_types(LoRA)),
         "loss_args.label_smoothing",
         "trl.max_grad_norm",
     ]

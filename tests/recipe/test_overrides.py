@@ -165,6 +165,7 @@ REFUSED = [
         ["trl.max_grad_nrom=1"],
         "trl.max_grad_nrom='1' is not a field of the installed DPOConfig. Did you mean 'max_grad_norm'?",
     ),
+    (["trl.optimizer=AdamW"], "trl.optimizer='AdamW' is not a field of the installed DPOConfig."),
     (["adapter=dora"], "adapter='dora' must be none, lora or qlora. Did you mean 'lora'?"),
     (
         ["adapter=none", "adapter.r=8"],

@@ -17,7 +17,7 @@ from dpo_recipes.losses.plugins import PLUGIN_LOSSES
 from dpo_recipes.losses.trl_losses import TRL_LOSSES
 from dpo_recipes.recipe.dpo_arguments import dpo_arguments
 from dpo_recipes.recipe.resolve import Device, resolve
-from dpo_recipes.recipe.validation import hints
+from dpo_recipes.recipe.validation import field_types
 
 PACKAGE = Path(dpo_recipes.__file__).parent
 GPU = Device("cuda", bf16=True, processes=1)
@@ -89,7 +89,7 @@ FIELDS = [
     *(f.name for f in dataclasses.fields(Recipe)),
     *(f"Data.{f.name}" for f in dataclasses.fields(Data)),
     *(f"LoRA.{f.name}" for f in dataclasses.fields(LoRA)),
-    *(f"QLoRA.{name}" for name in hints(QLoRA).keys() - hints(LoRA).keys()),
+    *(f"QLoRA.{name}" for name in field_types(QLoRA).keys() - field_types(LoRA).keys()),
 ]
 
 
@@ -180,6 +180,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"loss_args": {"x": 1}}, "Recipe.loss_args.x=1 is read by no loss of ['sigmoid']."),
     ({"reward": lambda text: 0.0}, "reward(prompt, completion): too many positional arguments."),
     ({"reward": 1.0}, "Recipe.reward=1.0 must be a function or none."),
+    ({"measures": {"length": len}}, "measures['length'](prompt, completion): too many positional arguments."),
     ({"prepare": lambda: None, "model": "{prepared}"}, "prepare(folder, seed): too many"),
     (
         {"prepare": fill},

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dpo_recipes import LoRA, Recipe
-from dpo_recipes.recipe.validation import expected, fits, hints
+from dpo_recipes.recipe.validation import field_types, has_type, type_in_words
 
 
 def test_evolve_keeps_what_was_given_and_what_was_not():
@@ -28,8 +28,8 @@ def test_evolve_keeps_what_was_given_and_what_was_not():
         ([1], str | list[str], False, "text or a list such as ['q_proj', 'v_proj']"),
         ({"a": 1}, dict[str, Any], True, "a dict such as {'name': value}"),
         ({1: 1}, dict[str, Any], False, "a dict such as {'name': value}"),
-        (len, hints(Recipe)["reward"], True, "a function or none"),
+        (len, field_types(Recipe)["reward"], True, "a function or none"),
     ],
 )
 def test_types_and_their_words(value, hint, holds, words):
-    assert fits(value, hint) is holds and expected(hint) == words
+    assert has_type(value, hint) is holds and type_in_words(hint) == words
