@@ -60,7 +60,7 @@ def test_there_are_recipes():
 
 def test_loading_all_of_them_imports_nothing_heavy():
     code = (
-        "import sys; from dpo_recipes import catalogue\n"
+        "import sys; from dpo_recipes.recipe import catalogue\n"
         "assert len([catalogue.load(p) for p in catalogue.recipe_files().values()]) >= 5\n"
         "heavy = {'torch', 'transformers', 'trl', 'datasets', 'peft'} & set(sys.modules); assert not heavy, heavy"
     )
