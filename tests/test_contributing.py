@@ -1,0 +1,41 @@
+"""CONTRIBUTING.md names what is there: its files exist, its import order is the one that is held."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from test_architecture import ORDER
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_every_file_that_it_names_is_there():
+    names = set(re.findall(r"`([\w/.]+(?:/|\.py|\.toml|\.txt|\.md))`", TEXT))
+    assert len(names) >= 20
+    for name in names:
+        places = (ROOT / name, ROOT / "dpo_recipes" / name, *(ROOT / "dpo_recipes").glob(f"*/{name}"))
+        assert any(place.exists() for place in places), name
+
+
+def test_the_import_order_is_the_one_that_is_held():
+    stated = re.search(r"```\n(errors < .*?)```", TEXT, re.S)[1]
+    levels = [{room.strip() for room in level.split(",")} for level in stated.split("<")]
+    package = ROOT / "dpo_recipes"
+    held = [
+        {room for room in rooms if (package / room).exists() or (package / f"{room}.py").exists()} for rooms in ORDER
+    ]
+    assert levels == [rooms for rooms in held if rooms and rooms != {"__main__"}]
+
+
+def test_every_table_that_it_names_is_in_the_file_it_names():
+    package = ROOT / "dpo_recipes"
+    for table, file in {
+        "PLUGIN_LOSSES": package / "losses/plugins.py",
+        "FORMATS": package / "formats/readers.py",
+        "METRICS": package / "evaluation/held_out.py",
+        "ACTS": ROOT / "tests/recipe/test_recipe.py",
+    }.items():
+        assert f"`{table}`" in TEXT
+        assert re.search(rf"^{table}\b", file.read_text(encoding="utf-8"), re.M), table
