@@ -114,16 +114,20 @@ def test_the_recipe_shown_whole_is_the_file():
 
 def test_every_file_of_the_package_is_in_the_tree_with_a_phrase():
     listed = README.partition("## The files")[2].partition("```\n")[2].partition("```")[0]
-    tree, folder = dict[str, str](), ""
-    for indent, name, phrase in re.findall(r"^( +)([\w/]+(?:\.py)?) {2,}(\S.*)$", listed, re.M):
+    phrases: dict[str, str] = {}
+    folder = ""
+    for line in listed.splitlines():
+        name, _, phrase = line.strip().partition(" ")
+        inside = line.startswith("    ")
         if name.endswith("/"):
             folder = name
-        else:
-            tree[name if len(indent) == 2 else folder + name] = phrase
+        elif line.startswith("  "):
+            phrases[folder + name if inside else name] = phrase.strip()
     package = ROOT / "dpo_recipes"
     files = {str(p.relative_to(package)) for p in package.rglob("*.py")}
     real = {name for name in files if not name.endswith(("__init__.py", "__main__.py")) or name == "__init__.py"}
-    assert len(real) > 30 and set(tree) == real
+    assert len(real) > 30 and set(phrases) == real
+    assert all(phrases.values())
 
 
 def test_recipes_and_losses_and_verbs_are_all_named():
