@@ -15,53 +15,130 @@ from ..errors import Finding
 from ..recipe.resolve import here
 from ..runs import environment
 
+# torch's own kernels of scaled_dot_product_attention, and packages that bring others.
+ATTENTION_KERNELS = ("flash", "mem_efficient", "cudnn", "math")
+ATTENTION_PACKAGES = ("flash_attn", "kernels", "liger_kernel", "xformers")
+
+HUB_TIMEOUT = 5  # seconds
+FULL = 5e9  # bytes free: a disk with no more than that is nearly full
+
 
 def doctor() -> Iterator[Finding]:
     """One finding for each thing looked at; `fail` where training cannot work."""
+    yield environment.versions()
+    yield _machine()
+    yield from _gpus()
+    yield from _device_without_cuda()
+    yield _attention()
+    yield _hub()
+    yield from _caches()
+    yield from _known_problems()
+
+
+def _machine() -> Finding:
     import torch
+
+    python = sys.version.split()[0]
+    text = f"Python {python}, {sys.platform}, {os.cpu_count()} cores, torch {torch.__version__}"
+    return Finding("pass", "machine", text)
+
+
+def _gpu_count() -> int:
+    """The GPUs that can be used: torch counts those that the driver cannot serve, too."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _gpus() -> Iterator[Finding]:
+    """Each GPU with its memory, and the dtypes that it computes in."""
+    import torch
+
+    for number in range(_gpu_count()):
+        name = torch.cuda.get_device_name(number)
+        free, total = torch.cuda.mem_get_info(number)  # bytes
+        if torch.cuda.get_device_capability(number) >= (8, 0):  # Ampere
+            dtypes = "bf16, fp16, fp32"
+        else:
+            dtypes = "fp16 and fp32, bf16 is not native"
+        yield Finding("pass", f"GPU {number}", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free; {dtypes}")
+
+
+def _device_without_cuda() -> Iterator[Finding]:
+    """What a run would train on where CUDA is not there; a GPU that is there and cannot be used is a fail."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    if here().kind == "cuda":
+        if torch.version.cuda:
+            reason = f"The driver does not serve CUDA {torch.version.cuda}, torch's own: update it."
+        else:
+            reason = f"torch {torch.__version__} is built without CUDA: install one that has it."
+        yield Finding("fail", "GPU", reason)
+    elif torch.backends.mps.is_available():
+        yield Finding("pass", "GPU", "an Apple GPU: fp32")
+    else:
+        yield Finding("pass", "GPU", "none: training runs on the CPU, in fp32")
+
+
+def _attention() -> Finding:
+    """The attention kernels that are switched on, and what is installed beside them."""
+    import torch
+
+    enabled = [kernel for kernel in ATTENTION_KERNELS if getattr(torch.backends.cuda, f"{kernel}_sdp_enabled")()]
+    installed = [package for package in ATTENTION_PACKAGES if find_spec(package)]
+    text = f"torch's {', '.join(enabled)}; installed beside it: {', '.join(installed) or 'none'}"
+    return Finding("pass", "attention", text)
+
+
+def _hub() -> Finding:
+    """Whether models and data sets can be fetched; offline mode asks nothing."""
+    from huggingface_hub import constants
+
+    only_local = "only local and cached models and data sets can be used."
+    if constants.HF_HUB_OFFLINE:
+        return Finding("warn", "hub", f"HF_HUB_OFFLINE is set: {only_local}")
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=HUB_TIMEOUT).close()
+    except (OSError, ValueError, HTTPException) as error:
+        return Finding("warn", "hub", f"{constants.ENDPOINT} does not answer ({error}): {only_local}")
+    return Finding("pass", "hub", constants.ENDPOINT)
+
+
+def _caches() -> Iterator[Finding]:
+    """Each cache folder, its free space, and whether it can be written."""
     from datasets.config import HF_DATASETS_CACHE
     from huggingface_hub import constants
 
-    yield environment.versions()
-    cuda, build, python = torch.cuda.is_available(), torch.__version__, sys.version.split()[0]
-    yield Finding("pass", "machine", f"Python {python}, {sys.platform}, {os.cpu_count()} cores, torch {build}")
-    for n in range(count := torch.cuda.device_count() * cuda):  # it counts what the driver cannot serve, too
-        name, (free, total) = torch.cuda.get_device_name(n), torch.cuda.mem_get_info(n)
-        native = torch.cuda.get_device_capability(n) >= (8, 0)
-        dtypes = "bf16, fp16, fp32" if native else "fp16 and fp32, bf16 is not native"
-        yield Finding("pass", f"GPU {n}", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free; {dtypes}")
-    if here().kind == "cuda" and not cuda:
-        why = f"The driver does not serve CUDA {own}, torch's own: update it." if (own := torch.version.cuda) else ""
-        yield Finding("fail", "GPU", why or f"torch {build} is built without CUDA: install one that has it.")
-    elif not cuda:
-        apple = torch.backends.mps.is_available()
-        yield Finding("pass", "GPU", "an Apple GPU: fp32" if apple else "none: training runs on the CPU, in fp32")
-    kinds, others = ("flash", "mem_efficient", "cudnn", "math"), ("flash_attn", "kernels", "liger_kernel", "xformers")
-    enabled = ", ".join(kind for kind in kinds if getattr(torch.backends.cuda, f"{kind}_sdp_enabled")())
-    beside = ", ".join(name for name in others if find_spec(name)) or "none"
-    yield Finding("pass", "attention", f"torch's {enabled}; installed beside it: {beside}")
-
-    try:
-        if not constants.HF_HUB_OFFLINE:
-            urllib.request.urlopen(constants.ENDPOINT, timeout=5).close()
-        offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
-    except (OSError, ValueError, HTTPException) as error:
-        offline = f"{constants.ENDPOINT} does not answer ({error})"
-    only = "only local and cached models and data sets can be used."
-    yield Finding("warn", "hub", f"{offline}: {only}") if offline else Finding("pass", "hub", constants.ENDPOINT)
     caches = {"models": constants.HF_HUB_CACHE, "data sets": HF_DATASETS_CACHE, "prepared": environment.cache()}
     for name, path in caches.items():
-        there = next(folder for folder in (Path(path), *Path(path).parents) if folder.is_dir())
-        free, writable = shutil.disk_usage(there).free, os.access(there, os.W_OK)
-        words = f"{path}: {free / 1e9:.0f} GB free{'' if writable else ', and it cannot be written'}"
-        yield Finding("pass" if writable and free > 5e9 else "warn", f"cache of {name}", words)
+        existing = _nearest_existing_folder(Path(path))  # a cache is made when it is first written to
+        free = shutil.disk_usage(existing).free
+        writable = os.access(existing, os.W_OK)
+        text = f"{path}: {free / 1e9:.0f} GB free"
+        if not writable:
+            text += ", and it cannot be written"
+        usable = writable and free > FULL
+        yield Finding("pass" if usable else "warn", f"cache of {name}", text)
 
-    cudnn = cuda and tuple(map(int, build.split(".")[:2])) >= (2, 11)
-    repacks = not cuda and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    for known, true in {
-        "cuDNN attention's gradients can be NaN under a mask (pytorch#196678): `train` switches it off.": cudnn,
-        "Several GPUs are visible, and one process uses one: set CUDA_VISIBLE_DEVICES=0.": count > 1,
-        "bitsandbytes repacks 4-bit weights on this CPU and spoils gradients: `train` prevents it.": repacks,
-    }.items():
-        if true:
-            yield Finding("warn", "known problem", known)
+
+def _nearest_existing_folder(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _known_problems() -> Iterator[Finding]:
+    """What is known to go wrong on a machine such as this one, and what is done about it."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    torch_version = tuple(int(number) for number in torch.__version__.split(".")[:2])
+    if cuda and torch_version >= (2, 11):
+        text = "cuDNN attention's gradients can be NaN under a mask (pytorch#196678): `train` switches it off."
+        yield Finding("warn", "known problem", text)
+    if _gpu_count() > 1:
+        text = "Several GPUs are visible, and one process uses one: set CUDA_VISIBLE_DEVICES=0."
+        yield Finding("warn", "known problem", text)
+    if not cuda and torch.backends.cpu.get_cpu_capability() == "AVX512":
+        text = "bitsandbytes repacks 4-bit weights on this CPU and spoils gradients: `train` prevents it."
+        yield Finding("warn", "known problem", text)

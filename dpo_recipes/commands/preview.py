@@ -1,7 +1,10 @@
 """A few pairs as the model sees them: special tokens, the border of prompt and answer, and what max_length cuts."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.rule import Rule
@@ -10,56 +13,114 @@ from rich.text import Text
 from ..recipe.recipe import Recipe
 from ..training.session import Session
 
-# style, and the most characters that are drawn of a part
-DRAWN = {"prompt": ("cyan", 1500), "chosen": ("green", 1500), "rejected": ("yellow", 1500), "cut": ("dim strike", 240)}
-# A newline stays one, behind its sign; no other control character, such as an escape sequence's first, gets through.
-SIGNS = {c: chr(0x2400 + c) for c in range(32)} | dict.fromkeys(range(127, 160), "\ufffd") | {10: "↵\n", 9: "→\t"}
+LEGEND = "▶ an answer begins, which is what is learned   ↵ a line ends"
 
 
-def rows(pairs: Any, tokenizer: Any, max_length: int | None, count: int) -> list[dict[str, Any]]:
-    """The first tokenised pairs, decoded: row, prompt and its tokens; of each side the kept and cut text and tokens."""
-    found: list[dict[str, Any]] = []
-    for number, pair in enumerate(islice(pairs, count)):
-        prompt = pair["prompt_ids"]
-        row = {"row": pair.get("row", str(number)), "prompt": tokenizer.decode(prompt), "prompt_tokens": len(prompt)}
-        for side in ("chosen", "rejected"):
-            ids, end = prompt + pair[f"{side}_ids"], max(max_length or 2**60, len(prompt))
-            # one text cut in three, since a decoder may drop the space before the first token that it is given
-            whole, kept = tokenizer.decode(ids), len(tokenizer.decode(ids[:end]))
-            row[side] = {"kept": whole[len(row["prompt"]) : kept], "cut": whole[kept:]}
-            row[side] |= {"tokens": len(ids) - len(prompt), "cut_tokens": len(ids[end:])}
-        found.append(row)
-    return found
+class Drawn(NamedTuple):
+    """How a part of a pair is drawn."""
+
+    style: str
+    characters: int  # the most that are drawn of it; of a longer text, the two ends
+
+
+PROMPT = Drawn("cyan", 1500)
+SIDES = {"chosen": Drawn("green", 1500), "rejected": Drawn("yellow", 1500)}
+CUT = Drawn("dim strike", 240)
+
+# What str.translate draws for a control character. None gets through, such as an escape sequence's first: those of
+# ASCII have a sign of their own in Unicode, 0x2400 above them, and the others (DEL and C1) are replaced.
+SIGNS: dict[int, str] = {code: chr(0x2400 + code) for code in range(32)}
+SIGNS |= dict.fromkeys(range(127, 160), "\ufffd")
+SIGNS |= {ord("\n"): "↵\n", ord("\t"): "→\t"}  # a newline and a tab stay what they are, behind their signs
 
 
 def preview(recipe: Recipe, *, count: int = 3, console: Console | None = None) -> list[dict[str, Any]]:
-    """Draw and return `rows` of the first train pairs that a recipe would train on."""
-    start = Session(recipe, console := console or Console())
-    start.read_pairs()
-    return draw(start.train, start.tokenizer.tokenizer, max_length=recipe.max_length, count=count, console=console)
+    """Draw and return `decode_pairs` of the first train pairs that a recipe would train on.
+
+    RecipeError where the recipe or its pairs cannot be used.
+    """
+    console = console or Console()
+    session = Session(recipe, console)
+    session.read_pairs()
+
+    tokenizer = session.tokenizer.tokenizer
+    pairs = decode_pairs(session.train, tokenizer, recipe.max_length, count)
+    draw_pairs(pairs, tokenizer, recipe.max_length, console)
+    return pairs
 
 
-def draw(pairs: Any, tokenizer: Any, *, max_length: int | None, count: int = 3, console: Console) -> list[dict]:
-    """Draw and return `rows`. Signs carry the meaning, and it reads without colour; nothing in the data is markup."""
-    special = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
+def decode_pairs(pairs: Iterable[Any], tokenizer: Any, max_length: int | None, count: int) -> list[dict[str, Any]]:
+    """The first tokenised pairs as text: row, prompt, prompt_tokens, and of each side what is kept and what is cut.
 
-    def drawn(text: str, style: str, most: int) -> Text:
-        texts = [text] if len(text) <= most else [text[: most // 2], text[-(most // 2) :]]
-        gap = f"\n[... {len(text) - most:,} more characters ...]\n"
-        return Text(gap.join(end.translate(SIGNS) for end in texts), style)
+    A side is {"kept", "cut", "tokens", "cut_tokens"}; its `tokens` are all that it has, with those that are cut.
+    """
+    decoded = []
+    for number, pair in enumerate(islice(pairs, count)):
+        prompt_ids = pair["prompt_ids"]
+        decoded.append(
+            {
+                "row": pair.get("row", str(number)),
+                "prompt": tokenizer.decode(prompt_ids),
+                "prompt_tokens": len(prompt_ids),
+                "chosen": _decode_side(prompt_ids, pair["chosen_ids"], tokenizer, max_length),
+                "rejected": _decode_side(prompt_ids, pair["rejected_ids"], tokenizer, max_length),
+            }
+        )
+    return decoded
 
-    for row in (found := rows(pairs, tokenizer, max_length, count)):
-        p, c, r = row["prompt_tokens"], row["chosen"]["tokens"], row["rejected"]["tokens"]
-        title = Text(f"row {row['row']}: prompt {p:,}, chosen {c:,}, rejected {r:,} tokens")
-        console.print(Rule(title, align="left"))
-        shown = Text().append_text(drawn(row["prompt"], *DRAWN["prompt"]))  # a base style would colour all
-        for side in ("chosen", "rejected"):
-            shown.append("" if shown.plain.endswith("\n") else "\n").append(f"{side:8} ▶", "bold")
-            shown.append_text(drawn(row[side]["kept"], *DRAWN[side]))
-            if n := row[side]["cut_tokens"]:
-                shown.append(f"[cut at max_length={max_length}: {n:,} tokens]", "bold")
-                shown.append_text(drawn(row[side]["cut"], *DRAWN["cut"]))
-        shown.highlight_words(special, "bold")
-        console.print(shown, soft_wrap=not console.is_terminal)
-    console.print("▶ an answer begins, which is what is learned   ↵ a line ends", style="dim")
-    return found
+
+def _decode_side(prompt_ids: list[int], side_ids: list[int], tokenizer: Any, max_length: int | None) -> dict[str, Any]:
+    ids = prompt_ids + side_ids
+    end = len(ids) if max_length is None else max(max_length, len(prompt_ids))
+
+    # One text is cut in three, since a decoder may drop the space before the first token that it is given.
+    text = tokenizer.decode(ids)
+    prompt_characters = len(tokenizer.decode(prompt_ids))
+    kept_characters = len(tokenizer.decode(ids[:end]))
+    return {
+        "kept": text[prompt_characters:kept_characters],
+        "cut": text[kept_characters:],
+        "tokens": len(side_ids),
+        "cut_tokens": len(ids[end:]),
+    }
+
+
+def draw_pairs(pairs: Iterable[dict[str, Any]], tokenizer: Any, max_length: int | None, console: Console) -> None:
+    """Draw decoded pairs. Signs carry the meaning, and it reads without colour; nothing in the data is markup."""
+    added_tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    special_tokens = {*tokenizer.all_special_tokens, *added_tokens}
+
+    for pair in pairs:
+        tokens = (
+            f"prompt {pair['prompt_tokens']:,}, chosen {pair['chosen']['tokens']:,}, "
+            f"rejected {pair['rejected']['tokens']:,} tokens"
+        )
+        console.print(Rule(Text(f"row {pair['row']}: {tokens}"), align="left"))
+        text = _pair_text(pair, max_length)
+        text.highlight_words(special_tokens, "bold")
+        console.print(text, soft_wrap=not console.is_terminal)  # in a pipe, a line stays one
+    console.print(LEGEND, style="dim")
+
+
+def _pair_text(pair: dict[str, Any], max_length: int | None) -> Text:
+    text = Text()  # without a style, which would be that of all its parts
+    text.append_text(_part_text(pair["prompt"], PROMPT))
+    for name, drawn in SIDES.items():
+        side = pair[name]
+        if not text.plain.endswith("\n"):
+            text.append("\n")
+        text.append(f"{name:8} ▶", "bold")
+        text.append_text(_part_text(side["kept"], drawn))
+        if side["cut_tokens"]:
+            text.append(f"[cut at max_length={max_length}: {side['cut_tokens']:,} tokens]", "bold")
+            text.append_text(_part_text(side["cut"], CUT))
+    return text
+
+
+def _part_text(part: str, drawn: Drawn) -> Text:
+    if len(part) <= drawn.characters:
+        return Text(part.translate(SIGNS), drawn.style)
+    half = drawn.characters // 2
+    start, end = part[:half].translate(SIGNS), part[-half:].translate(SIGNS)
+    left_out = len(part) - drawn.characters
+    return Text(f"{start}\n[... {left_out:,} more characters ...]\n{end}", drawn.style)

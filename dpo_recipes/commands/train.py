@@ -31,7 +31,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     Raises RecipeError with one readable message for whatever is the user's to fix; nothing is left half-written.
     """
     console = console or Console()
-    start = Session(recipe, console)
+    session = Session(recipe, console)
     # These import torch: what could be refused without it is refused by now.
     from ..evaluation.answers import answers
     from ..training.metrics_log import MetricsLog
@@ -40,13 +40,13 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     bar = TrainingBar(console, shown_while_training)
     with _run_folder(Path(runs), recipe.name) as run, contextlib.closing(bar):
         # The pairs, and the trainer that takes them
-        start.read_pairs()
-        _show_pairs(start)
-        trainer = start.make_trainer(run.path / "checkpoints", [MetricsLog(run.path / "metrics.jsonl", bar)])
+        session.read_pairs()
+        _show_pairs(session)
+        trainer = session.make_trainer(run.path / "checkpoints", [MetricsLog(run.path / "metrics.jsonl", bar)])
         who = _policy_and_reference(trainer)
-        _describe(run, trainer, start, who)
-        start.say(f"Policy: {who['policy']}. Reference: {who['reference']}.")
-        start.say(_amounts(trainer))
+        _describe(run, trainer, session, who)
+        session.say(f"Policy: {who['policy']}. Reference: {who['reference']}.")
+        session.say(_amounts(trainer))
 
         # Before training
         same_start = trainer.health.same_start
@@ -56,15 +56,15 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
 
         # Training. Of a stream, the drops are known only when it has been read.
         if recipe.data.streaming:
-            start.report["train"]["dropped"].clear()  # what was read to look at it is read again
+            session.report["train"]["dropped"].clear()  # what was read to look at it is read again
         trainer.train()
         bar.close()
         if recipe.data.streaming:
-            files.write_json(run.path / "data.json", start.report)
-            console.print(data_table(start.report))
+            files.write_json(run.path / "data.json", session.report)
+            console.print(data_table(session.report))
 
         # The model first: whatever goes wrong from here on, the training is not lost.
-        files.write_folder(run.path / "model", lambda where: _save_model(where, trainer, start.tokenizer))
+        files.write_folder(run.path / "model", lambda where: _save_model(where, trainer, session.tokenizer))
 
         # After training: the numbers, then the answers, which may fail in the recipe's own reward
         with console.status("held-out pairs after training"):
@@ -73,14 +73,14 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         _write_results(run, recipe, who, before, after)
 
         with console.status("answers of reference and policy"), trainer.accelerator.autocast():
-            samples, (truth_before, truth_after) = answers(recipe, trainer, start.reference)
+            samples, (truth_before, truth_after) = answers(recipe, trainer, session.reference)
         files.write_jsonl(run.path / "samples.jsonl", samples)
         before.update(truth_before)
         after.update(truth_after)
         _write_results(run, recipe, who, before, after)
 
     console.print(comparison_table(after["pairs"], compared(before, after)))
-    start.say(f"{run.path} holds the model, the numbers and the answers.")
+    session.say(f"{run.path} holds the model, the numbers and the answers.")
     return run
 
 
@@ -98,14 +98,14 @@ def _run_folder(runs: Path, name: str) -> Iterator[folder.Run]:
         raise
 
 
-def _show_pairs(start: Session) -> None:
+def _show_pairs(session: Session) -> None:
     """Print the data report and what a reader of the log should know of it; RecipeError where a finding is a fail."""
-    start.console.print(data_table(start.report))
-    for finding in start.findings:
+    session.console.print(data_table(session.report))
+    for finding in session.findings:
         if finding.level == "warn" or finding.name == "pairs":
-            start.say(finding.text)
+            session.say(finding.text)
 
-    fails = [f"{finding.name}: {finding.text}" for finding in start.findings if finding.level == "fail"]
+    fails = [f"{finding.name}: {finding.text}" for finding in session.findings if finding.level == "fail"]
     if fails:
         raise RecipeError("\n".join(fails))
 
@@ -175,7 +175,7 @@ def _amounts(trainer: RecipeTrainer) -> str:
     return sentence
 
 
-def _describe(run: folder.Run, trainer: RecipeTrainer, start: Session, who: dict[str, Any]) -> None:
+def _describe(run: folder.Run, trainer: RecipeTrainer, session: Session, who: dict[str, Any]) -> None:
     """Write everything about a run that is known before its first step."""
     recipe = trainer.recipe
     if recipe.source:
@@ -189,8 +189,8 @@ def _describe(run: folder.Run, trainer: RecipeTrainer, start: Session, who: dict
         values[field] = {"value": value, "origin": origin}
     files.write_json(run.path / "recipe.json", values)
     files.write_json(run.path / "trl.json", trainer.args.to_dict())
-    files.write_json(run.path / "environment.json", environment.environment(recipe.seed, vars(start.device)))
-    files.write_json(run.path / "data.json", start.report)
+    files.write_json(run.path / "environment.json", environment.environment(recipe.seed, vars(session.device)))
+    files.write_json(run.path / "data.json", session.report)
     files.write_json(run.path / "reference.json", who)
 
 

@@ -9,7 +9,7 @@ import pytest
 from making import CHATML, make_tokenizer
 from rich.console import Console
 
-from dpo_recipes.commands.preview import draw, rows
+from dpo_recipes.commands.preview import decode_pairs, draw_pairs
 
 TOKENIZER = make_tokenizer(CHATML)
 
@@ -21,22 +21,23 @@ def tokenised(prompt, chosen, rejected, name="file:0"):
 
 def shown(*pairs, max_length=None, count=3, **console):
     out = io.StringIO()
-    draw(pairs, TOKENIZER, max_length=max_length, count=count, console=Console(file=out, width=200, **console))
+    decoded = decode_pairs(pairs, TOKENIZER, max_length, count)
+    draw_pairs(decoded, TOKENIZER, max_length, Console(file=out, width=200, **console))
     return out.getvalue()
 
 
 def test_rows_hold_what_is_kept_and_what_is_cut():
     pairs = [tokenised("ab\n", "cdefg<|im_end|>", "xy<|im_end|>"), tokenised("abcdefgh", "i", "j", "file:1")]
-    first, second = rows(pairs, TOKENIZER, 6, 5)
+    first, second = decode_pairs(pairs, TOKENIZER, 6, 5)
     assert first == {
         "row": "file:0", "prompt": "ab\n", "prompt_tokens": 3,
         "chosen": {"kept": "cde", "cut": "fg<|im_end|>", "tokens": 6, "cut_tokens": 3},
         "rejected": {"kept": "xy<|im_end|>", "cut": "", "tokens": 3, "cut_tokens": 0},
     }  # fmt: skip
     assert second["chosen"] == {"kept": "", "cut": "i", "tokens": 1, "cut_tokens": 1}
-    assert rows(pairs, TOKENIZER, None, 1)[0]["chosen"]["kept"] == "cdefg<|im_end|>"
+    assert decode_pairs(pairs, TOKENIZER, None, 1)[0]["chosen"]["kept"] == "cdefg<|im_end|>"
     nameless = {name: ids for name, ids in pairs[0].items() if name != "row"}
-    assert rows(iter([nameless]), TOKENIZER, None, 1)[0]["row"] == "0"
+    assert decode_pairs(iter([nameless]), TOKENIZER, None, 1)[0]["row"] == "0"
 
 
 def test_a_pipe_shows_border_newlines_special_tokens_and_the_cut_as_signs():
