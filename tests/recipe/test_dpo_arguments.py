@@ -28,11 +28,13 @@ def test_the_table_names_dpoconfig_fields_only_and_all_that_are_ours():
 @pytest.mark.parametrize(
     ("loss", "types", "weights"),
     [
-        ("hinge", ["hinge"], None), ({"sigmoid": 1.0}, ["sigmoid"], None),
+        ("hinge", ["hinge"], None),
+        ({"sigmoid": 1.0}, ["sigmoid"], None),
         ({"sigmoid": 1.0, "hinge": 0.2}, ["sigmoid", "hinge"], [1.0, 0.2]),
-        ("cdpo", [], None), ({"hinge": 0.5, "cdpo": 1.0}, ["hinge"], [0.5]),
+        ("cdpo", [], None),
+        ({"hinge": 0.5, "cdpo": 1.0}, ["hinge"], [0.5]),
     ],
-)  # fmt: skip
+)
 def test_trl_gets_its_own_losses_and_weights(loss, types, weights):
     recipe = make(loss=loss)
     config = dpo_arguments(recipe, resolve(recipe, GPU), "")
@@ -50,11 +52,10 @@ def test_dpoconfig_accepts_the_table(tmp_path):
 
     recipe = make(loss={"sigmoid": 1.0, "hinge": 0.5}, trl={"lr_scheduler_type": "cosine", "warmup_steps": 0.1})
     config = dpo_arguments(recipe, resolve(recipe, CPU), str(tmp_path))
-    made = DPOConfig(**config)
-    assert (made.loss_type, made.loss_weights, made.beta) == (["sigmoid", "hinge"], [1.0, 0.5], 0.1)
-    assert (
-        made.per_device_train_batch_size == 4
-        and made.learning_rate == 5e-7
-        and made.gradient_accumulation_steps == 4
-        and not made.bf16
-    )
+    accepted = DPOConfig(**config)
+    assert (accepted.loss_type, accepted.loss_weights) == (["sigmoid", "hinge"], [1.0, 0.5])
+    assert accepted.beta == 0.1
+    assert accepted.learning_rate == 5e-7
+    assert accepted.per_device_train_batch_size == 4
+    assert accepted.gradient_accumulation_steps == 4
+    assert not accepted.bf16

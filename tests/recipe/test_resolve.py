@@ -12,12 +12,10 @@ from dpo_recipes.losses.trl_losses import COUPLED_LOSSES
 from dpo_recipes.recipe.dpo_arguments import dpo_arguments
 from dpo_recipes.recipe.resolve import Device, here, resolve
 
-CPU, GPU, OLD, MAC = (
-    Device("cpu", processes=1),
-    Device("cuda", True, 1),
-    Device("cuda", False, 1),
-    Device("mps", False, 1),
-)
+CPU = Device("cpu", processes=1)
+GPU = Device("cuda", bf16=True, processes=1)
+OLD = Device("cuda", bf16=False, processes=1)  # a GPU without bf16
+MAC = Device("mps", processes=1)
 
 
 def make(**changes: Any) -> Recipe:
@@ -27,16 +25,21 @@ def make(**changes: Any) -> Recipe:
 @pytest.mark.parametrize(
     ("adapter", "dtype", "device", "weights", "autocast"),
     [
-        (None, "auto", GPU, "float32", "bf16"), (LoRA(), "auto", GPU, "bfloat16", "bf16"),
+        (None, "auto", GPU, "float32", "bf16"),
+        (LoRA(), "auto", GPU, "bfloat16", "bf16"),
         (QLoRA(), "auto", GPU, "bfloat16", "bf16"),
-        (None, "auto", OLD, "float32", None), (LoRA(), "auto", OLD, "float32", None),
+        (None, "auto", OLD, "float32", None),
+        (LoRA(), "auto", OLD, "float32", None),
         (QLoRA(), "auto", OLD, "float16", "fp16"),
-        (None, "auto", CPU, "float32", None), (LoRA(), "auto", CPU, "float32", None),
+        (None, "auto", CPU, "float32", None),
+        (LoRA(), "auto", CPU, "float32", None),
         (QLoRA(), "auto", CPU, "bfloat16", "bf16"),
-        (LoRA(), "auto", MAC, "float32", None), (LoRA(), "float32", GPU, "float32", None),
-        (LoRA(), "float16", OLD, "float16", "fp16"), (LoRA(), "bfloat16", CPU, "bfloat16", "bf16"),
+        (LoRA(), "auto", MAC, "float32", None),
+        (LoRA(), "float32", GPU, "float32", None),
+        (LoRA(), "float16", OLD, "float16", "fp16"),
+        (LoRA(), "bfloat16", CPU, "bfloat16", "bf16"),
     ],
-)  # fmt: skip
+)
 def test_precision_by_mode(adapter, dtype, device, weights, autocast):
     settings = resolve(make(adapter=adapter, dtype=dtype), device)
     config = dpo_arguments(make(), settings, "")
@@ -48,12 +51,18 @@ def test_precision_by_mode(adapter, dtype, device, weights, autocast):
 @pytest.mark.parametrize(
     ("changes", "device", "message"),
     [
-        ({"dtype": "float16", "adapter": LoRA()}, CPU,
-         "dtype='float16' does not train on a CPU: use 'float32' or 'bfloat16'."),
-        ({"dtype": "bfloat16", "adapter": LoRA()}, OLD,
-         "dtype='bfloat16' is not native to this GPU: use 'auto', or 'float16' with an adapter."),
+        (
+            {"dtype": "float16", "adapter": LoRA()},
+            CPU,
+            "dtype='float16' does not train on a CPU: use 'float32' or 'bfloat16'.",
+        ),
+        (
+            {"dtype": "bfloat16", "adapter": LoRA()},
+            OLD,
+            "dtype='bfloat16' is not native to this GPU: use 'auto', or 'float16' with an adapter.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_precision_that_does_not_exist_is_refused(changes, device, message):
     with pytest.raises(UsageError) as error:
         resolve(make(**changes), device)
@@ -69,10 +78,16 @@ def test_the_learning_rate_by_mode(adapter, rate):
 @pytest.mark.parametrize(
     ("total", "micro", "processes", "pairs"),
     [
-        (16, None, 1, (4, 4)), (16, None, 8, (2, 1)), (7, None, 1, (1, 7)), (6, None, 1, (3, 2)), (1, None, 1, (1, 1)),
-        (16, 16, 1, (16, 1)), (64, 2, 4, (2, 8)), (10**14, None, 1, (4, 25 * 10**12)),
+        (16, None, 1, (4, 4)),
+        (16, None, 8, (2, 1)),
+        (7, None, 1, (1, 7)),
+        (6, None, 1, (3, 2)),
+        (1, None, 1, (1, 1)),
+        (16, 16, 1, (16, 1)),
+        (64, 2, 4, (2, 8)),
+        (10**14, None, 1, (4, 25 * 10**12)),
     ],
-)  # fmt: skip
+)
 def test_micro_batch_and_accumulation_follow_from_the_global_batch(total, micro, processes, pairs):
     settings = resolve(make(global_batch_size=total, micro_batch_size=micro), Device("cuda", True, processes))
     assert (settings.micro_batch_size, settings.accumulation) == pairs
@@ -87,7 +102,7 @@ def test_micro_batch_and_accumulation_follow_from_the_global_batch(total, micro,
         (10, None, 4, "global_batch_size=10 pairs do not divide over 4 processes. Nearest: 8 and 12."),
         (1, None, 4, "global_batch_size=1 pairs do not divide over 4 processes. Nearest: 4."),
     ],
-)  # fmt: skip
+)
 def test_a_batch_that_does_not_divide_is_refused(total, micro, processes, message):
     with pytest.raises(UsageError) as error:
         resolve(make(global_batch_size=total, micro_batch_size=micro), Device("cuda", True, processes))
