@@ -42,7 +42,7 @@ class Clock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self._begun)
 
 
-def try_steps(start: Session) -> Trial:
+def try_steps(session: Session) -> Trial:
     """Train for a step on the longest pairs and for TIMED others, and evaluate the longest batch; nothing is kept.
 
     Whatever is wrong with a step is raised: the guard's RecipeError, or the error of a library or of the device.
@@ -58,7 +58,7 @@ def try_steps(start: Session) -> Trial:
         "push_to_hub": False,
     }
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _on_the_longest_pairs(start).make_trainer(Path(folder), [clock], **options)
+        trainer = _on_the_longest_pairs(session).make_trainer(Path(folder), [clock], **options)
 
         def train_and_evaluate() -> None:
             trainer.train()
@@ -73,16 +73,16 @@ def try_steps(start: Session) -> Trial:
     )
 
 
-def _on_the_longest_pairs(start: Session) -> Session:
-    """The same start on few pairs: the longest of a step, then the first ones; the longest of an evaluation batch."""
-    recipe = start.recipe
+def _on_the_longest_pairs(session: Session) -> Session:
+    """The session on few pairs: the longest of a step, then the first ones; the longest of an evaluation batch."""
+    recipe = session.recipe
     pairs_a_step = recipe.global_batch_size
-    pairs_a_pass = recipe.trl.get("per_device_eval_batch_size", start.settings.micro_batch_size)
-    first = range(min(len(start.train), TIMED * pairs_a_step))
+    pairs_a_pass = recipe.trl.get("per_device_eval_batch_size", session.settings.micro_batch_size)
+    first = range(min(len(session.train), TIMED * pairs_a_step))
 
-    few = copy.copy(start)
-    few.train = start.train.select([*_longest_first(start.train)[:pairs_a_step], *first])
-    few.eval = start.eval.select(_longest_first(start.eval)[:pairs_a_pass])
+    few = copy.copy(session)
+    few.train = session.train.select([*_longest_first(session.train)[:pairs_a_step], *first])
+    few.eval = session.eval.select(_longest_first(session.eval)[:pairs_a_pass])
     return few
 
 

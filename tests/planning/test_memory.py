@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,16 +19,19 @@ from dpo_recipes.models.adapter import peft_config
 from dpo_recipes.models.skeleton import skeleton
 from dpo_recipes.models.tokenizer import load_tokenizer
 from dpo_recipes.models.weights import load_weights
-from dpo_recipes.planning.memory import PARTS, Head, Live, Plan, measured_peak, parse_memory, plan
-from dpo_recipes.planning.ways_out import ways_out
+from dpo_recipes.planning.memory import PARTS, Head, Live, format_memory, measured_peak, parse_memory, plan
 from dpo_recipes.recipe.dpo_arguments import dpo_arguments
 from dpo_recipes.recipe.resolve import Device, resolve
 from dpo_recipes.training.trainer import RecipeTrainer, config
 
 SMALL = {
-    "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 500,
-}  # fmt: skip
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 500,
+}
 OPEN = {"gradient_checkpointing": False}
 TOKENS = 160
 
@@ -74,27 +78,37 @@ def start(tiny, tmp_path_factory):
 
 
 BF16 = Device("cpu", bf16=True)
+
+
+class Case(NamedTuple):
+    """A run that is planned, and then measured."""
+
+    sizes: dict = {}  # of the model, over SMALL
+    changes: dict = {}  # of the recipe
+    device: Device = Device()
+
+
 MEASURED = {
-    "lora, checkpointing": ({}, {}, Device()),
-    "lora": ({}, {"trl": OPEN}, Device()),
-    "full, accumulation": ({}, {"adapter": None, "micro_batch_size": 1, "trl": OPEN}, Device()),
-    "full, wide, checkpointing": ({"hidden_size": 512, "vocab_size": 264}, {"adapter": None}, Device()),
-    "full, bf16 autocast": ({"hidden_size": 256}, {"adapter": None, "micro_batch_size": 2, "trl": OPEN}, BF16),
-    "sgd": ({"hidden_size": 512, "vocab_size": 264}, {"adapter": None, "trl": {"optim": "sgd"}}, Device()),
-    "tied, large vocabulary": (
+    "lora, checkpointing": Case(),
+    "lora": Case(changes={"trl": OPEN}),
+    "full, accumulation": Case(changes={"adapter": None, "micro_batch_size": 1, "trl": OPEN}),
+    "full, wide, checkpointing": Case({"hidden_size": 512, "vocab_size": 264}, {"adapter": None}),
+    "full, bf16 autocast": Case({"hidden_size": 256}, {"adapter": None, "micro_batch_size": 2, "trl": OPEN}, BF16),
+    "sgd": Case({"hidden_size": 512, "vocab_size": 264}, {"adapter": None, "trl": {"optim": "sgd"}}),
+    "tied, large vocabulary": Case(
         {"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": True, "vocab_size": 35000},
-        {"micro_batch_size": 1, "trl": OPEN}, Device(),
+        {"micro_batch_size": 1, "trl": OPEN},
     ),
-    "bf16 weights": ({}, {"dtype": "bfloat16", "trl": OPEN}, Device()),
-    "dora, eager attention": ({}, {"adapter": LoRA(r=4, use_dora=True), "attn_implementation": "eager"}, Device()),
-    "sliding window": ({"model_type": "gemma3_text", "head_dim": 32}, {"trl": OPEN}, Device()),
-    "experts": (
+    "bf16 weights": Case(changes={"dtype": "bfloat16", "trl": OPEN}),
+    "dora, eager attention": Case(changes={"adapter": LoRA(r=4, use_dora=True), "attn_implementation": "eager"}),
+    "sliding window": Case({"model_type": "gemma3_text", "head_dim": 32}, {"trl": OPEN}),
+    "experts": Case(
         {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
-        {"dtype": "bfloat16"}, Device(),
+        {"dtype": "bfloat16"},
     ),
-    "qlora": ({}, {"adapter": QLoRA(r=4), "trl": OPEN}, Device()),
-    "moving copy": ({"hidden_size": 256}, {"adapter": None, "trl": {**OPEN, "sync_ref_model": True}}, Device()),
-}  # fmt: skip
+    "qlora": Case(changes={"adapter": QLoRA(r=4), "trl": OPEN}),
+    "moving copy": Case({"hidden_size": 256}, {"adapter": None, "trl": {**OPEN, "sync_ref_model": True}}),
+}
 
 
 @pytest.mark.slow
@@ -219,7 +233,7 @@ def test_the_head_on_paper_allocates_what_trls_head_does(
     assert peaks[0] == pytest.approx(peaks[1], rel=0.02)
 
 
-# ------------------------------------------------------------------------------------------------------------ ways out
+# ---------------------------------------------------------------------------------------------- what cannot be known
 
 
 def test_a_model_that_does_not_run_on_fake_tensors_is_a_reason(tiny, monkeypatch):
@@ -235,42 +249,27 @@ def test_a_model_that_does_not_run_on_fake_tensors_is_a_reason(tiny, monkeypatch
         plan(bare, recipe, settings, tokens=TOKENS)
 
 
-def bytes_of(recipe: Recipe) -> Plan:
-    """A plan of made-up numbers: 100 for each pair and 1,024 tokens, twice that without checkpointing, and weights."""
-    pairs = recipe.micro_batch_size or 4
-    size = 100 * pairs * (recipe.max_length or 1024) // 1024 * (1 + (recipe.trl.get("gradient_checkpointing") is False))
-    weights = 1000 if recipe.adapter is None else 50 if isinstance(recipe.adapter, QLoRA) else 200
-    return Plan(0, 0, "step", weights, 0, 0, 0, 0, size, 0, weights + size)
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("24GB", 24 * 10**9), ("80 GiB", 80 * 2**30), ("512mb", 512 * 10**6), ("1.5g", 15 * 10**8), ("1TiB", 2**40)],
+)
+def test_memory_is_read_as_people_write_it(text, size):
+    assert parse_memory(text) == size
 
 
-def test_ways_out_come_nearest_first_and_stop_where_one_fits():
-    recipe = Recipe(model="m", data=Data("d"), max_length=2048, micro_batch_size=4, trl=OPEN)
-    same = "micro_batch_size=1", "micro_batch_size=1 trl.gradient_checkpointing=true"
-    found = [(text, p.peak) for text, p in ways_out(recipe, 10, bytes_of)]
-    assert found == [
-        (same[0], 1400), (same[1], 1200), (f"{same[1]} max_length=1024", 1100), (f"{same[1]} max_length=512", 1050),
-        (f"{same[1]} max_length=256", 1025), (f"{same[1]} adapter=lora", 400), (f"{same[1]} adapter=qlora", 250),
-    ]  # fmt: skip
-    assert [text for text, _ in ways_out(recipe, 1200, bytes_of)] == list(same)
-    assert [text for text, _ in ways_out(recipe, 400, bytes_of)][-1] == f"{same[1]} adapter=lora"
-    done = Recipe(model="m", data=Data("d"), max_length=256, micro_batch_size=1, adapter=QLoRA())
-    assert list(ways_out(done, 10, bytes_of)) == []
+@pytest.mark.parametrize("text", ["", "much", "24 gigs", "-1GB", "0GB", "1.GB", "24"])
+def test_what_is_no_amount_of_memory_is_refused(text):
+    with pytest.raises(UsageError, match="is no amount of memory. Examples: 24GB, 80GiB, 512MB"):
+        parse_memory(text)
 
 
-def test_no_way_out_changes_the_pairs_that_share_a_loss_or_what_the_recipe_refuses():
-    coupled = Recipe(model="m", data=Data("d"), loss="aot", micro_batch_size=4, max_length=512)
-    assert [text for text, _ in ways_out(coupled, 10, bytes_of)] == ["max_length=256", "adapter=lora", "adapter=qlora"]
-    moving = Recipe(model="m", data=Data("d"), micro_batch_size=1, max_length=512, trl={"sync_ref_model": True})
-    assert [text for text, _ in ways_out(moving, 10, bytes_of)] == ["max_length=256"]
-
-
-def test_memory_is_read_as_people_write_it():
-    assert [parse_memory(t) for t in ("24GB", "80 GiB", "512mb", "1.5g", "1TiB")] == [
-        24 * 10**9, 80 * 2**30, 512 * 10**6, 15 * 10**8, 2**40,
-    ]  # fmt: skip
-    for text in ("", "much", "24 gigs", "-1GB", "0GB", "1.GB", "24"):
-        with pytest.raises(UsageError, match="is no amount of memory. Examples: 24GB, 80GiB, 512MB"):
-            parse_memory(text)
+def test_memory_is_written_as_people_read_it():
+    assert [format_memory(size) for size in (24e9, 10**8, 99_900_000, 10**6)] == [
+        "24.00 GB",
+        "0.10 GB",
+        "99.9 MB",
+        "1.0 MB",
+    ]
 
 
 def test_the_measured_peak_is_what_a_step_holds_at_most_beside_what_was_there():
