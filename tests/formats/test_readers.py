@@ -5,7 +5,7 @@ How to add a form: `test_a_new_form_is_one_function_and_one_row`.
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 from making import write_jsonl
@@ -412,6 +412,7 @@ def test_a_new_form_is_one_function_and_one_row(tmp_path, monkeypatch):
         seen_in=("forum.example",),
     )
     monkeypatch.setitem(FORMATS, "forum", new_format)
+    monkeypatch.setattr(recipe, "Format", Literal[tuple(FORMATS)])  # as at the next import
     rows = [
         {"title": "Tea?", "a": "Yes.", "b": "No.", "votes_a": 5, "votes_b": 2},
         {"title": "Milk?", "a": "Yes.", "b": "No.", "votes_a": 0, "votes_b": 2},
@@ -419,12 +420,12 @@ def test_a_new_form_is_one_function_and_one_row(tmp_path, monkeypatch):
     ]
     path = str(write_jsonl(tmp_path / "forum.jsonl", rows))
 
-    assert choose_format(rows, path, named="forum", max_dropped=0.5) == "forum"
-    read = preference_dataset.read(Data(path, eval=0.5), {path: 1.0})
-    replies = {row["prompt"][0]["content"]: row["chosen"][0]["content"] for row in (*read.train, *read.eval)}
-    assert replies == {"Tea?": "Yes.", "Milk?": "No."}
-    assert read.report["format"] == "forum"
-    assert read.report["train"]["dropped"] == {"tie": {"count": 1, "rows": ["2"]}}
+    for data in (Data(path, eval=0.5), Data(path, eval=0.5, format="forum")):
+        read = preference_dataset.read(data, {path: 1.0})
+        replies = {row["prompt"][0]["content"]: row["chosen"][0]["content"] for row in (*read.train, *read.eval)}
+        assert replies == {"Tea?": "Yes.", "Milk?": "No."}
+        assert read.report["format"] == "forum"
+        assert read.report["train"]["dropped"] == {"tie": {"count": 1, "rows": ["2"]}}
 
 
 def test_plain_text_is_read_as_it_is_where_it_is_named():
