@@ -6,11 +6,13 @@ import hashlib
 import json
 import math
 import os
-import re
 import secrets
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..errors import RecipeError
 from ..formats.messages import Drop, Row
@@ -19,11 +21,75 @@ from ..formats.recognise import choose_format
 from ..recipe.recipe import Data
 from ..runs.source_hash import source_hash
 from . import sources
+from .sources import Span
+
+# Why a pair that can be read is not used.
+BY_READER = "dropped by the reader"
+OUTSIDE_SHARE = "outside its share of the mix"
+DUPLICATE = "exact duplicate"
+IN_EVALUATION = "prompt is in the evaluation pairs"
 
 # Drops that say nothing against the data, and so do not count for data.max_dropped.
-HARMLESS = ("tie", "dropped by the reader", "exact duplicate", "outside its share of the mix",
-            "prompt is in the evaluation pairs")  # fmt: skip
+HARMLESS = ("tie", BY_READER, DUPLICATE, OUTSIDE_SHARE, IN_EVALUATION)
+
 KEYS = ("prompt_key", "pair_key", "swapped_key")  # 64 bits of the SHA-256 of what they name
+SHARE_HELD_OUT = 0.05  # where data.eval names a split that the data do not have
+SAMPLE = 100  # rows of a part from which its form is recognised
+
+
+@dataclass
+class Read:
+    """Pairs for TRL: columns prompt, chosen, rejected, row (its number) and, where any has them, those of PASSED_ON."""
+
+    train: Any  # datasets.Dataset, or an IterableDataset where data.streaming is set
+    eval: Any
+    text: bool  # True: plain strings, to which no chat template is applied; False: lists of messages
+    report: dict[str, Any]  # JSON-able: path, train, eval, format, text, contradictions, fingerprint, notes, sources
+
+
+@dataclass
+class _Part:
+    """What one path gives to one side: the train or the evaluation pairs."""
+
+    path: str
+    where: str  # as a message names it
+    raw: Any  # datasets.Dataset, as it is stored
+    spans: list[Span]  # of the rows that were picked, in order
+    share: float = 1.0  # of its pairs to use
+    label: str = ""  # before its row numbers
+    form: str = "reader"
+
+
+@dataclass
+class _Rows:
+    """The rows of several parts as pairs, each with the reason to drop it; the arrays have one entry a row."""
+
+    pairs: Any  # datasets.Dataset: the pair, PASSED_ON, KEYS, the row's name, why it is dropped and what was found
+    drop_reasons: np.ndarray  # of str, "" for a pair that stays
+    prompt_keys: np.ndarray
+    pair_keys: np.ndarray
+    swapped_keys: np.ndarray
+
+
+@dataclass
+class _Pairs:
+    """The usable pairs of one side; the arrays have one entry a pair."""
+
+    dataset: Any  # datasets.Dataset
+    prompt_keys: np.ndarray
+    pair_keys: np.ndarray
+    swapped_keys: np.ndarray
+    counts: dict[str, Any]  # for the report: rows, kept, dropped
+
+    def select(self, chosen: np.ndarray) -> _Pairs:
+        """Some of the pairs, by a flag for each; the counts stay those of all."""
+        return _Pairs(
+            self.dataset.select(np.flatnonzero(chosen)),
+            self.prompt_keys[chosen],
+            self.pair_keys[chosen],
+            self.swapped_keys[chosen],
+            self.counts,
+        )
 
 
 def count_drop(dropped: dict[str, Row], reason: str, row: str) -> None:
@@ -34,27 +100,6 @@ def count_drop(dropped: dict[str, Row], reason: str, row: str) -> None:
         drop["rows"].append(row)
 
 
-@dataclass
-class Read:
-    """Pairs for TRL: columns prompt, chosen, rejected, row (its number) and, where any has them, those of PASSED_ON."""
-
-    train: Any  # datasets.Dataset
-    eval: Any
-    text: bool  # True: plain strings, to which no chat template is applied; False: lists of messages
-    report: dict[str, Any]  # JSON-able: path, train, eval, format, text, contradictions, fingerprint, notes, sources
-
-
-@dataclass
-class _Part:
-    path: str
-    where: str
-    raw: Any  # datasets.Dataset, as it is stored
-    share: float  # of its pairs to use
-    label: str  # before its row numbers
-    spans: list[tuple[str, int, int]]  # split, first row and number of rows that were picked, in order
-    form: str = "reader"
-
-
 def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) -> Read:
     """Load `paths` (data.paths with their placeholders resolved: path -> share) and make their pairs explicit.
 
@@ -62,216 +107,468 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) ->
     unreadable or ambiguous, and when more than data.max_dropped of a split cannot be used; the hub's OSError and
     ConnectionError pass through.
     """
-    import numpy as np
-
     if data.streaming and (len(paths) > 1 or not isinstance(data.eval, str)):
-        raise RecipeError(
-            "data.streaming holds nothing out and mixes nothing: name one path, and a split as data.eval."
-        )
-    name, spec, notes, single = " + ".join(paths), str(data.eval), list[str](), list[str]()
-    file, *cut = re.split(r"(?=\[)", spec, maxsplit=1)
-    train, tests, local = list[_Part](), list[_Part](), [p for p in paths if sources.is_path(p) or Path(p).exists()]
+        raise _nothing_to_hold_out_of_a_stream()
+    name = " + ".join(paths)
+    train_parts, eval_parts, notes = _load_parts(data, paths, name)
+    notes += _recognise_forms([*train_parts, *eval_parts], data)
+    form, text = _one_kind_of_pairs(train_parts, eval_parts, name)
+    _refuse_idle_fields(data, paths, text, name)
+    report: dict[str, Any] = {"path": name, "format": form, "text": text, "notes": list(dict.fromkeys(notes))}
+
+    # The evaluation pairs first: no prompt of theirs may be trained on.
+    held_out = _usable_pairs(eval_parts, data, num_proc) if eval_parts else None
+    if data.streaming:
+        if held_out is None:
+            raise _nothing_to_hold_out_of_a_stream()
+        dropped: dict[str, Row] = {}
+        stream = _streamed(train_parts[0], data, {*held_out.prompt_keys.tolist()}, dropped)
+        report["train"] = {"split": data.train, "dropped": dropped}
+        report["eval"] = {"split": str(data.eval), **held_out.counts}
+        return Read(stream, held_out.dataset, text, report)
+
+    train = _usable_pairs(train_parts, data, num_proc, barred=None if held_out is None else held_out.prompt_keys)
+    if held_out is None:
+        train, held_out, eval_split = _hold_out(train, data, name)
+    else:
+        eval_split = str(data.eval)
+
+    report["train"] = {"split": data.train, **train.counts}
+    report["eval"] = {"split": eval_split, **held_out.counts}
+    report["fingerprint"] = _fingerprint(train, held_out)
+    report["contradictions"] = _contradictions(train)
+    if len(paths) > 1:
+        report["sources"] = {part.path: part.form for part in (*train_parts, *eval_parts)}
+    return Read(train.dataset, held_out.dataset, text, report)
+
+
+def _nothing_to_hold_out_of_a_stream() -> RecipeError:
+    return RecipeError("data.streaming holds nothing out and mixes nothing: name one path, and a split as data.eval.")
+
+
+# The parts of both sides
+
+
+def _load_parts(data: Data, paths: dict[str, float], name: str) -> tuple[list[_Part], list[_Part], list[str]]:
+    """The parts of the train and of the evaluation pairs, and notes; no evaluation parts where pairs are held out."""
+    train_parts: list[_Part] = []
+    eval_parts: list[_Part] = []
+    without_eval: list[str] = []  # single files, which have no other split
+    eval_split, bracket, end_of_slice = str(data.eval).partition("[")
+
     for path, share in paths.items():
-        splits = sources.files_of(path) if path in local else sources.hub(data, path)
-        if alone := list(splits) == [""]:
+        splits: Any = sources.files_of(path) if _is_local(path) else sources.hub(data, path)
+        is_single_file = list(splits) == [""]
+        if is_single_file:  # it serves as whatever split is trained on
             splits = {data.train.split("[")[0].strip(): splits[""]}
-        label = f"{path}:" * (len(paths) > 1)
-        raw = sources.stream(splits, data.train, path) if data.streaming else sources.pick(splits, data.train, path)
-        train.append(_Part(path, f"{path} ({data.train})", raw[0], share, label, raw[1]))
-        if alone and file.strip() not in splits:
-            single.append(path)
-        elif isinstance(data.eval, str) and not sources.is_path(file):
-            raw = sources.pick(splits, spec, path)
-            tests.append(_Part(path, f"{path} ({spec})", raw[0], share, label, raw[1]))
-    if sources.is_path(file) or single and Path(file).is_dir():
-        raw = sources.pick(sources.files_of(file), "".join(cut), file)
-        tests = [_Part(spec, spec, raw[0], 1.0, "", raw[1])]
-    elif single and tests:
-        raise RecipeError(f"{single[0]} has no split {spec!r}, as others have. Set data.eval to a share, or to a file.")
-    elif single and isinstance(data.eval, str):
-        notes.append(f"{name} has no split {spec!r}: 5 % of its pairs are held out instead.")
-    for part in () if data.reader else (*train, *tests):
-        sample = [sources.row_of(row) for row, _ in zip(part.raw, range(100), strict=False)]
+        label = f"{path}:" if len(paths) > 1 else ""
+
+        load = sources.stream if data.streaming else sources.pick
+        raw, spans = load(splits, data.train, path)
+        train_parts.append(_Part(path, f"{path} ({data.train})", raw, spans, share, label))
+
+        if not isinstance(data.eval, str) or sources.is_path(eval_split):
+            continue
+        if is_single_file and eval_split.strip() not in splits:
+            without_eval.append(path)
+            continue
+        raw, spans = sources.pick(splits, data.eval, path)
+        eval_parts.append(_Part(path, f"{path} ({data.eval})", raw, spans, share, label))
+
+    if sources.is_path(eval_split) or (without_eval and Path(eval_split).is_dir()):
+        raw, spans = sources.pick(sources.files_of(eval_split), bracket + end_of_slice, eval_split)
+        return train_parts, [_Part(str(data.eval), str(data.eval), raw, spans)], []
+    if without_eval and eval_parts:
+        raise RecipeError(
+            f"{without_eval[0]} has no split {data.eval!r}, as others have. Set data.eval to a share, or to a file."
+        )
+    if without_eval:
+        note = f"{name} has no split {data.eval!r}: 5 % of its pairs are held out instead."
+        return train_parts, [], [note]
+    return train_parts, eval_parts, []
+
+
+def _is_local(path: str) -> bool:
+    return sources.is_path(path) or Path(path).exists()
+
+
+def _recognise_forms(parts: list[_Part], data: Data) -> list[str]:
+    """Give each part its form, unless a reader of the user's own reads them all; what should be noted of them."""
+    notes: list[str] = []
+    if data.reader:
+        return notes
+    for part in parts:
+        sample = [sources.row_of(row) for row in islice(part.raw, SAMPLE)]
         part.form = choose_format(sample, part.where, named=data.format, max_dropped=data.max_dropped)
-        if part.form == "preference" and any(isinstance(row.get("prompt") or 0, str) for row in sample):
+        if part.form == "preference" and any(_has_text_prompt(row) for row in sample):
             notes.append("Text became user and assistant messages; data.format='text' keeps it, without a template.")
         if part.form == "text" and not any("prompt" in row for row in sample):
             notes.append("There is no prompt column: the words that the sides share at the start are the prompt.")
-    form, other = (" + ".join(dict.fromkeys(part.form for part in side)) for side in (train, tests or train))
-    if (text := "text" in f"{form} {other}".split()) and (form != other or "+" in form):
-        why = f"the train pairs were read as {form!r}, the evaluation pairs as {other!r}: a template fits one only."
-        raise RecipeError(f"{name}: {why} Name the form of all with data.format.")
-    for fields, idle, why in (
-        (("subset", "data_dir", "revision"), len(local) == len(paths), "is local, not on the hub"),
-        (("chat_template", "chat_template_kwargs", "template_date"), text, "was read as text, without a template"),
-    ):
-        for field in fields if idle else ():
-            if value := getattr(data, field):
-                raise RecipeError(f"data.{field}={value!r:.40} does nothing: {name} {why}. Delete it.")
-
-    held, held_keys, tested = _gather(tests, data, num_proc, ()) if tests else (None, [()], {})
-    report: dict[str, Any] = {"path": name, "format": form, "text": text, "notes": list(dict.fromkeys(notes))}
-    if data.streaming:
-        dropped = dict[str, Row]()
-        pairs = _streamed(train[0], data, set(held_keys[0].tolist()), dropped)
-        report |= {"train": {"split": data.train, "dropped": dropped}, "eval": {"split": spec, **tested}}
-        return Read(pairs, held, text, report)
-    pairs, keys, trained = _gather(train, data, num_proc, held_keys[0])
-    if not tests:
-        share = 0.05 if isinstance(data.eval, str) else data.eval
-        out = keys[0] <= np.sort(keys[0])[max(1, round(share * len(pairs))) - 1]  # all pairs of one prompt, or none
-        if out.all():
-            why = f"of {len(out)} pairs by prompt leaves none to train on: too few prompts. Name others with data.eval."
-            raise RecipeError(f"{name}: holding out {share:.3g} {why}")
-        held, pairs = (pairs.select(np.flatnonzero(side)) for side in (out, ~out))
-        held_keys, keys = keys[:, out], keys[:, ~out]
-        spec, tested = f"{share:.3g} of {data.train}", {"rows": len(held), "kept": len(held), "dropped": {}}
-        trained |= {"kept": len(pairs), "held_out": len(held)}
-    twice = np.flatnonzero(np.isin(keys[1], keys[2]))
-    digest = hashlib.sha256(b"|".join(one[1].astype("<i8").tobytes() for one in (keys, held_keys)))
-    report |= {
-        "train": {"split": data.train, **trained}, "eval": {"split": spec, **tested},
-        "fingerprint": digest.hexdigest(),
-        "contradictions": {"count": len(twice), "rows": pairs.select_columns("row")[twice[:3]]["row"]},
-    }  # fmt: skip
-    if len(paths) > 1:
-        report["sources"] = {part.path: part.form for part in (*train, *tests)}
-    return Read(pairs, held, text, report)
+    return notes
 
 
-def _gather(parts: list[_Part], data: Data, num_proc: int | None, barred: Any) -> tuple[Any, Any, Row]:
-    """The usable pairs of the parts, each once and none with a prompt of `barred`; their KEYS, an array of shape (3,
-    pairs); rows, kept and dropped, of all parts together."""
-    import datasets
-    import numpy as np
+def _has_text_prompt(row: Row) -> bool:
+    prompt = row.get("prompt")
+    return isinstance(prompt, str) and prompt != ""
 
-    made = [_explicit(part, data, num_proc) for part in parts]
-    whole = datasets.concatenate_datasets(made)
-    names = whole.select_columns(["row", "found"])
-    table = whole.select_columns(["dropped", *KEYS, *PASSED_ON]).with_format("arrow")[:]
-    reasons = table["dropped"].combine_chunks().dictionary_encode()
-    why = np.array(reasons.dictionary.to_pylist(), dtype=object)[reasons.indices.to_numpy()]
-    keys = np.stack([table[key].to_numpy() for key in KEYS])
-    ends = np.cumsum([0, *map(len, made)]).tolist()
-    spans = list(zip(ends, ends[1:], strict=False))
 
-    def count(start: int, end: int) -> Row:
-        at = {reason: start + np.flatnonzero(why[start:end] == reason) for reason in dict.fromkeys(why[start:end])}
-        kept = len(at.pop("", ()))
-        dropped = {reason: {"count": len(n), "rows": names[n[:3]]["row"]} for reason, n in at.items()}
-        return {"rows": end - start, "kept": kept, "dropped": dropped}
+def _one_kind_of_pairs(train_parts: list[_Part], eval_parts: list[_Part], name: str) -> tuple[str, bool]:
+    """(the forms of the train pairs, as the report names them; whether all pairs are text).
 
-    for part, (start, end) in zip(parts, spans, strict=True):
-        seen, left = count(start, end), start + np.flatnonzero(why[start:end] == "")
-        harmless = sum(drop["count"] for reason, drop in seen["dropped"].items() if reason in HARMLESS)
-        if (lost := end - start - len(left) - harmless) / (end - start) > data.max_dropped or not len(left):
-            each = []
-            for reason, drop in seen["dropped"].items():
-                found = names[start + why[start:end].tolist().index(reason)]["found"]
-                each.append(f"{reason}: {drop['count']} (rows {', '.join(drop['rows'])} ...{found and f': {found}'})")
-            allow = f", or allow it: data.max_dropped={math.ceil(100 * lost / (end - start)) / 100:g}" * (len(left) > 0)
-            what = f"Correct {'data.reader' if data.reader else 'or remove them'}{allow}."
-            lose = f"{end - start - len(left)} of {end - start} rows cannot be used, read as {part.form!r}."
-            raise RecipeError(f"{part.where}: {lose} {'; '.join(each)}. {what}")
-        by_key = left[np.argsort(keys[1][left], kind="stable")]  # as good as drawn by lot, and the same everywhere
-        why[by_key[max(1, round(part.share * len(left))) :]] = "outside its share of the mix"
-    left = np.flatnonzero(why == "")
-    why[np.delete(left, np.unique(keys[1][left], return_index=True)[1])] = "exact duplicate"
-    why[(why == "") & np.isin(keys[0], barred)] = "prompt is in the evaluation pairs"
-    if not len(kept := np.flatnonzero(why == "")):
+    A chat template is applied to all pairs or to none: text beside messages is refused.
+    """
+    train_forms = " + ".join(dict.fromkeys(part.form for part in train_parts))
+    eval_forms = " + ".join(dict.fromkeys(part.form for part in eval_parts or train_parts))
+    if train_forms == eval_forms == "text":
+        return train_forms, True
+    if "text" in (part.form for part in (*train_parts, *eval_parts)):
+        raise RecipeError(
+            f"{name}: the train pairs were read as {train_forms!r}, the evaluation pairs as {eval_forms!r}: a template "
+            "fits one only. Name the form of all with data.format."
+        )
+    return train_forms, False
+
+
+def _refuse_idle_fields(data: Data, paths: dict[str, float], text: bool, name: str) -> None:
+    """An error for fields of the recipe that would do nothing."""
+    if all(_is_local(path) for path in paths):
+        for field in ("subset", "data_dir", "revision"):
+            _refuse_idle_field(data, field, f"{name} is local, not on the hub")
+    if text:
+        for field in ("chat_template", "chat_template_kwargs", "template_date"):
+            _refuse_idle_field(data, field, f"{name} was read as text, without a template")
+
+
+def _refuse_idle_field(data: Data, field: str, why: str) -> None:
+    value = getattr(data, field)
+    if value:
+        raise RecipeError(f"data.{field}={value!r:.40} does nothing: {why}. Delete it.")
+
+
+# The usable pairs of a side
+
+
+def _usable_pairs(parts: list[_Part], data: Data, num_proc: int | None, *, barred: np.ndarray | None = None) -> _Pairs:
+    """The usable pairs of the parts, each once and none with a prompt of `barred`, which are prompt keys.
+
+    RecipeError when more than data.max_dropped of a part cannot be used, and when no pair is left.
+    """
+    rows, bounds = _explicit_rows(parts, data, num_proc)
+    for part, (first, end) in zip(parts, bounds, strict=True):
+        _refuse_too_many_drops(rows, first, end, part, data)
+        _drop_outside_share(rows, first, end, part.share)
+    _drop_duplicates(rows)
+    if barred is not None:
+        has_barred_prompt = np.isin(rows.prompt_keys, barred)
+        rows.drop_reasons[has_barred_prompt & (rows.drop_reasons == "")] = IN_EVALUATION
+
+    kept = np.flatnonzero(rows.drop_reasons == "")
+    if not len(kept):
         raise RecipeError(f"{parts[0].where}: no pair is left: the evaluation pairs have all the prompts. Use others.")
-    unused = ["dropped", "found", *KEYS]
+    columns = ["dropped", "found", *KEYS, *_empty_columns(rows, parts)]
+    return _Pairs(
+        rows.pairs.remove_columns(columns).select(kept),
+        rows.prompt_keys[kept],
+        rows.pair_keys[kept],
+        rows.swapped_keys[kept],
+        _counts(rows, 0, len(rows.drop_reasons)),
+    )
+
+
+def _explicit_rows(parts: list[_Part], data: Data, num_proc: int | None) -> tuple[_Rows, list[tuple[int, int]]]:
+    """The rows of all parts, and for each part its first row among them and the one behind its last."""
+    import datasets
+
+    explicit = [_explicit(part, data, num_proc) for part in parts]
+    bounds = []
+    end = 0
+    for pairs in explicit:
+        bounds.append((end, end + len(pairs)))
+        end += len(pairs)
+
+    pairs = datasets.concatenate_datasets(explicit)
+    table = pairs.select_columns(["dropped", *KEYS]).with_format("arrow")[:]
+    reasons = table["dropped"].combine_chunks().dictionary_encode()  # few reasons of many rows
+    drop_reasons = np.array(reasons.dictionary.to_pylist(), dtype=object)[reasons.indices.to_numpy()]
+    return _Rows(pairs, drop_reasons, *(table[key].to_numpy() for key in KEYS)), bounds
+
+
+def _counts(rows: _Rows, first: int, end: int) -> dict[str, Any]:
+    """What became of some rows: how many there are, how many stay, and why the others are dropped."""
+    drop_reasons = rows.drop_reasons[first:end]
+    dropped = {}
+    for reason in dict.fromkeys(drop_reasons):  # in the order in which they occur
+        if reason:
+            numbers = first + np.flatnonzero(drop_reasons == reason)
+            names = rows.pairs.select_columns("row")[numbers[:3]]["row"]
+            dropped[reason] = {"count": len(numbers), "rows": names}
+    return {"rows": end - first, "kept": int((drop_reasons == "").sum()), "dropped": dropped}
+
+
+def _refuse_too_many_drops(rows: _Rows, first: int, end: int, part: _Part, data: Data) -> None:
+    """An error when more than data.max_dropped of a part cannot be used, or all of it."""
+    counts = _counts(rows, first, end)
+    unusable = counts["rows"] - counts["kept"]
+    harmless = sum(drop["count"] for reason, drop in counts["dropped"].items() if reason in HARMLESS)
+    share_lost = (unusable - harmless) / counts["rows"]
+    if share_lost <= data.max_dropped and counts["kept"]:
+        return
+
+    details = []
+    for reason, drop in counts["dropped"].items():
+        number = first + int(np.flatnonzero(rows.drop_reasons[first:end] == reason)[0])
+        found = rows.pairs.select_columns("found")[number]["found"]
+        example = f": {found}" if found else ""
+        details.append(f"{reason}: {drop['count']} (rows {', '.join(drop['rows'])} ...{example})")
+    advice = "Correct data.reader" if data.reader else "Correct or remove them"
+    if counts["kept"]:
+        advice += f", or allow it: data.max_dropped={math.ceil(100 * share_lost) / 100:g}"
+    raise RecipeError(
+        f"{part.where}: {unusable} of {counts['rows']} rows cannot be used, read as {part.form!r}. "
+        f"{'; '.join(details)}. {advice}."
+    )
+
+
+def _drop_outside_share(rows: _Rows, first: int, end: int, share: float) -> None:
+    """Of a part's pairs keep the share with the smallest hashes: as good as drawn by lot, and the same everywhere."""
+    usable = first + np.flatnonzero(rows.drop_reasons[first:end] == "")
+    by_key = usable[np.argsort(rows.pair_keys[usable], kind="stable")]
+    wanted = max(1, round(share * len(usable)))
+    rows.drop_reasons[by_key[wanted:]] = OUTSIDE_SHARE
+
+
+def _drop_duplicates(rows: _Rows) -> None:
+    """Of pairs that are equal in every part keep the first."""
+    usable = np.flatnonzero(rows.drop_reasons == "")
+    _, first_of_each = np.unique(rows.pair_keys[usable], return_index=True)
+    rows.drop_reasons[np.delete(usable, first_of_each)] = DUPLICATE
+
+
+def _empty_columns(rows: _Rows, parts: list[_Part]) -> list[str]:
+    """The columns of PASSED_ON in which no row has anything, and all of them for text, which no template reads."""
+    if parts[0].form == "text":
+        return list(PASSED_ON)
+    table = rows.pairs.select_columns(list(PASSED_ON)).with_format("arrow")[:]
+    empty = []
     for name in PASSED_ON:
-        values = {value for chunk in table[name].chunks for value in chunk.storage.unique().to_pylist()}
-        unused += [name] if values <= {None, "{}"} or parts[0].form == "text" else []
-    return whole.remove_columns(unused).select(kept), keys[:, kept], count(0, ends[-1])
+        values: set[str | None] = set()
+        for chunk in table[name].chunks:
+            values.update(chunk.storage.unique().to_pylist())
+        if values <= {None, "{}"}:
+            empty.append(name)
+    return empty
+
+
+# What is held out, and what is said of both sides together
+
+
+def _hold_out(train: _Pairs, data: Data, name: str) -> tuple[_Pairs, _Pairs, str]:
+    """(the pairs to train on, the pairs held out of them, how the report names these)."""
+    share = SHARE_HELD_OUT if isinstance(data.eval, str) else data.eval
+    is_held_out = _held_out(train.prompt_keys, share)
+    if is_held_out.all():
+        raise RecipeError(
+            f"{name}: holding out {share:.3g} of {len(is_held_out)} pairs by prompt leaves none to train on: too few "
+            "prompts. Name others with data.eval."
+        )
+    held_out = train.select(is_held_out)
+    rest = train.select(~is_held_out)
+    count = len(held_out.dataset)
+    held_out.counts = {"rows": count, "kept": count, "dropped": {}}
+    rest.counts = {**train.counts, "kept": len(rest.dataset), "held_out": count}
+    return rest, held_out, f"{share:.3g} of {data.train}"
+
+
+def _held_out(prompt_keys: np.ndarray, share: float) -> np.ndarray:
+    """Which pairs to hold out, a flag for each: those with the smallest hashes of their prompt.
+
+    A hash is as good as a draw, and the same for every seed, order and machine. The pairs of one prompt stay on one
+    side, because a prompt that is trained on tells nothing when it is asked again.
+    """
+    wanted = max(1, round(share * len(prompt_keys)))
+    largest_held_out = np.sort(prompt_keys)[wanted - 1]
+    return prompt_keys <= largest_held_out
+
+
+def _fingerprint(train: _Pairs, held_out: _Pairs) -> str:
+    """SHA-256 of which pairs are on which side, in order."""
+    keys = [side.pair_keys.astype("<i8").tobytes() for side in (train, held_out)]
+    return hashlib.sha256(b"|".join(keys)).hexdigest()
+
+
+def _contradictions(train: _Pairs) -> dict[str, Any]:
+    """The train pairs that stand among them the other way round too: how many, and the first rows."""
+    numbers = np.flatnonzero(np.isin(train.pair_keys, train.swapped_keys))
+    return {"count": len(numbers), "rows": train.dataset.select_columns("row")[numbers[:3]]["row"]}
+
+
+# A part, row by row
 
 
 def _streamed(part: _Part, data: Data, barred: set[int], dropped: dict[str, Row]) -> Any:
-    """The pairs of a stream as they are read, none with a prompt of `barred`; what is dropped is counted in `dropped`,
-    in every epoch again, and not where a data loader reads in processes of its own."""
+    """The pairs of a stream as they are read, none with a prompt of `barred`, which are prompt keys.
 
-    lost = 0  # in this pass
+    What is dropped is counted in `dropped`, in every epoch again, and not where a data loader reads in processes of
+    its own.
+    """
+    lost = 0  # rows that cannot be used, in this pass
 
-    def usable(row: Row) -> bool:
+    def is_usable(row: Row) -> bool:
         nonlocal lost
         number = int(row["row"])
-        lost *= number > 0
-        if reason := row["dropped"] or ("prompt is in the evaluation pairs" if row["prompt_key"] in barred else ""):
-            count_drop(dropped, reason, row["row"])
-            lost += reason not in HARMLESS
-            if number >= 99 and lost / (number + 1) > data.max_dropped:
-                what = f"{lost} of the first {number + 1} rows cannot be used. The last: {reason}: {row['found']}"
-                raise RecipeError(f"{part.where}: {what} Correct them, or allow it with data.max_dropped.")
-        return not reason
+        if number == 0:  # a pass begins
+            lost = 0
+        reason = row["dropped"]
+        if not reason and row["prompt_key"] in barred:
+            reason = IN_EVALUATION
+        if not reason:
+            return True
 
-    made = part.raw.map(
-        _read_row, with_indices=True, fn_kwargs=_how(part, data) | {"reader": data.reader, "where": part.where},
+        count_drop(dropped, reason, row["row"])
+        if reason not in HARMLESS:
+            lost += 1
+        rows_read = number + 1
+        if rows_read >= 100 and lost / rows_read > data.max_dropped:
+            raise RecipeError(
+                f"{part.where}: {lost} of the first {rows_read} rows cannot be used. The last: {reason}: "
+                f"{row['found']} Correct them, or allow it with data.max_dropped."
+            )
+        return False
+
+    explicit = part.raw.map(
+        _read_row,
+        with_indices=True,
+        fn_kwargs={**_reading(part, data), "reader": data.reader, "where": part.where},
         remove_columns=part.raw.column_names,
-    )  # fmt: skip
-    return made.filter(usable).remove_columns(["dropped", "found", *KEYS])
+    )
+    return explicit.filter(is_usable).remove_columns(["dropped", "found", *KEYS])
 
 
 def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
-    """The rows as pairs, or as None beside the reason to drop them, with KEYS."""
+    """The rows of a part as pairs, or as None beside the reason to drop them, with KEYS; cached by datasets."""
     from datasets import Features, Json, Value
+
+    raw = part.raw
+    if not data.reader and sources.RAW not in raw.column_names:
+        read_columns = {*FORMATS[part.form].reads, *QUESTION_COLUMNS}
+        raw = raw.select_columns([name for name in raw.column_names if name in read_columns])
+    kind = Value("string") if part.form == "text" else Json()
+    features = {
+        **dict.fromkeys(PAIR, kind),
+        **dict.fromkeys(PASSED_ON, Json()),
+        **dict.fromkeys(KEYS, Value("int64")),
+        **dict.fromkeys(("row", "dropped", "found"), Value("string")),
+    }
+    return raw.map(
+        _read_row,
+        with_indices=True,
+        fn_kwargs={**_reading(part, data), "reader": data.reader, "where": part.where},
+        new_fingerprint=_cache_key(raw, part, data),
+        features=Features(features),
+        remove_columns=raw.column_names,
+        desc=f"Reading {part.where}",
+        num_proc=_processes(num_proc, len(raw), data),
+    )
+
+
+def _cache_key(raw: Any, part: _Part, data: Data) -> str:
+    """The name under which datasets finds the pairs of a part again."""
+    code = source_hash("formats", "data.sources", "data.preference_dataset")  # all that decides what a row becomes
+    # What a user's function reads beside the row no cache can know: it is asked anew in every run.
+    reader = secrets.token_hex() if data.reader else None
+    return hashlib.sha256(repr([raw._fingerprint, _reading(part, data), code, reader]).encode()).hexdigest()[:32]
+
+
+def _processes(num_proc: int | None, rows: int, data: Data) -> int | None:
+    """How many processes read; None for this one alone."""
     from multiprocess import get_start_method
 
-    raw, reader, kind = part.raw, data.reader, Value("string") if part.form == "text" else Json()
-    if not reader and sources.RAW not in raw.column_names:
-        raw = raw.select_columns(
-            [c for c in raw.column_names if c in FORMATS[part.form].reads or c in QUESTION_COLUMNS]
-        )
-    features = dict.fromkeys(PAIR, kind) | dict.fromkeys(PASSED_ON, Json()) | dict.fromkeys(KEYS, Value("int64"))
-    features |= dict.fromkeys(("row", "dropped", "found"), Value("string"))
-    source = reader and secrets.token_hex()  # what a user's function reads beside the row no cache can know
-    how = _how(part, data)
-    code = source_hash("formats", "data.sources", "data.preference_dataset")  # all that decides what a row becomes
-    key = hashlib.sha256(repr([raw._fingerprint, how, code, source]).encode()).hexdigest()[:32]
-    if get_start_method() != "fork" and (reader or num_proc is None):  # other ways run a user's script anew
-        num_proc = None
-    elif num_proc is None and len(raw) >= 2000:
+    if get_start_method() != "fork" and (data.reader or num_proc is None):
+        return None  # other ways of starting a process would run a user's script anew in each
+    if num_proc is None and rows >= 2000:
         num_proc = len(os.sched_getaffinity(0))
-    return raw.map(
-        _read_row, with_indices=True, fn_kwargs={**how, "reader": reader, "where": part.where}, new_fingerprint=key,
-        features=Features(features), remove_columns=raw.column_names, desc=f"Reading {part.where}",
-        num_proc=num_proc if (num_proc or 0) > 1 else None,
-    )  # fmt: skip
+    return num_proc if num_proc is not None and num_proc > 1 else None
 
 
-def _how(part: _Part, data: Data) -> Row:
+def _reading(part: _Part, data: Data) -> dict[str, Any]:
     """What `_read_row` needs beside the row."""
-    return {"form": part.form, "kwargs": data.chat_template_kwargs, "strict": not data.format,
-            "label": part.label, "spans": part.spans}  # fmt: skip
+    return {
+        "form": part.form,
+        "kwargs": data.chat_template_kwargs,
+        "strict": not data.format,
+        "label": part.label,
+        "spans": part.spans,
+    }
 
 
 def _read_row(
-    example: Row, number: int, *, form: str, kwargs: Row, strict: bool, label: str, spans: Any, reader: Any, where: str
+    example: Row,
+    number: int,
+    *,
+    form: str,
+    kwargs: Row,
+    strict: bool,
+    label: str,
+    spans: list[Span],
+    reader: Any,
+    where: str,
 ) -> Row:
     """One pair with its KEYS, or a row of None beside the reason to drop it and what was found."""
-    for split, first, count in spans:  # the number in the split, whatever slice of it was picked
-        if number < count:
-            label, number = label + (f"{split}:" if len(spans) > 1 else ""), first + number
-            break
-        number -= count
-    row, out = sources.row_of(example), {"row": f"{label}{number}", "dropped": "", "found": ""}
+    name = _row_name(number, label, spans)
+    raw = sources.row_of(example)
+    row: Row | None = raw
     if reader:
-        place = f"{where}, row {out['row']}: data.reader"
-        try:
-            row, form, strict = reader(row), "preference", False
-        except Exception as error:
-            raise RecipeError(f"{place} raised {type(error).__name__}: {error}. None would drop the row.") from error
-        if row is not None and not (isinstance(row, dict) and {*PAIR} <= row.keys()):
-            raise RecipeError(f"{place} returned {row!r:.60}, not a dict with prompt, chosen and rejected, or None.")
-    pair = Drop("dropped by the reader") if row is None else explicit_pair(row, form, strict=strict)
+        row = _read_by_user(reader, raw, f"{where}, row {name}: data.reader")
+        form, strict = "preference", False
+
+    pair = Drop(BY_READER) if row is None else explicit_pair(row, form, strict=strict)
     if isinstance(pair, Drop):
-        out |= dict(zip(("dropped", "found"), pair.args, strict=False))
-        return dict.fromkeys((*PAIR, *PASSED_ON)) | dict.fromkeys(KEYS, 0) | out
-    pair["chat_template_kwargs"] |= kwargs
-    prompt, chosen, rejected, *own = (json.dumps(pair[c], sort_keys=True).encode() for c in (*PAIR, *PASSED_ON))
-    asked = [m["content"] for m in pair["prompt"] if m["role"] == "user"] if form != "text" else [pair["prompt"]]
-    same = json.dumps([" ".join(text.casefold().split()) for text in asked]).encode()  # but for case and white space
-    content = [same], [prompt, chosen, rejected, *own], [prompt, rejected, chosen, *own]
-    for key, texts in zip(KEYS, content, strict=True):
-        pair[key] = int.from_bytes(hashlib.sha256(b"|".join(texts)).digest()[:8], "little", signed=True)
-    return pair | out
+        reason, found = (*pair.args, "")[:2]
+        nothing = dict.fromkeys((*PAIR, *PASSED_ON)) | dict.fromkeys(KEYS, 0)
+        return {**nothing, "row": name, "dropped": reason, "found": found}
+    pair["chat_template_kwargs"] |= kwargs  # the recipe's over the row's own
+    return {**pair, **_keys(pair, form), "row": name, "dropped": "", "found": ""}
+
+
+def _row_name(number: int, label: str, spans: list[Span]) -> str:
+    """The number in the split, whatever slice of it was picked; behind the split's name where there are several."""
+    for split, first, count in spans:
+        if number < count:
+            split_label = f"{split}:" if len(spans) > 1 else ""
+            return f"{label}{split_label}{first + number}"
+        number -= count
+    return f"{label}{number}"
+
+
+def _read_by_user(reader: Any, row: Row, where: str) -> Row | None:
+    """What the user's own function makes of a row: prompt, chosen and rejected, or None to drop it."""
+    try:
+        pair = reader(row)
+    except Exception as error:
+        raise RecipeError(f"{where} raised {type(error).__name__}: {error}. None would drop the row.") from error
+    if pair is not None and not (isinstance(pair, dict) and {*PAIR} <= pair.keys()):
+        raise RecipeError(f"{where} returned {pair!r:.60}, not a dict with prompt, chosen and rejected, or None.")
+    return pair
+
+
+def _keys(pair: Row, form: str) -> dict[str, int]:
+    """The KEYS of a pair: of what it asks, of all of it, and of the same pair the other way round."""
+    prompt, chosen, rejected, *passed_on = (
+        json.dumps(pair[column], sort_keys=True).encode() for column in (*PAIR, *PASSED_ON)
+    )
+    if form == "text":
+        questions = [pair["prompt"]]
+    else:
+        questions = [message["content"] for message in pair["prompt"] if message["role"] == "user"]
+    # Prompts that differ in case and white space alone ask the same.
+    same_question = [" ".join(question.casefold().split()) for question in questions]
+    return {
+        "prompt_key": _hash(json.dumps(same_question).encode()),
+        "pair_key": _hash(prompt, chosen, rejected, *passed_on),
+        "swapped_key": _hash(prompt, rejected, chosen, *passed_on),
+    }
+
+
+def _hash(*texts: bytes) -> int:
+    """64 bits of the SHA-256 of the texts, as a signed integer."""
+    return int.from_bytes(hashlib.sha256(b"|".join(texts)).digest()[:8], "little", signed=True)

@@ -658,6 +658,10 @@ def test_a_stream_needs_one_path_and_evaluation_pairs_of_their_own(tmp_path, pai
     assert "What is streamed has no slices" in message
 
 
+def test_a_stream_of_a_file_holds_nothing_out_where_the_split_that_is_named_is_missing(pairs_file):
+    assert "name one path, and a split as data.eval" in refused(str(pairs_file), streaming=True, eval="test")
+
+
 def test_a_stream_that_breaks_off_names_its_file(tmp_path, pairs_file):
     cut = tmp_path / "cut.jsonl"
     cut.write_text(pairs_file.read_text() * 10 + '{"prompt": "a')
