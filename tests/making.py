@@ -33,9 +33,14 @@ def make_tokenizer(template: str | None = CHATML):
 
 
 SIZES = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 2048, "vocab_size": 264,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "vocab_size": 264,
+}
 
 
 def make_model(
@@ -96,11 +101,13 @@ def make_pairs(n: int = 24, seed: int = 0) -> list[dict]:
     rows = []
     for i in range(n):
         words = [draw.choice(WORDS) for _ in range(draw.randint(2, 5))]
-        rows.append({
-            "prompt": [{"role": "user", "content": f"Question {i}: where is the {draw.choice(WORDS)}?"}],
-            "chosen": [{"role": "assistant", "content": " ".join(words) + " thanks"}],
-            "rejected": [{"role": "assistant", "content": " ".join(words[: draw.randint(1, len(words))]) + " no"}],
-        })  # fmt: skip
+        rows.append(
+            {
+                "prompt": [{"role": "user", "content": f"Question {i}: where is the {draw.choice(WORDS)}?"}],
+                "chosen": [{"role": "assistant", "content": " ".join(words) + " thanks"}],
+                "rejected": [{"role": "assistant", "content": " ".join(words[: draw.randint(1, len(words))]) + " no"}],
+            }
+        )
     return rows
 
 

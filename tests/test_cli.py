@@ -171,13 +171,21 @@ def test_show_prints_values_origins_and_differences(dpo):
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert (code, err) == (0, "") and max(map(len, out.splitlines())) <= 80
     assert lines[0] == "smollm3_ultrafeedback on cpu: 16 pairs a step = 4 pairs x 4 accumulation"
-    for line in ("field value origin",
-                 "beta 0.3 command line", "adapter.r 32 recipe file", "adapter.alpha 64 mode default",
-                 "seed 42 default", "data.path HuggingFaceH4/ultrafeedback_binarized recipe file",
-                 "trl.max_grad_norm 0.5 command line",
-                 "Different from TRL's defaults:", "DPOConfig this recipe TRL's default", "max_grad_norm 0.5 1.0",
-                 "beta 0.3 0.1",
-                 "gradient_accumulation_steps 4 1", "lr_scheduler_type cosine linear"):  # fmt: skip
+    for line in (
+        "field value origin",
+        "beta 0.3 command line",
+        "adapter.r 32 recipe file",
+        "adapter.alpha 64 mode default",
+        "seed 42 default",
+        "data.path HuggingFaceH4/ultrafeedback_binarized recipe file",
+        "trl.max_grad_norm 0.5 command line",
+        "Different from TRL's defaults:",
+        "DPOConfig this recipe TRL's default",
+        "max_grad_norm 0.5 1.0",
+        "beta 0.3 0.1",
+        "gradient_accumulation_steps 4 1",
+        "lr_scheduler_type cosine linear",
+    ):
         assert line in lines, line
 
 
@@ -400,9 +408,10 @@ def test_doctor_exits_1_where_training_cannot_work(dpo, monkeypatch):
     code, out, err = dpo("doctor")
     lines = [line.split() for line in out.splitlines()]
     assert (code, err) == (1, "") and lines == [
-        ["pass", "machine", "one", "[bold]core"], ["fail", "GPU", "The", "driver:", "update", "it."],
+        ["pass", "machine", "one", "[bold]core"],
+        ["fail", "GPU", "The", "driver:", "update", "it."],
         ["1", "pass,", "1", "fail"],
-    ]  # fmt: skip
+    ]
     code, out, err = dpo("doctor", "--json")
     assert (code, err) == (1, "") and json.loads(out) == {"findings": [finding._asdict() for finding in found]}
     found.pop()

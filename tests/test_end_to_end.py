@@ -80,8 +80,11 @@ def test_ctrl_c_ends_with_one_line_and_keeps_the_run_folder(tiny, pairs_file, tm
     ]
     process = subprocess.Popen(
         [*COMMAND, "train", "smollm3_ultrafeedback", *words],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("runs/*/metrics.jsonl")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)

@@ -34,12 +34,16 @@ def ultrafeedback(n: int) -> list[dict]:
     """Rows in the columns of HuggingFaceH4/ultrafeedback_binarized: a string prompt beside full conversations."""
     return [
         {
-            "prompt": row["prompt"][0]["content"], "prompt_id": f"{i:064x}",
-            "chosen": row["prompt"] + row["chosen"], "rejected": row["prompt"] + row["rejected"],
-            "messages": row["prompt"] + row["chosen"], "score_chosen": 8.5, "score_rejected": 4.0,
+            "prompt": row["prompt"][0]["content"],
+            "prompt_id": f"{i:064x}",
+            "chosen": row["prompt"] + row["chosen"],
+            "rejected": row["prompt"] + row["rejected"],
+            "messages": row["prompt"] + row["chosen"],
+            "score_chosen": 8.5,
+            "score_rejected": 4.0,
         }
         for i, row in enumerate(make_pairs(n))
-    ]  # fmt: skip
+    ]
 
 
 def hh_rlhf(n: int) -> list[dict]:

@@ -126,16 +126,26 @@ def test_the_plan_is_made_for_the_longest_pair_of_either_split_as_max_length_cut
 def longest_ids(recipe):
     start = Session(recipe, Console(quiet=True))
     start.read_pairs()
-    sides = [(row["prompt_ids"], row[f"{s}_ids"]) for split in (start.train, start.eval) for row in split
-             for s in ("chosen", "rejected")]  # fmt: skip
+    sides = [
+        (row["prompt_ids"], row[f"{s}_ids"])
+        for split in (start.train, start.eval)
+        for row in split
+        for s in ("chosen", "rejected")
+    ]
     return sides
 
 
 @pytest.mark.parametrize(
     ("changes", "steps"),
-    [({}, 6), ({"global_batch_size": 16}, 2), ({"global_batch_size": 64}, 1), ({"num_train_epochs": 2.5}, 15),
-     ({"global_batch_size": 10, "micro_batch_size": 2, "num_train_epochs": 0.5}, 2), ({"trl": {"max_steps": 7}}, 7)],
-)  # fmt: skip
+    [
+        ({}, 6),
+        ({"global_batch_size": 16}, 2),
+        ({"global_batch_size": 64}, 1),
+        ({"num_train_epochs": 2.5}, 15),
+        ({"global_batch_size": 10, "micro_batch_size": 2, "num_train_epochs": 0.5}, 2),
+        ({"trl": {"max_steps": 7}}, 7),
+    ],
+)
 def test_the_planned_steps_are_those_that_the_trainer_takes(made, tmp_path, changes, steps):
     recipe = made(**changes)
     start = Session(recipe, Console(quiet=True))
@@ -171,8 +181,11 @@ def lying(pairs, *, beta):
 
 lying.at_start = lambda beta, **_: 5.0  # type: ignore[attr-defined]
 
-NEEDS = {"pairs": "it needs the model, which failed", "plan": "it needs the model, which failed",
-         "run": "it needs the pairs, which failed"}  # fmt: skip
+NEEDS = {
+    "pairs": "it needs the model, which failed",
+    "plan": "it needs the model, which failed",
+    "run": "it needs the pairs, which failed",
+}
 
 
 @pytest.mark.parametrize(
@@ -185,7 +198,7 @@ NEEDS = {"pairs": "it needs the model, which failed", "plan": "it needs the mode
         ({"model": "org/model"}, "HF_HUB_OFFLINE is set, and this machine has no copy of model org/model"),
     ],
     ids=["model", "data", "batch", "loss", "hub"],
-)  # fmt: skip
+)
 def test_what_cannot_begin_is_one_fail_and_what_depends_on_it_is_skipped(made, changes, text):
     found = check(made(**changes), run=True)
     assert names(found) == [*BEFORE, "model", "pairs", "plan", "run"]
@@ -501,21 +514,26 @@ def forms(question: str, chosen: str, rejected: str) -> dict[str, dict]:
     return {
         "preference": {"prompt": [asked], **{name: [said(text)] for name, text in sides.items()}},
         "ultrafeedback": {
-            "prompt": question, "prompt_id": "1", "messages": [asked, said(chosen)], "score_chosen": 8.0,
-            "score_rejected": 4.0, **{name: [asked, said(text)] for name, text in sides.items()},
+            "prompt": question,
+            "prompt_id": "1",
+            "messages": [asked, said(chosen)],
+            "score_chosen": 8.0,
+            "score_rejected": 4.0,
+            **{name: [asked, said(text)] for name, text in sides.items()},
         },
         "sharegpt": {
             "conversations": [{"from": "human", "value": question}],
             **{name: {"from": "gpt", "value": text} for name, text in sides.items()},
         },
         "hh_rlhf": {name: f"\n\nHuman: {question}\n\nAssistant: {text}" for name, text in sides.items()},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.slow
 def test_the_same_pairs_in_every_shape_are_the_same_tokens(made, tmp_path):
-    rows = [forms(r["prompt"][0]["content"], r["chosen"][0]["content"], r["rejected"][0]["content"])
-            for r in even_pairs(12)]  # fmt: skip
+    rows = [
+        forms(r["prompt"][0]["content"], r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in even_pairs(12)
+    ]
     read = {}
     for form in rows[0]:
         path = write_jsonl(tmp_path / f"{form}.jsonl", [row[form] for row in rows])

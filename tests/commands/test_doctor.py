@@ -149,12 +149,14 @@ def test_attention_kernels_are_those_that_are_on(monkeypatch):
 @pytest.mark.parametrize(
     "error",
     [
-        urllib.error.URLError("[Errno -2] Name or service not known"), TimeoutError("timed out"),
-        urllib.error.HTTPError("u", 503, "Service Unavailable", {}, None), RemoteDisconnected("closed"),  # type: ignore
+        urllib.error.URLError("[Errno -2] Name or service not known"),
+        TimeoutError("timed out"),
+        urllib.error.HTTPError("u", 503, "Service Unavailable", {}, None),
+        RemoteDisconnected("closed"),  # type: ignore
         ValueError("unknown url type: 'hub'"),
     ],
     ids=lambda error: type(error).__name__,
-)  # fmt: skip
+)
 def test_a_hub_that_does_not_answer_is_a_warning_with_its_address(monkeypatch, error):
     def refuse(url, timeout):
         assert url == constants.ENDPOINT and timeout <= 5

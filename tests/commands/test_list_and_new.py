@@ -29,8 +29,13 @@ def test_list_shows_a_broken_file_as_broken(here):
     shown = {row["name"]: row for row in list_()}
     assert all(list(row) == ["name", "model", "data", "loss", "adapter", "what"] for row in shown.values())
     assert shown["a_good"] == {
-        "name": "a_good", "model": "m", "data": "d", "loss": "sigmoid + cdpo", "adapter": "QLoRA r=4", "what": "What.",
-    }  # fmt: skip
+        "name": "a_good",
+        "model": "m",
+        "data": "d",
+        "loss": "sigmoid + cdpo",
+        "adapter": "QLoRA r=4",
+        "what": "What.",
+    }
     assert shown["a_broken"]["what"].startswith("broken: line 2: TypeError: Recipe.__init__() missing 1 required")
     assert shown["smollm3_ultrafeedback"]["adapter"] == "LoRA r=32" and not shown["smollm3_ultrafeedback"][
         "what"

@@ -30,10 +30,12 @@ def test_rows_hold_what_is_kept_and_what_is_cut():
     pairs = [tokenised("ab\n", "cdefg<|im_end|>", "xy<|im_end|>"), tokenised("abcdefgh", "i", "j", "file:1")]
     first, second = decode_pairs(pairs, TOKENIZER, 6, 5)
     assert first == {
-        "row": "file:0", "prompt": "ab\n", "prompt_tokens": 3,
+        "row": "file:0",
+        "prompt": "ab\n",
+        "prompt_tokens": 3,
         "chosen": {"kept": "cde", "cut": "fg<|im_end|>", "tokens": 6, "cut_tokens": 3},
         "rejected": {"kept": "xy<|im_end|>", "cut": "", "tokens": 3, "cut_tokens": 0},
-    }  # fmt: skip
+    }
     assert second["chosen"] == {"kept": "", "cut": "i", "tokens": 1, "cut_tokens": 1}
     assert decode_pairs(pairs, TOKENIZER, None, 1)[0]["chosen"]["kept"] == "cdefg<|im_end|>"
     nameless = {name: ids for name, ids in pairs[0].items() if name != "row"}

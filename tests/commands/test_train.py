@@ -15,16 +15,29 @@ from rich.console import Console
 from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError, Run, load, train
 
 FILES = {
-    "recipe.py", "recipe.json", "trl.json", "environment.json", "data.json", "reference.json", "metrics.jsonl",
-    "evaluation.json", "samples.jsonl", "checkpoints", "model",
-}  # fmt: skip
+    "recipe.py",
+    "recipe.json",
+    "trl.json",
+    "environment.json",
+    "data.json",
+    "reference.json",
+    "metrics.jsonl",
+    "evaluation.json",
+    "samples.jsonl",
+    "checkpoints",
+    "model",
+}
 
 
 def quick(tiny, pairs_file, **changes) -> Recipe:
     given = {
-        "data": Data(str(pairs_file), eval=0.25), "global_batch_size": 6, "micro_batch_size": 3, "learning_rate": 1e-3,
-        "max_length": 112, "trl": {"gradient_checkpointing": False, "max_steps": 4},
-    }  # fmt: skip
+        "data": Data(str(pairs_file), eval=0.25),
+        "global_batch_size": 6,
+        "micro_batch_size": 3,
+        "learning_rate": 1e-3,
+        "max_length": 112,
+        "trl": {"gradient_checkpointing": False, "max_steps": 4},
+    }
     return Recipe(**{"model": str(tiny()), **given, **changes})
 
 
