@@ -383,6 +383,20 @@ def test_a_trial_in_a_process_of_its_own_is_one_value_too(mine, here):
     assert [path.name for path in here.iterdir() if path.name != "__pycache__"] == ["mine.py"]
 
 
+def test_verbs_bring_no_library_that_talks_before_it_can_be_silenced():
+    """bitsandbytes announces at import what is not installed: the session silences it before it is imported."""
+    import subprocess
+
+    code = (
+        "import sys\n"
+        "from dpo_recipes.commands import check, preview, train\n"
+        "assert not {'bitsandbytes', 'transformers'} & sys.modules.keys()"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("verb", ["check", "preview"])
 def test_a_broken_recipe_file_is_one_line_for_each_verb(dpo, here, verb):
     (here / "bad.py").write_text("from dpo_recipes import Recipe\n\nrecipe = Recipe(\n")

@@ -21,7 +21,6 @@ from ..planning.memory import (
     parse_memory,
     plan_for,
 )
-from ..planning.trial_steps import try_steps
 from ..planning.ways_out import ways_out
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import Device
@@ -217,6 +216,9 @@ def _check_real_steps(session: Session, result: dict[str, Any]) -> None:
         needed = f"It needs {format_memory(plan['here'])}, and the {device} has {format_memory(memory)}."
         findings.append(Finding("skipped", "run", needed))
         return
+
+    # Imported here: it brings bitsandbytes, which announces at import what the session has silenced by now.
+    from ..planning.trial_steps import try_steps
 
     try:
         trial = try_steps(session)
