@@ -1,7 +1,8 @@
-"""RecipeTrainer: TRL's trainer with plugin losses, the guard and per-pair held-out numbers.
+"""RecipeTrainer: TRL's trainer with plugin losses, the guard's stops and per-pair held-out numbers.
 
-Leans on TRL 1.16: `DPOTrainer._compute_loss` and what it asks of model and batch, the reference passes, and the
-attributes that `DPOTrainer.__init__` sets.
+Leans on TRL 1.16: `DPOTrainer._compute_loss`, which calls the model once and reads the reference from the batch where
+`precompute_ref_logps` is set; `_precompute_ref_logps`, `_prepare_dataset`, `_send_telemetry` and
+`compute_ref_log_probs`; and the columns of its batches.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
 
@@ -33,6 +35,8 @@ from . import reference_cache
 # The Trainer's default asks for pinned memory on machines without an accelerator too.
 warnings.filterwarnings("ignore", message=".*pin_memory.* no accelerator is found", category=UserWarning)
 
+SHOWN_OF_A_BAD_PAIR = 2000  # characters of each side
+
 
 def config(arguments: dict[str, Any]) -> DPOConfig:
     """DPOConfig, its refusals turned into ours."""
@@ -48,22 +52,31 @@ class RecipeTrainer(DPOTrainer):
     With TRL's own losses it adds nothing to the maths: the loss sequence is bit-identical to DPOTrainer's.
     """
 
-    model: Any  # the Trainer declares them optional, and its own arguments
+    # The Trainer declares them optional, and `args` as its own arguments.
+    model: Any
     args: Any
     train_dataset: Any
     eval_dataset: Any
-    reference_cache: dict[str, str] = {}  # split -> hit, computed or rebuilt, where it is computed beforehand
-    _fingerprint: str | None = None
 
     def __init__(
         self, *, recipe: Recipe, settings: Settings, say: Callable[[str], None] = lambda _: None, **arguments: Any
     ):
-        self.recipe, self.settings, self.say = recipe, settings, say
-        self.plugins = [(f, w, recipe.numbers(f)) for f, w in recipe.plugins.values()]
+        """`arguments` are DPOTrainer's; `say` takes one sentence for whoever watches."""
+        self.recipe = recipe
+        self.settings = settings
+        self.say = say
+        # Function, weight and its own numbers
+        self.plugins = [(loss, weight, recipe.numbers(loss)) for loss, weight in recipe.plugins.values()]
         self.half = settings.autocast is not None
         self.health = Health(loss_at_start(recipe), same_start=settings.reference != "other model")
-        self.recorded: list[PairLogps] | None = None
-        super().__init__(**arguments)
+        self.recorded: list[PairLogps] | None = None  # of each evaluation batch, while held_out() asks for them
+        # Split -> hit, computed or rebuilt, where the reference is computed beforehand
+        self.reference_cache: dict[str, str] = {}
+        self._fingerprint: str | None = None
+        self._said_why_not_shared: set[str] = set()
+
+        super().__init__(**arguments)  # which may already compute the reference
+
         self._share_pairs()
         if self.aux_loss_enabled:
             self.health.declared_loss = None  # the router's balancing loss comes on top
@@ -72,12 +85,19 @@ class RecipeTrainer(DPOTrainer):
         self.add_callback(Watch(self.health))
 
     def _share_pairs(self) -> None:
-        """Let policy and reference read each pair once, where the recipe asks for it."""
-        how, models = self.recipe.pair_sharing, list[Any]([self.model, self.ref_model])
-        for model in models if how != "off" else ():
+        """Let policy and reference read each pair once, where the recipe asks for it; a reason not to is said once."""
+        if self.recipe.pair_sharing == "off":
+            return
+        must_share = self.recipe.pair_sharing == "require"
+        models: list[Any] = [self.model, self.ref_model]
+        for model in models:
+            if model is None:
+                continue
             base = model.get_base_model() if hasattr(model, "peft_config") else model
-            if base is not None and (no := shared_prefix.share(base, require=how == "require", say=self.say)):
-                self.say(f"Each pair is read twice and padded, as in TRL: {no}.")
+            reason = shared_prefix.share(base, require=must_share, say=self.say)
+            if reason and reason not in self._said_why_not_shared:
+                self._said_why_not_shared.add(reason)
+                self.say(f"Each pair is read twice and padded, as in TRL: {reason}.")
 
     def _send_telemetry(self) -> None:
         """Nothing is sent unless asked."""
@@ -88,126 +108,204 @@ class RecipeTrainer(DPOTrainer):
             return dataset
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
+    # The reference, computed beforehand
+
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """TRL's, for the pairs whose reference log-probabilities no earlier run has left in the user's cache."""
         self._share_pairs()  # TRL comes here while it is being made
-        args, parent = self.args, super()._precompute_ref_logps
         if not isinstance(dataset, Dataset) or not len(dataset):
-            return parent(dataset, name, batch_size)  # which refuses it
+            return super()._precompute_ref_logps(dataset, name, batch_size)  # which refuses it
         if dataset._indices is not None:
-            dataset = dataset.flatten_indices()  # as the last line would do; here, so that it is done once
+            # As concatenate_datasets would do for each; here, so that it is done once.
+            dataset = dataset.flatten_indices()
 
-        def share(value: Any) -> Any:
-            return broadcast_object_list([value])[0]
+        logps, how = reference_cache.complete(
+            dataset,
+            reference_cache.Entries(environment.cache() / "reference", self._reference_context()),
+            compute=functools.partial(self._compute_ref_logps, dataset, name, batch_size),
+            tolerance=rounding_tolerance(self.half),
+            share=_from_main_process,
+            main=self.accelerator.is_main_process,
+        )
+        self.reference_cache = {**self.reference_cache, name: how}
+        columns = Dataset.from_dict({"ref_chosen_logps": logps[:, 0], "ref_rejected_logps": logps[:, 1]})
+        return concatenate_datasets([dataset, columns], axis=1)
 
-        def compute(rows: list[int]) -> np.ndarray:
-            part: Any = dataset.select_columns(reference_cache.IDS)
-            part = part if rows == list(range(len(part))) else part.select(rows)
-            # TRL's own cache takes stale numbers for new ones (another ld_alpha, say): each time it gets a new place.
-            with tempfile.TemporaryDirectory() as folder:
-                part._get_cache_file_path = functools.partial("{}/{}.arrow".format, share(folder))
-                made = parent(part, name, batch_size).with_format("numpy")
-                logps = np.stack([made["ref_chosen_logps"][:], made["ref_rejected_logps"][:]], axis=1)
-                self.accelerator.wait_for_everyone()
-            return logps
+    def _compute_ref_logps(self, dataset: Dataset, name: str, batch_size: int, rows: list[int]) -> np.ndarray:
+        """Reference log-probabilities of some rows as TRL computes them, in nats, shape (rows, 2)."""
+        part: Any = dataset.select_columns(reference_cache.IDS)
+        if rows != list(range(len(part))):
+            part = part.select(rows)
 
-        # All that the numbers depend on but the token ids, and nothing else. Versions, as a library may mend a model.
-        context = {
+        # TRL's own cache takes stale numbers for new ones (another ld_alpha, say): each time it gets a new place.
+        with tempfile.TemporaryDirectory() as folder:
+            part._get_cache_file_path = functools.partial(_cache_file, _from_main_process(folder))
+            computed = super()._precompute_ref_logps(part, name, batch_size).with_format("numpy")
+            logps = np.stack([computed["ref_chosen_logps"][:], computed["ref_rejected_logps"][:]], axis=1)
+            self.accelerator.wait_for_everyone()  # before the folder goes
+        return logps
+
+    def _reference_context(self) -> dict[str, Any]:
+        """All that the reference's log-probabilities depend on but the token ids, and nothing else."""
+        args = self.args
+        packages = ("torch", "transformers", "trl", "peft", "bitsandbytes")
+        return {
             "weights": self.fingerprint(),
             "truncation": (args.max_length, args.truncation_mode),
             "ld_alpha": args.ld_alpha,
             "precision": (args.bf16, args.fp16, args.tf32, self.accelerator.device.type),
             "attention": (self.ref_model or self.model).config._attn_implementation,
-            "versions": {n: version(n) for n in ("torch", "transformers", "trl", "peft", "bitsandbytes")},
+            "versions": {package: version(package) for package in packages},  # a library may mend a model
         }
-        entries = reference_cache.Entries(environment.cache() / "reference", context)
-        tolerance, main = rounding_tolerance(self.half), self.accelerator.is_main_process
-        logps, how = reference_cache.complete(dataset, entries, compute, tolerance, share, main)
-        self.reference_cache = {**self.reference_cache, name: how}
-        columns = {"ref_chosen_logps": logps[:, 0], "ref_rejected_logps": logps[:, 1]}
-        return concatenate_datasets([dataset, Dataset.from_dict(columns)], axis=1)
+
+    def fingerprint(self) -> str:
+        """A hash of the reference: its weights and config, without the adapter that is trained. Made once."""
+        if self._fingerprint is None:
+            self._fingerprint = self._make_fingerprint()
+        return self._fingerprint
+
+    def _make_fingerprint(self) -> str:
+        is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if is_sharded and self._precompute_model_hash:
+            return self._precompute_model_hash  # TRL's, which is from before the weights were sharded
+        if self.ref_model is not None:
+            return reference_cache.fingerprint(self.ref_model)
+        return reference_cache.fingerprint(self.model, trained="default")
+
+    # The loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         """TRL's loss and metrics, plus the plugin terms computed from the log-probabilities that TRL's forward gave."""
         if "ref_chosen_logps" not in inputs:
             chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
             inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-        forwards: list[Any] = []  # what the one policy forward in TRL's method returns
 
-        def recording(**model_inputs: Any) -> Any:
-            forwards.append(model(**model_inputs))
-            return forwards[0]
+        outputs_of_policy: list[Any] = []  # of the one forward in TRL's method
 
-        live, self.precompute_ref_logps = self.precompute_ref_logps, True  # "the batch carries the reference"
+        def recording_model(**model_inputs: Any) -> Any:
+            output = model(**model_inputs)
+            outputs_of_policy.append(output)
+            return output
+
+        precompute_ref_logps = self.precompute_ref_logps
+        self.precompute_ref_logps = True  # which tells TRL that the batch carries the reference
         try:
-            result = super()._compute_loss(recording, inputs, return_outputs)
+            result = super()._compute_loss(recording_model, inputs, return_outputs)
         finally:
-            self.precompute_ref_logps = live
-        loss, outputs = result if return_outputs else (result, None)
-        pairs = self._pairs(forwards[0], inputs)
-        for function, weight, own in self.plugins:
-            loss = loss + weight * function(pairs, beta=self.beta, **own).mean()
-        self._watch(loss, pairs.map(torch.Tensor.detach), inputs)
-        return (loss, outputs) if return_outputs else loss
+            self.precompute_ref_logps = precompute_ref_logps
 
-    def _pairs(self, output: Any, inputs: dict[str, Any]) -> PairLogps:
-        mask = inputs["completion_mask"][:, 1:]
-        per_token = output.log_probs[:, -mask.size(1) :]
-        chosen_tokens, rejected_tokens = mask.sum(dim=1).chunk(2)
-        if self.ld_alpha is not None:  # LD-DPO (2409.06411): tokens past the shorter side's length count ld_alpha
-            shared = torch.minimum(chosen_tokens, rejected_tokens).repeat(2).unsqueeze(1)
-            per_token = torch.where(mask.cumsum(dim=1) <= shared, per_token, self.ld_alpha * per_token)
+        loss = result[0] if return_outputs else result
+        pairs = self._pair_logps(outputs_of_policy[0], inputs)
+        for plugin, weight, numbers in self.plugins:
+            loss = loss + weight * plugin(pairs, beta=self.beta, **numbers).mean()
+
+        self._watch(loss.detach(), pairs.map(torch.Tensor.detach), inputs)
+        if return_outputs:
+            return loss, result[1]
+        return loss
+
+    def _pair_logps(self, output: Any, inputs: dict[str, Any]) -> PairLogps:
+        """What a plugin loss may see of a batch.
+
+        TRL's batch holds all chosen sides and then all rejected ones, each with its prompt; `log_probs` has shape
+        (2 * pairs, tokens - 1), as nothing predicts the first token.
+        """
+        is_completion = inputs["completion_mask"][:, 1:]
+        per_token = output.log_probs[:, -is_completion.size(1) :]
+        chosen_tokens, rejected_tokens = is_completion.sum(dim=1).chunk(2)
+        if self.ld_alpha is not None:
+            # LD-DPO (2409.06411): tokens past the shorter side's length count ld_alpha.
+            shorter_side = torch.minimum(chosen_tokens, rejected_tokens).repeat(2).unsqueeze(1)
+            is_within = is_completion.cumsum(dim=1) <= shorter_side
+            per_token = torch.where(is_within, per_token, self.ld_alpha * per_token)
+
         chosen, rejected = per_token.sum(dim=1).chunk(2)
         return PairLogps(
-            policy_chosen=chosen, policy_rejected=rejected,
-            reference_chosen=inputs["ref_chosen_logps"], reference_rejected=inputs["ref_rejected_logps"],
-            chosen_tokens=chosen_tokens, rejected_tokens=rejected_tokens,
-        )  # fmt: skip
+            policy_chosen=chosen,
+            policy_rejected=rejected,
+            reference_chosen=inputs["ref_chosen_logps"],
+            reference_rejected=inputs["ref_rejected_logps"],
+            chosen_tokens=chosen_tokens,
+            rejected_tokens=rejected_tokens,
+        )
+
+    # What is watched at every forward
 
     def _watch(self, loss: torch.Tensor, pairs: PairLogps, inputs: dict[str, Any]) -> None:
-        if not bool(torch.isfinite(loss.detach())):
-            index = first_bad_pair(pairs)
-            sides = [inputs["input_ids"][i][inputs["attention_mask"][i].bool()] for i in (index, index + len(pairs.h))]
-            chosen, rejected = (self._tokenizer.decode(side)[:2000] for side in sides)
-            raise RecipeError(
-                f"The loss is {loss.item()} at step {self.state.global_step}. Suspects: weights in float16, a learning "
-                "rate far too high, or an attention kernel. The pair that shows it:\n"
-                f"--- chosen ({pairs.policy_chosen[index].item():.4g} nats)\n{chosen}\n"
-                f"--- rejected ({pairs.policy_rejected[index].item():.4g} nats)\n{rejected}"
-            )
+        """Stop at a loss that is no number; look at the start and the rewards in training, record in evaluation."""
+        if not bool(torch.isfinite(loss)):
+            self._stop_at_bad_pair(loss, pairs, inputs)
         if self.model.training:
-            health = self.health
-            if self.state.global_step == 0 and health.same_start:
-                stop(start_is_identity(pairs, loss.item(), health.declared_loss, self.half))
-            if health.full_steps and not health.largest_reward:
-                ratios = torch.cat([pairs.chosen_logratios, pairs.rejected_logratios])
-                health.largest_reward = ratios.abs().max().item()
+            self._watch_training(loss, pairs)
         elif self.recorded is not None:
             self.recorded.append(pairs.map(self.accelerator.gather_for_metrics))
 
-    def parameter_counts(self) -> tuple[int, int]:
-        """(trainable, all) parameters; 4-bit weights count as the numbers they hold, a reference copy not at all."""
-        counts = [0, 0]
-        for name, p in self.model.named_parameters():
-            if ".ref." not in name:
-                counts[1] += (size := p.numel() * (2 if type(p).__name__ == "Params4bit" else 1))
-                counts[0] += size * p.requires_grad
-        return counts[0], counts[1]
+    def _stop_at_bad_pair(self, loss: torch.Tensor, pairs: PairLogps, inputs: dict[str, Any]) -> None:
+        index = first_bad_pair(pairs)
+        chosen = self._decoded(inputs, index)
+        rejected = self._decoded(inputs, index + len(pairs.h))
+        raise RecipeError(
+            f"The loss is {loss.item()} at step {self.state.global_step}. Suspects: weights in float16, a learning "
+            "rate far too high, or an attention kernel. The pair that shows it:\n"
+            f"--- chosen ({pairs.policy_chosen[index].item():.4g} nats)\n{chosen}\n"
+            f"--- rejected ({pairs.policy_rejected[index].item():.4g} nats)\n{rejected}"
+        )
 
-    def fingerprint(self) -> str:
-        """A hash of the reference: its weights and config, without the adapter that is trained. Made once."""
-        if self._fingerprint is None:
-            sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled  # so TRL's, which is from before that
-            reference = (self.model, "default") if self.ref_model is None else (self.ref_model,)
-            made_before = sharded and self._precompute_model_hash
-            self._fingerprint = made_before or reference_cache.fingerprint(*reference)
-        return self._fingerprint
+    def _decoded(self, inputs: dict[str, Any], row: int) -> str:
+        """The start of one row of a batch as text, without its padding."""
+        is_token = inputs["attention_mask"][row].bool()
+        ids = inputs["input_ids"][row][is_token]
+        return self._tokenizer.decode(ids)[:SHOWN_OF_A_BAD_PAIR]
+
+    def _watch_training(self, loss: torch.Tensor, pairs: PairLogps) -> None:
+        health = self.health
+        if self.state.global_step == 0 and health.same_start:
+            stop(start_is_identity(pairs, loss.item(), health.declared_loss, self.half))
+        # Once a reward has moved, nothing more is to be learned: from there on no number leaves the device for it.
+        if health.full_steps and not health.largest_reward:
+            logratios = torch.cat([pairs.chosen_logratios, pairs.rejected_logratios])
+            health.largest_reward = logratios.abs().max().item()
+
+    # What is asked from outside
 
     def held_out(self) -> tuple[dict[str, float], PairLogps]:
         """(TRL's metrics over the held-out pairs without their `eval_` prefix, the log-probabilities of every pair)."""
         self.recorded = []
         with torch.random.fork_rng():  # a data loader draws from the global generator
             metrics = self.evaluate()
-        pairs, self.recorded = self.recorded, None
-        columns = {n: torch.cat([getattr(p, n) for p in pairs]).double().cpu() for n in PairLogps.__dataclass_fields__}
-        return {key.removeprefix("eval_"): value for key, value in metrics.items()}, PairLogps(**columns)
+        batches = self.recorded
+        self.recorded = None
+        return {name.removeprefix("eval_"): value for name, value in metrics.items()}, _joined(batches)
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """(trainable, all) parameters; 4-bit weights count as the numbers they hold, a reference copy not at all."""
+        trainable = total = 0
+        for name, parameter in self.model.named_parameters():
+            if ".ref." in name:
+                continue
+            size = parameter.numel()
+            if type(parameter).__name__ == "Params4bit":
+                size *= 2  # two numbers a byte
+            total += size
+            if parameter.requires_grad:
+                trainable += size
+        return trainable, total
+
+
+def _joined(batches: list[PairLogps]) -> PairLogps:
+    """All pairs of several batches, in float64 on the CPU."""
+    columns = {}
+    for field in fields(PairLogps):
+        parts = [getattr(batch, field.name) for batch in batches]
+        columns[field.name] = torch.cat(parts).double().cpu()
+    return PairLogps(**columns)
+
+
+def _from_main_process(value: Any) -> Any:
+    """The main process's value, in all processes."""
+    return broadcast_object_list([value])[0]
+
+
+def _cache_file(folder: str, fingerprint: str) -> str:
+    """Where TRL keeps what it computes, in place of `Dataset._get_cache_file_path`."""
+    return f"{folder}/{fingerprint}.arrow"

@@ -195,14 +195,14 @@ def test_as_many_new_and_rechecked_pairs_as_there_are_pairs_do_not_get_mixed_up(
 def test_each_of_the_same_pairs_keeps_its_own_number(tiny):
     rows = [PAIRS[0], *PAIRS[:5], PAIRS[0]]
     assert logps(build(tiny(), rows)) == logps(build(tiny(), rows))
-    assert len(set(reference_cache.rows(build(tiny(), rows).train_dataset)[0])) == 7
+    assert len(set(reference_cache.row_keys(build(tiny(), rows).train_dataset)[0])) == 7
 
 
 def test_the_key_of_a_row_is_its_tokens_and_where_the_parts_end():
     def key(prompt, chosen, rejected, kind="int32"):
         row = dict(zip(reference_cache.IDS, (prompt, chosen, rejected), strict=True))
         columns = {name: np.array(ids, kind) for name, ids in row.items()}
-        return reference_cache.rows(Dataset.from_list([columns]))[0][0]
+        return reference_cache.row_keys(Dataset.from_list([columns]))[0][0]
 
     assert key([1, 2], [3], [4]) == key([1, 2], [3], [4], "int64")
     others = [([1], [2, 3], [4]), ([1, 2], [3, 4], []), ([1, 2], [4], [3]), ([1, 2], [3], [5])]
@@ -343,7 +343,7 @@ def test_one_wrong_row_of_eight_is_seen_and_rounding_is_not(tiny, cache):
     first = build(tiny(), pairs)
     tamper(files(cache)[0], 1e-4)
     assert build(tiny(), pairs).reference_cache == HIT
-    tokens = reference_cache.rows(first.train_dataset)[1]
+    tokens = reference_cache.row_keys(first.train_dataset)[1]
     tamper(files(cache)[0], 4e-3 * tokens[2], slice(2, 3))  # four times the tolerance, half of it on average
     second = build(tiny(), pairs)
     assert second.reference_cache["train"].startswith("rebuilt") and logps(second)[:2] == logps(first)[:2]

@@ -280,3 +280,18 @@ def test_where_pairs_cannot_be_read_once_that_is_said_or_refused(tiny, tmp_path)
     assert said == ["Each pair is read twice and padded, as in TRL: 'eager' attention cannot be split, 'sdpa' can."]
     with pytest.raises(RecipeError, match="'eager' attention cannot be split, .* pair_sharing='auto'"):
         build(tiny(), tmp_path, pair_sharing="require", attn_implementation="eager")
+
+
+def test_why_pairs_are_not_shared_is_said_once_where_the_reference_is_computed_beforehand(tiny, tmp_path):
+    """TRL asks for the reference of each split while the trainer is being made, and models are asked before each."""
+    sentences: list[str] = []
+    build(tiny(), tmp_path, adapter=None, pair_sharing="auto", attn_implementation="eager", say=sentences.append)
+    assert len(sentences) == 1
+    assert "read twice and padded" in sentences[0]
+
+
+def test_the_parameters_are_counted_without_a_reference_copy(tiny, tmp_path):
+    trainable, total = build(tiny(), tmp_path, adapter=LoRA(r=4)).parameter_counts()
+    base = build(tiny(), tmp_path, adapter=None).parameter_counts()
+    assert base[0] == base[1]
+    assert total == base[1] + trainable
