@@ -213,15 +213,22 @@ def fresh(body: str, where: Path, *argv: str) -> tuple[int, list[str], float]:
 @pytest.mark.parametrize(
     ("argv", "code"),
     [
-        (["list"], 0), (["list", "--json"], 0), (["show", "smollm3_ultrafeedback", "beta=0.3"], 0),
+        (["list"], 0),
+        (["list", "--json"], 0),
+        (["show", "smollm3_ultrafeedback", "beta=0.3"], 0),
         (["show", "quickstart"], 0),
-        (["new", "mine", "--from", "quickstart"], 0), (["--help"], 0), (["train", "--help"], 0), (["--version"], 0),
-        (["trian"], 2), (["train", "quikstart"], 2), (["train", "smollm3_ultrafeedback", "--betta", "1"], 2),
+        (["new", "mine", "--from", "quickstart"], 0),
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["--version"], 0),
+        (["trian"], 2),
+        (["train", "quikstart"], 2),
+        (["train", "smollm3_ultrafeedback", "--betta", "1"], 2),
         (["train", "smollm3_ultrafeedback", "trl.max_prompt_length=9"], 2),
         (["train", "zephyr_7b_qlora", "global_batch_size=7"], 2),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
-)  # fmt: skip
+)
 def test_looking_and_mistyping_import_nothing_heavy(tmp_path, argv, code):
     found, heavy, seconds = fresh("from dpo_recipes.cli import main; main()", tmp_path, *argv)
     print(f"dpo-recipes {' '.join(argv)}: {seconds:.2f} s")

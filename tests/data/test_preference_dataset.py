@@ -66,16 +66,26 @@ def conversations(n=20):
 def h4(n=20):
     """Rows as HuggingFaceH4/ultrafeedback_binarized has them."""
     return [
-        {"prompt": f"q{i:02}", "prompt_id": str(i), **row, "messages": row["chosen"], "score_chosen": 8.0,
-         "score_rejected": 4.5} for i, row in enumerate(conversations(n))
-    ]  # fmt: skip
+        {
+            "prompt": f"q{i:02}",
+            "prompt_id": str(i),
+            **row,
+            "messages": row["chosen"],
+            "score_chosen": 8.0,
+            "score_rejected": 4.5,
+        }
+        for i, row in enumerate(conversations(n))
+    ]
 
 
 EXPLICIT = [{"prompt": [user(f"q{i:02}")], "chosen": [said("good")], "rejected": [said("bad")]} for i in range(20)]
 HH = [
-    {"chosen": f"\n\nHuman: q{i:02}\n\nAssistant: Which one?\n\nHuman: That\n\nAssistant: The sky is blue",
-     "rejected": f"\n\nHuman: q{i:02}\n\nAssistant: Which one?\n\nHuman: That\n\nAssistant: The sky"} for i in range(20)
-]  # fmt: skip
+    {
+        "chosen": f"\n\nHuman: q{i:02}\n\nAssistant: Which one?\n\nHuman: That\n\nAssistant: The sky is blue",
+        "rejected": f"\n\nHuman: q{i:02}\n\nAssistant: Which one?\n\nHuman: That\n\nAssistant: The sky",
+    }
+    for i in range(20)
+]
 
 
 LEAKED = "prompt is in the evaluation pairs"
@@ -153,8 +163,10 @@ def test_smoltalk2_keeps_template_kwargs_without_none_and_the_recipe_wins(tmp_pa
     assert read(path).train[0]["chat_template_kwargs"] == {"custom_instructions": "", "enable_thinking": False}
     found = read(path, chat_template_kwargs={"enable_thinking": True, "date_string": "1 May 2025"})
     assert found.train[0]["chat_template_kwargs"] == {
-        "custom_instructions": "", "enable_thinking": True, "date_string": "1 May 2025",
-    }  # fmt: skip
+        "custom_instructions": "",
+        "enable_thinking": True,
+        "date_string": "1 May 2025",
+    }
     assert found.train.column_names == ["prompt", "chosen", "rejected", "chat_template_kwargs", "row"]
 
 
@@ -364,8 +376,9 @@ def test_a_list_prompt_must_open_both_conversations(tmp_path):
     rows = [{**row, "prompt": [row["chosen"][0]]} for row in conversations(20)]
     rows[7]["prompt"] = [user("another")]
     assert only_drop(read(save(tmp_path / "p.jsonl", rows))) == (
-        "prompts differ between sides", {"count": 1, "rows": ["7"]},
-    )  # fmt: skip
+        "prompts differ between sides",
+        {"count": 1, "rows": ["7"]},
+    )
 
 
 def test_too_many_dropped_rows_are_refused_with_the_numbers_and_the_way_out(tmp_path):

@@ -32,9 +32,14 @@ def test_a_pair_is_two_distinct_finished_replies_and_the_better_is_chosen():
     assert all(row["chosen_reward"] > row["rejected_reward"] for row in rows)
     assert all(row["chosen"][0]["role"] == row["rejected"][0]["role"] == "assistant" for row in rows)
     assert report == {
-        "prompts": 4, "replies": 12, "unfinished": 1, "blank": 1, "duplicates": 2,
-        "prompts_without_pair": 3, "pairs": 5,
-    }  # fmt: skip
+        "prompts": 4,
+        "replies": 12,
+        "unfinished": 1,
+        "blank": 1,
+        "duplicates": 2,
+        "prompts_without_pair": 3,
+        "pairs": 5,
+    }
 
 
 def test_the_draw_is_a_function_of_the_seed_without_repeats():

@@ -56,11 +56,16 @@ def built(recipe: Recipe, folder, tmp_path, device: Device) -> RecipeTrainer:
     if settings.reference in ("other model", "moving copy"):
         second = load_weights(recipe, settings, recipe.reference or str(folder), trainable=False)
     return RecipeTrainer(
-        recipe=recipe, settings=settings, model=load_weights(recipe, settings, str(folder)), ref_model=second,
+        recipe=recipe,
+        settings=settings,
+        model=load_weights(recipe, settings, str(folder)),
+        ref_model=second,
         args=config(dpo_arguments(recipe, settings, str(tmp_path / "out"))),
-        train_dataset=Dataset.from_list(long_pairs(12)), eval_dataset=Dataset.from_list(long_pairs(4)),
-        processing_class=load_tokenizer(recipe, str(folder)).tokenizer, peft_config=peft_config(recipe.adapter),
-    )  # fmt: skip
+        train_dataset=Dataset.from_list(long_pairs(12)),
+        eval_dataset=Dataset.from_list(long_pairs(4)),
+        processing_class=load_tokenizer(recipe, str(folder)).tokenizer,
+        peft_config=peft_config(recipe.adapter),
+    )
 
 
 def resident(model) -> list[torch.Tensor]:
@@ -198,11 +203,14 @@ class Kernel:
 @pytest.mark.parametrize(
     ("positions", "width", "words", "dtype", "autocast", "trains"),
     [
-        (1000, 256, 32000, torch.float32, False, False), (2000, 64, 300, torch.float32, False, True),
-        (9000, 512, 50000, torch.bfloat16, False, False), (9000, 512, 128000, torch.bfloat16, True, True),
-        (64, 2048, 40000, torch.bfloat16, False, True), (5000, 128, 64000, torch.float32, True, True),
+        (1000, 256, 32000, torch.float32, False, False),
+        (2000, 64, 300, torch.float32, False, True),
+        (9000, 512, 50000, torch.bfloat16, False, False),
+        (9000, 512, 128000, torch.bfloat16, True, True),
+        (64, 2048, 40000, torch.bfloat16, False, True),
+        (5000, 128, 64000, torch.float32, True, True),
     ],
-)  # fmt: skip
+)
 def test_the_head_on_paper_allocates_what_trls_head_does(
     monkeypatch, triton, positions, width, words, dtype, autocast, trains
 ):
@@ -242,9 +250,10 @@ def test_a_model_that_does_not_run_on_fake_tensors_is_a_reason(tiny, monkeypatch
     bare = skeleton(recipe, settings, str(tiny()))
     real = type(bare.get_base_model().base_model).forward
     monkeypatch.setattr(
-        type(bare.get_base_model().base_model), "forward",
+        type(bare.get_base_model().base_model),
+        "forward",
         lambda self, input_ids, **rest: real(self, input_ids=input_ids[: input_ids.max().item()], **rest),
-    )  # fmt: skip
+    )
     with pytest.raises(RecipeError, match="does not run on fake tensors: DataDependentOutput"):
         plan(bare, recipe, settings, tokens=TOKENS)
 

@@ -30,8 +30,20 @@ def bottom_right(query, key, value, query_borders, key_borders, window, scaling)
     return torch.cat(outputs, 2).transpose(1, 2)
 
 
-def flash(module, query, key, value, attention_mask, scaling=None, sliding_window=None, cu_seq_lens_q=None,
-          cu_seq_lens_k=None, max_length_q=None, max_length_k=None, **given):  # fmt: skip
+def flash(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling=None,
+    sliding_window=None,
+    cu_seq_lens_q=None,
+    cu_seq_lens_k=None,
+    max_length_q=None,
+    max_length_k=None,
+    **given,
+):
     """flash_attention_2 as Transformers calls it: with the borders of a varlen call, or on a padded batch."""
     if cu_seq_lens_q is not None:
         assert max_length_q == cu_seq_lens_q.diff().max() and max_length_k == cu_seq_lens_k.diff().max()

@@ -44,8 +44,9 @@ def test_outputs_and_gradients_are_trls(tiny, kind, checkpointing):
     [line] = said
     assert re.fullmatch(
         r"Each pair is read once: 157 of 264 padded tokens; "
-        r"log-probabilities differ by (0|\de-\d) nats per token from TRL's own forward\.", line
-    ), line  # fmt: skip
+        r"log-probabilities differ by (0|\de-\d) nats per token from TRL's own forward\.",
+        line,
+    ), line
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -93,10 +94,11 @@ EDGES = {
     "one pair": batch((P, A, B)),
     "nothing in common": batch((P, A, B)) | {"input_ids": torch.stack([torch.tensor(P + A), torch.tensor(A + P)])},
     "padded further": batch((P, A, B), (P, B, A), width=64),
-}  # fmt: skip
+}
 EDGES["nothing in common"] |= {
-    "attention_mask": torch.ones(2, 29, dtype=torch.long), "labels": EDGES["nothing in common"]["input_ids"]
-}  # fmt: skip
+    "attention_mask": torch.ones(2, 29, dtype=torch.long),
+    "labels": EDGES["nothing in common"]["input_ids"],
+}
 
 
 @pytest.mark.parametrize("case", EDGES)
@@ -123,12 +125,15 @@ def test_every_other_call_is_the_models_own(tiny):
     ids, held, labels = (BATCH[name] for name in ("input_ids", "attention_mask", "labels"))
     left = {"input_ids": ids.flip(1), "attention_mask": held.flip(1), "labels": labels.flip(1), "fused_lm_head": True}
     calls = (
-        {"input_ids": ids, "attention_mask": held}, {"input_ids": ids, "labels": labels}, left,
+        {"input_ids": ids, "attention_mask": held},
+        {"input_ids": ids, "labels": labels},
+        left,
         {name: x[:3] if torch.is_tensor(x) else x for name, x in BATCH.items()},  # three rows are no pairs
-        BATCH | {"attention_mask": None}, BATCH | {"position_ids": torch.arange(ids.size(1))[None] + 3},
+        BATCH | {"attention_mask": None},
+        BATCH | {"position_ids": torch.arange(ids.size(1))[None] + 3},
         BATCH | {"input_ids": None, "inputs_embeds": bare.get_input_embeddings()(ids)},
         BATCH | {"labels": torch.where(held == 0, 7, labels)},  # padding that is scored
-    )  # fmt: skip
+    )
     with torch.no_grad():
         for given in calls:
             theirs, ours = bare(**given), mine(**given)

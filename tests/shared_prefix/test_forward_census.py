@@ -14,15 +14,34 @@ from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 from dpo_recipes.shared_prefix.forward import share, why_not
 
 MORE_SIZES = {
-    "head_dim": 8, "sliding_window": 8, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4,
-    "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "n_group": 1,
-    "topk_group": 1, "first_k_dense_replace": 1, "vocab_size_per_layer_input": 96, "hidden_size_per_layer_input": 8,
-    "is_decoder": True, "router_jitter_noise": 0.0, "input_jitter_noise": 0.0, "rotary_dim": 8, "embedding_size": 32,
-}  # fmt: skip
+    "head_dim": 8,
+    "sliding_window": 8,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "vocab_size_per_layer_input": 96,
+    "hidden_size_per_layer_input": 8,
+    "is_decoder": True,
+    "router_jitter_noise": 0.0,
+    "input_jitter_noise": 0.0,
+    "rotary_dim": 8,
+    "embedding_size": 32,
+}
 MLA_SIZES = {
-    "num_key_value_heads": 4, "head_dim": None, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8, "v_head_dim": 8,
-}  # fmt: skip
+    "num_key_value_heads": 4,
+    "head_dim": None,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
 
 
 def tiny_configs(kind):
@@ -101,7 +120,35 @@ def test_census(caplog):
         print(outcome, {kind: why for kind, (o, why) in found.items() if o == outcome})
     assert counts["exact"] >= 75 and counts["refused"] >= 50 and counts["unbuilt"] <= 40
     assert {kind for kind, (outcome, _) in found.items() if outcome == "exact"} >= {
-        "llama", "mistral", "ministral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma3_text", "phi",
-        "phi3", "smollm3", "olmo", "olmo2", "olmo3", "olmoe", "granite", "cohere", "cohere2", "starcoder2", "gpt2",
-        "gpt_neox", "opt", "glm", "glm4", "exaone4", "ernie4_5", "helium", "seed_oss", "apertus", "nanochat",
-    }  # fmt: skip
+        "llama",
+        "mistral",
+        "ministral",
+        "mixtral",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "gemma",
+        "gemma3_text",
+        "phi",
+        "phi3",
+        "smollm3",
+        "olmo",
+        "olmo2",
+        "olmo3",
+        "olmoe",
+        "granite",
+        "cohere",
+        "cohere2",
+        "starcoder2",
+        "gpt2",
+        "gpt_neox",
+        "opt",
+        "glm",
+        "glm4",
+        "exaone4",
+        "ernie4_5",
+        "helium",
+        "seed_oss",
+        "apertus",
+        "nanochat",
+    }

@@ -51,14 +51,23 @@ def trainer(cls, folder, tmp_path, model=None, adapter=None, **options):
         "bf16": False,
     } | options
     args = DPOConfig(
-        output_dir=str(tmp_path / cls.__name__), use_cpu=True, report_to=[], disable_tqdm=True,
-        logging_steps=1, per_device_eval_batch_size=3, loss_type=options.pop("loss_type", ["sigmoid"]), **options,
-    )  # fmt: skip
+        output_dir=str(tmp_path / cls.__name__),
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        logging_steps=1,
+        per_device_eval_batch_size=3,
+        loss_type=options.pop("loss_type", ["sigmoid"]),
+        **options,
+    )
     made = cls(
-        model=model or AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), args=args,
-        train_dataset=Dataset.from_list(make_pairs(6)), eval_dataset=Dataset.from_list(make_pairs(6, seed=9)),
-        processing_class=AutoTokenizer.from_pretrained(folder), peft_config=peft_config(adapter),
-    )  # fmt: skip
+        model=model or AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        args=args,
+        train_dataset=Dataset.from_list(make_pairs(6)),
+        eval_dataset=Dataset.from_list(make_pairs(6, seed=9)),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        peft_config=peft_config(adapter),
+    )
     noise = torch.Generator().manual_seed(4)
     for parameter in made.model.parameters():
         if parameter.requires_grad:
@@ -216,9 +225,14 @@ def test_autocast(tiny, tmp_path, adapter):
 def test_training_and_evaluation_log_the_same_numbers(tiny, tmp_path, adapter):
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "max_steps": 4, "optim": "sgd"}
     bare, mine = both(
-        tiny(), tmp_path, adapter=adapter, learning_rate=0.1, gradient_checkpointing=True,
-        precompute_ref_log_probs=adapter is None, **options,
-    )  # fmt: skip
+        tiny(),
+        tmp_path,
+        adapter=adapter,
+        learning_rate=0.1,
+        gradient_checkpointing=True,
+        precompute_ref_log_probs=adapter is None,
+        **options,
+    )
     if adapter is None:
         columns = [[*m.train_dataset["ref_chosen_logps"], *m.eval_dataset["ref_rejected_logps"]] for m in (bare, mine)]
         assert off(*map(torch.tensor, columns)) <= 5e-6
@@ -239,15 +253,27 @@ def test_training_and_evaluation_log_the_same_numbers(tiny, tmp_path, adapter):
 def _ddp(rank: int, port: int, folder: str, tmp_path: Path):
     """One of two processes: three steps of bare TRL, then of a policy that reads pairs once."""
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
-    }  # fmt: skip
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
     warnings.simplefilter("ignore")
     results = []
     for made in both(
-        folder, tmp_path / str(rank), per_device_train_batch_size=1, gradient_accumulation_steps=2, max_steps=2,
-        gradient_checkpointing=True, optim="sgd", learning_rate=0.1, ddp_backend="gloo", loss_type=["ipo"],
-    ):  # fmt: skip
+        folder,
+        tmp_path / str(rank),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=2,
+        max_steps=2,
+        gradient_checkpointing=True,
+        optim="sgd",
+        learning_rate=0.1,
+        ddp_backend="gloo",
+        loss_type=["ipo"],
+    ):
         start = torch.cat([p.detach().flatten() for p in made.model.parameters()])
         made.train()
         assert made.accelerator.num_processes == 2

@@ -118,12 +118,20 @@ def test_where_nothing_is_computed_beforehand_nothing_is_said(tiny):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"beta": 0.5}, {"loss": "ipo"}, {"learning_rate": 1e-5}, {"seed": 7}, {"num_train_epochs": 3},
-        {"out": "elsewhere"}, {"adapter": LoRA(r=16, alpha=3)}, {"adapter": LoRA(r=4, use_dora=True)},
-        {"adapter": LoRA(r=4, target_modules=["q_proj"])}, {"adapter": None}, {"micro_batch_size": 1},
+        {"beta": 0.5},
+        {"loss": "ipo"},
+        {"learning_rate": 1e-5},
+        {"seed": 7},
+        {"num_train_epochs": 3},
+        {"out": "elsewhere"},
+        {"adapter": LoRA(r=16, alpha=3)},
+        {"adapter": LoRA(r=4, use_dora=True)},
+        {"adapter": LoRA(r=4, target_modules=["q_proj"])},
+        {"adapter": None},
+        {"micro_batch_size": 1},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_change_that_leaves_the_reference_alone_hits(tiny, tmp_path, forwards, changes):
     first = build(tiny())
     forwards.clear()
@@ -147,11 +155,15 @@ def test_the_same_weights_from_elsewhere_hit(tiny, tmp_path, how):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"max_length": 64}, {"max_length": None}, {"truncation_mode": "keep_end"}, {"trl": {"ld_alpha": 0.5}},
-        {"dtype": "bfloat16"}, {"attn_implementation": "eager"},
+        {"max_length": 64},
+        {"max_length": None},
+        {"truncation_mode": "keep_end"},
+        {"trl": {"ld_alpha": 0.5}},
+        {"dtype": "bfloat16"},
+        {"attn_implementation": "eager"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_change_of_the_reference_misses(tiny, forwards, changes):
     build(tiny())
     forwards.clear()

@@ -111,15 +111,21 @@ def first_loss(tiny, tmp_path, **changes) -> tuple[float, PairLogps]:
 @pytest.mark.parametrize(
     ("changes", "formula"),
     [
-        ({"loss": "cdpo", "loss_args": {"label_smoothing": 0.2}},
-         lambda h, b: 0.8 * math.log1p(math.exp(-b * h)) + 0.2 * math.log1p(math.exp(b * h))),
+        (
+            {"loss": "cdpo", "loss_args": {"label_smoothing": 0.2}},
+            lambda h, b: 0.8 * math.log1p(math.exp(-b * h)) + 0.2 * math.log1p(math.exp(b * h)),
+        ),
         ({"loss": "ipo_sum"}, lambda h, b: (h - 1 / (2 * b)) ** 2),
-        ({"loss": {"sigmoid": 0.7, "ipo_sum": 0.01}},
-         lambda h, b: 0.7 * math.log1p(math.exp(-b * h)) + 0.01 * (h - 1 / (2 * b)) ** 2),
-        ({"loss": {"cdpo": 1.0, "hinge": 2.0}, "loss_args": {"label_smoothing": 0.1}},
-         lambda h, b: 0.9 * math.log1p(math.exp(-b * h)) + 0.1 * math.log1p(math.exp(b * h)) + 2 * max(0, 1 - b * h)),
+        (
+            {"loss": {"sigmoid": 0.7, "ipo_sum": 0.01}},
+            lambda h, b: 0.7 * math.log1p(math.exp(-b * h)) + 0.01 * (h - 1 / (2 * b)) ** 2,
+        ),
+        (
+            {"loss": {"cdpo": 1.0, "hinge": 2.0}, "loss_args": {"label_smoothing": 0.1}},
+            lambda h, b: 0.9 * math.log1p(math.exp(-b * h)) + 0.1 * math.log1p(math.exp(b * h)) + 2 * max(0, 1 - b * h),
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_plugin_or_a_mix_is_the_float64_formula_of_what_trl_measured(tiny, tmp_path, changes, formula):
     loss, pairs = first_loss(tiny, tmp_path, **changes)
     expected = sum(formula(h, 0.1) for h in pairs.h.double().tolist()) / len(pairs.h)
