@@ -136,7 +136,7 @@ def test_recipes_and_losses_and_verbs_are_all_named():
     from dpo_recipes.recipe.catalogue import SHIPPED
 
     for name in [*(p.stem for p in SHIPPED.glob("*.py")), *PLUGIN_LOSSES]:
-        assert f"`{name}`" in README, name
+        assert f"`{name}`" in README, f"the README does not name {name}: add its row"
     for command in app.registered_commands:
         name = (command.name or command.callback.__name__).rstrip("_")
-        assert f"`{name}`" in README, name
+        assert f"`{name}`" in README, f"the README does not name {name}: add its row"

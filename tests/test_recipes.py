@@ -105,6 +105,8 @@ def test_it_maps_onto_a_real_dpoconfig(path: Path, tmp_path):
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "quickstart"])
 def test_it_trains_two_steps_on_its_own_architecture_and_schema(name: str, tmp_path):
     recipe = load(name)
+    assert recipe.model in ARCHITECTURES, f"add {recipe.model} to ARCHITECTURES: its model_type and its template"
+    assert recipe.data.path in SCHEMAS, f"add {recipe.data.path} to SCHEMAS: rows in the columns of this data set"
     model_type, template = ARCHITECTURES[recipe.model]
     folder = make_model(tmp_path / "model", model_type, template)
     rows = write_jsonl(tmp_path / "rows.jsonl", SCHEMAS[recipe.data.path](24))

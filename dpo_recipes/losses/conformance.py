@@ -6,6 +6,7 @@ torch is imported inside the functions only, so that naming the kit does not pay
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ EXTREMES = [-1e4, 1e4, 1.0]  # nats
 def conformance(loss: Loss, *, beta: float = 0.1, formula: Callable[..., Any] | None = None, **args: Any) -> list[str]:
     """What is wrong with a plugin loss, one sentence each; an empty list is a pass.
 
-    `formula(h, beta, policy_h, **args)` is an independent float64 computation of the value for one pair.
+    `formula` is an independent float64 computation of the value for one pair. It names what it reads of `h`, `policy_h`
+    (log pi(chosen) - log pi(rejected)), `chosen_logratio` and `rejected_logratio`, all in nats, beside `beta` and the
+    loss's own numbers.
     """
     try:
         own_numbers(loss)  # which refuses what is no loss
@@ -150,9 +153,20 @@ def _wrong_direction(value_of: Loss, start: PairLogps) -> Iterator[str]:
 def _not_the_formula(values: Tensor, pairs: PairLogps, formula: Callable[..., float]) -> Iterator[str]:
     import torch
 
-    margins = pairs.h.tolist()
-    policy_margins = (pairs.policy_chosen - pairs.policy_rejected).tolist()
-    by_formula = [formula(h=h, policy_h=policy_h) for h, policy_h in zip(margins, policy_margins, strict=True)]
+    known = {
+        "h": pairs.h,
+        "policy_h": pairs.policy_chosen - pairs.policy_rejected,
+        "chosen_logratio": pairs.chosen_logratios,
+        "rejected_logratio": pairs.rejected_logratios,
+    }
+    parameters = inspect.signature(formula).parameters.values()
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    names = {parameter.name for parameter in parameters}
+    columns = {name: values.tolist() for name, values in known.items() if takes_all or name in names}
+
+    by_formula = []
+    for pair in range(len(pairs.h)):
+        by_formula.append(formula(**{name: column[pair] for name, column in columns.items()}))
     expected = torch.tensor(by_formula, dtype=torch.float64)
     gap = ((values - expected).abs() / expected.abs().clamp(min=1)).max().item()
     if not gap <= 1e-6:  # so that a NaN is a gap too

@@ -141,3 +141,19 @@ def test_the_kit_compares_the_declared_start_with_the_numbers_that_are_given():
     margin.at_start = gap_itself
     assert conformance(margin) == []
     assert conformance(margin, gap=5.0) == []
+
+
+def test_a_formula_may_read_the_log_ratio_of_one_side():
+    """As DPO-positive does (2402.13228, eq. 3), which also keeps the chosen side from falling."""
+
+    def dpop(pairs, *, beta, weight=5.0):
+        from torch.nn.functional import logsigmoid, relu
+
+        return -logsigmoid(beta * (pairs.h - weight * relu(-pairs.chosen_logratios)))
+
+    def dpop_formula(h, chosen_logratio, beta, weight=5.0):
+        margin = beta * (h - weight * max(0.0, -chosen_logratio))
+        return max(-margin, 0.0) + math.log1p(math.exp(-abs(margin)))
+
+    assert conformance(dpop, formula=dpop_formula) == []
+    assert conformance(dpop, formula=lambda h, beta: 0.0) != []
