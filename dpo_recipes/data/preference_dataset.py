@@ -18,6 +18,7 @@ from ..errors import RecipeError
 from ..formats.messages import Drop, Row
 from ..formats.readers import FORMATS, PAIR, PASSED_ON, QUESTION_COLUMNS, explicit_pair
 from ..formats.recognise import choose_format
+from ..formats.rendered import ADVICE, RENDERED_BEFORE
 from ..recipe.recipe import Data
 from ..runs.source_hash import source_hash
 from . import sources
@@ -199,12 +200,23 @@ def _recognise_forms(parts: list[_Part], data: Data) -> list[str]:
         return notes
     for part in parts:
         sample = [sources.row_of(row) for row in islice(part.raw, SAMPLE)]
-        part.form = choose_format(sample, part.where, named=data.format, max_dropped=data.max_dropped)
+        part.form = choose_format(
+            sample,
+            part.where,
+            named=data.format,
+            max_dropped=data.max_dropped,
+            may_be_rendered=_may_be_rendered(data),
+        )
         if part.form == "preference" and any(_has_text_prompt(row) for row in sample):
             notes.append("Text became user and assistant messages; data.format='text' keeps it, without a template.")
         if part.form == "text" and not any("prompt" in row for row in sample):
             notes.append("There is no prompt column: the words that the sides share at the start are the prompt.")
     return notes
+
+
+def _may_be_rendered(data: Data) -> bool:
+    """Whether the user accepts the marks of a chat template in the texts."""
+    return "special_tokens" in data.allow
 
 
 def _has_text_prompt(row: Row) -> bool:
@@ -323,6 +335,8 @@ def _refuse_too_many_drops(rows: _Rows, first: int, end: int, part: _Part, data:
     advice = "Correct data.reader" if data.reader else "Correct or remove them"
     if counts["kept"]:
         advice += f", or allow it: data.max_dropped={math.ceil(100 * share_lost) / 100:g}"
+    if any(RENDERED_BEFORE in reason for reason in counts["dropped"]):
+        advice += f". {ADVICE.removesuffix('.')}"
     raise RecipeError(
         f"{part.where}: {unusable} of {counts['rows']} rows cannot be used, read as {part.form!r}. "
         f"{'; '.join(details)}. {advice}."
@@ -496,6 +510,7 @@ def _reading(part: _Part, data: Data) -> dict[str, Any]:
         "form": part.form,
         "kwargs": data.chat_template_kwargs,
         "strict": not data.format,
+        "may_be_rendered": _may_be_rendered(data),
         "label": part.label,
         "spans": part.spans,
     }
@@ -508,6 +523,7 @@ def _read_row(
     form: str,
     kwargs: Row,
     strict: bool,
+    may_be_rendered: bool,
     label: str,
     spans: list[Span],
     reader: Any,
@@ -521,7 +537,7 @@ def _read_row(
         row = _read_by_user(reader, raw, f"{where}, row {name}: data.reader")
         form, strict = "preference", False
 
-    pair = Drop(BY_READER) if row is None else explicit_pair(row, form, strict=strict)
+    pair = Drop(BY_READER) if row is None else explicit_pair(row, form, strict=strict, may_be_rendered=may_be_rendered)
     if isinstance(pair, Drop):
         reason, found = (*pair.args, "")[:2]
         nothing = dict.fromkeys((*PAIR, *PASSED_ON)) | dict.fromkeys(KEYS, 0)

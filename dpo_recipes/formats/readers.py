@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from .messages import ROLES, Drop, Message, Row, is_empty, malformed, messages, number, plain_json, text, typed
 from .pair import pair_of_conversations, pair_of_replies, shared_start
+from .rendered import RENDERED_BEFORE, rendered_by
 
 PAIR = ("prompt", "chosen", "rejected")
 SIDES = ("chosen", "rejected")
@@ -39,19 +40,8 @@ TURN = re.compile(r"(?:\A\s*|(?:\r?\n){2})(Human|Assistant):")
 # The mark between the turns in HelpSteer2's prompts: "Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\nOk?".
 HELPSTEER2_TURN = re.compile(r"\n?<extra_id_1>(?:User|Assistant)\n")
 
-# Text that opens like a whole conversation, and that a chat template would wrap as if it were one message.
-MARKED_UP = re.compile(
-    r"""
-    \s*
-    (
-        (\#\#\#\ )?Human:                                          # a transcript: "Human: q", "### Human: q"
-        | (<s>)?\s*\[INST\]                                        # rendered by a template: "<s>[INST] q [/INST]"
-        | <\|[\w ]+\|>                                             # rendered by a template: "<|im_start|>user"
-        | \[\s*\{\s*["'](role|content|from|value)["']              # messages as text: "[{'role': 'user', ..."
-    )
-    """,
-    re.VERBOSE,
-)
+# Messages as text, that a template would wrap as if they were one: "[{'role': 'user', ...".
+MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']""")
 
 
 # Columns -> a pair
@@ -336,17 +326,22 @@ FORMATS: dict[str, Format] = {
 # A raw row -> its pair
 
 
-def explicit_pair(raw: Row, form: str, *, strict: bool) -> Row | Drop:
+def explicit_pair(raw: Row, form: str, *, strict: bool, may_be_rendered: bool = False) -> Row | Drop:
     """The prompt, chosen, rejected, tools (a list or None) and chat_template_kwargs of a raw row, or why it has none.
 
     The prompt and the two sides are lists of messages, or strings where the form is `text`. `strict` is for a form that
-    was recognised, not named: then no part of a question may be left unread.
+    was recognised, not named: then no part of a question may be left unread. `may_be_rendered`: the user accepts text
+    that a chat template has rendered before, which is otherwise for the form `text`, named, alone.
     """
     try:
         row = _select_columns(raw, FORMATS[form])
         pair = FORMATS[form].reader(row)
+        is_named_text = form == "text" and not strict
+        if not is_named_text and not FORMATS[form].transcripts:
+            _refuse_messages_as_text(row)
+            if not may_be_rendered:
+                _refuse_rendered_text(pair)
         if strict:
-            _refuse_marked_up_text(row, form)
             _refuse_an_unread_question(raw, row, pair, form)
         return pair | _passed_on(row)
     except RecursionError:
@@ -372,13 +367,24 @@ def _select_columns(raw: Row, data_format: Format) -> Row:
     return row
 
 
-def _refuse_marked_up_text(row: Row, form: str) -> None:
-    """Drop a row of which a text opens like a whole conversation, where the form does not read transcripts."""
-    if FORMATS[form].transcripts:
-        return
+def _refuse_messages_as_text(row: Row) -> None:
+    """Drop a row of which a text is a list of messages: a template would take it for the words of one."""
     for column, value in row.items():
-        if isinstance(value, str) and MARKED_UP.match(value):
-            raise malformed(column, "is text of a transcript, a template or messages", value)
+        if column not in PASSED_ON and isinstance(value, str) and MESSAGES_AS_TEXT.match(value):
+            raise malformed(column, "is messages written as text", value)
+
+
+def _refuse_rendered_text(pair: Row) -> None:
+    """Drop a pair of which a message was rendered by a chat template before: another one would wrap it once more."""
+    for column in PAIR:
+        messages_of_column = pair[column]
+        if isinstance(messages_of_column, str):
+            role = "user" if column == "prompt" else "assistant"
+            messages_of_column = [{"role": role, "content": messages_of_column}]
+        for message in messages_of_column:
+            family = rendered_by(message)
+            if family:
+                raise malformed(column, f"{RENDERED_BEFORE} {family}", message["content"])
 
 
 def _refuse_an_unread_question(raw: Row, row: Row, pair: Row, form: str) -> None:

@@ -5,21 +5,25 @@ from __future__ import annotations
 from ..errors import RecipeError, nearest
 from .messages import Drop, Row
 from .readers import FORMATS, explicit_pair
+from .rendered import ADVICE, RENDERED_BEFORE
 
 Pairs = dict[int, Row]  # place in the sample -> the pair that is read there
 
 
-def choose_format(sample: list[Row], where: str, *, named: str | None, max_dropped: float) -> str:
+def choose_format(
+    sample: list[Row], where: str, *, named: str | None, max_dropped: float, may_be_rendered: bool = False
+) -> str:
     """The form that reads the first rows of a split, or the one that data.format names.
 
     A share of `max_dropped` rows may be of another form: they are then dropped and counted, like other defects.
+    `may_be_rendered`: text that a chat template has rendered before is accepted.
     Raises RecipeError, which lists the candidates, where no form reads a row or where several read different pairs.
     """
     if not sample:
         raise RecipeError(f"{where} has no rows. Choose a split or a file that has.")
     results: dict[str, list[Row | Drop]] = {}
     for form in [named] if named else FORMATS:
-        results[form] = [explicit_pair(row, form, strict=not named) for row in sample]
+        results[form] = [explicit_pair(row, form, strict=not named, may_be_rendered=may_be_rendered) for row in sample]
 
     pairs = {form: _pairs(results[form]) for form in results}
     if pairs.get("preference"):  # `text` reads the same strings
@@ -43,6 +47,9 @@ def _first_drop(results: list[Row | Drop]) -> Drop:
 
 def _no_form(sample: list[Row], where: str, named: str | None, drops: dict[str, Drop]) -> RecipeError:
     """The error for rows that no form reads: their columns, the nearest form and what it lacks, and all forms."""
+    for drop in drops.values():
+        if RENDERED_BEFORE in drop.reason:
+            return RecipeError(f"{where}: the first row cannot be used. {drop}. {ADVICE}")
     columns = list(dict.fromkeys(column for row in sample for column in row))
     is_not = f"{where} is not {named or 'of a form that is read'}."
     forms = "; ".join(f"{form}: {data_format.columns}" for form, data_format in FORMATS.items())

@@ -128,7 +128,7 @@ UNREADABLE: dict[str, tuple[str, object, str]] = {
     "csv of python's lists": (
         "p.csv",
         csv(*["q,\"[{'role': 'assistant', 'content': 'a'}]\",b"] * 3),
-        "text of a transcript, a template or messages",
+        "is messages written as text",
     ),
 }
 
@@ -189,13 +189,13 @@ DROPPED: dict[str, tuple[list[dict], object, str, str]] = {
     "a transcript": (
         GOOD,
         {"prompt": "Human: q", "chosen": "a", "rejected": "b"},
-        "malformed: prompt is text of a transcript, a template or messages",
+        "malformed: prompt was rendered before, by a transcript",
         "'Human: q'",
     ),
     "messages as text": (
         GOOD,
         {"prompt": '[{"role": "user"}]', "chosen": "a", "rejected": "b"},
-        "malformed: prompt is text of a transcript, a template or messages",
+        "malformed: prompt is messages written as text",
         '\'[{"role": "user"}]\'',
     ),
     "a nested list": (

@@ -422,7 +422,7 @@ def test_an_ambiguous_form_lists_the_candidates_and_naming_one_settles_it(tmp_pa
     assert f"{NO_TRANSCRIPT}: 3" in refused(path, format="hh_rlhf")
     assert read(path, format="text", eval=0.2).report["format"] == "text"
     few = save(tmp_path / "few.jsonl", [*three(40), {**three(1)[0], "prompt": "Human: x"}])
-    assert only_drop(read(few))[0] == "malformed: prompt is text of a transcript, a template or messages"
+    assert only_drop(read(few))[0] == "malformed: prompt was rendered before, by a transcript"
     mixed = save(tmp_path / "m.jsonl", h4(5) + [{**row, "prompt": "q"} for row in EXPLICIT[:5]])
     assert "preference reads 5 of its first 10 rows, ultrafeedback 5 otherwise" in refused(mixed)
     assert "is not hh_rlhf" in refused(save(tmp_path / "h.jsonl", h4()), format="hh_rlhf")

@@ -433,14 +433,11 @@ def test_plain_text_is_read_as_it_is_where_it_is_named():
     assert explicit_pair({"prompt": " Ok?", **SIDES}, "text", strict=False) == want
 
 
-RENDERED = (
-    "<|im_start|>user\nq<|im_end|>\n",
-    "<|user|>\nq",
-    "<|start_header_id|>user",
-    "[INST] q [/INST]",
-    "<s>[INST] q [/INST]",
-    "### Human: q",
-)
+RENDERED = {
+    "<|im_start|>user\nq<|im_end|>\n": "ChatML",
+    "[INST] q [/INST]": "Llama 2 or Mistral",
+    "### Human: q": "Guanaco",
+}
 DROPS = {
     # name: (form, row, reason, what was found)
     "tie 2": ("helpsteer2", {"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": 0}, "tie", ""),
@@ -483,17 +480,17 @@ DROPS = {
     "messages as text": (
         "preference",
         {"prompt": "q", "chosen": "[{'role': 'assistant', 'content': 'a'}]", "rejected": "b"},
-        "malformed: chosen is text of a transcript, a template or messages",
+        "malformed: chosen is messages written as text",
         "\"[{'role': 'assistant', 'content': 'a'}]\"",
     ),
     **{
         text: (
             "preference",
             {"prompt": text, **SIDES},
-            "malformed: prompt is text of a transcript, a template or messages",
+            f"malformed: prompt was rendered before, by {family}",
             repr(text),
         )
-        for text in RENDERED
+        for text, family in RENDERED.items()
     },
     "a passage": (
         "preference",
