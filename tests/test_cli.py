@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from dpo_recipes import cli
 from dpo_recipes.errors import RecipeError
@@ -33,6 +34,8 @@ def dpo(monkeypatch, capsys):
 
     def call(*args: str, columns: int = 160) -> tuple[int, str, str]:
         monkeypatch.setenv("COLUMNS", str(columns))
+        # `Dataset.map` with several processes puts a copy in the place of os.environ; rich keeps the one it was made with.
+        monkeypatch.setattr(Console, "_environ", os.environ)
         monkeypatch.setattr(sys, "argv", ["dpo-recipes", *args])
         with pytest.raises(SystemExit) as exited:
             cli.main()
