@@ -34,7 +34,7 @@ def dpo(monkeypatch, capsys):
 
     def call(*args: str, columns: int = 160) -> tuple[int, str, str]:
         monkeypatch.setenv("COLUMNS", str(columns))
-        # `Dataset.map` with several processes puts a copy in the place of os.environ; rich keeps the one it was made with.
+        # `Dataset.map` with several processes puts a copy in the place of os.environ; rich keeps the old one.
         monkeypatch.setattr(Console, "_environ", os.environ)
         monkeypatch.setattr(sys, "argv", ["dpo-recipes", *args])
         with pytest.raises(SystemExit) as exited:
