@@ -28,6 +28,12 @@ class Finding(NamedTuple):
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """The sentence ` Did you mean 'x'?`, or nothing when no name is close."""
+    match = nearest_name(name, names)
+    return f" Did you mean {match!r}?" if match is not None else ""
+
+
+def nearest_name(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The name that is spelled most alike, but for case; None when no name is close."""
     spelled = {n.lower(): n for n in names}
-    match = get_close_matches(name.lower(), spelled, n=1)
-    return f" Did you mean {spelled[match[0]]!r}?" if match else ""
+    match = get_close_matches(name.lower(), spelled, n=1, cutoff=cutoff)
+    return spelled[match[0]] if match else None

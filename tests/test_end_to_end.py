@@ -38,7 +38,7 @@ def test_fork_show_train_and_read_back(tiny, pairs_file, tmp_path):
     local = [f"model={tiny()}", f"data.path={pairs_file}", "max_length=112", "trl.max_steps=3", "global_batch_size=8"]
     shown = json.loads(dpo_recipes("show", "mine", *local, "adapter.r=4", "--json", cwd=tmp_path).stdout)
     assert shown["recipe"]["adapter.r"] == {"value": 4, "origin": "command line"}
-    assert shown["recipe"]["data.train"] == {"value": "train_prefs", "origin": "recipe file"}
+    assert shown["recipe"]["data.train"] == {"value": "train", "origin": "default"}  # a single file has no other split
     said = dpo_recipes("train", "mine", *local, "adapter.r=4", "--runs", "out", cwd=tmp_path).stdout
     (folder,) = (tmp_path / "out").iterdir()
     assert folder.name.startswith("mine-") and f"{Path('out') / folder.name} holds the model" in said

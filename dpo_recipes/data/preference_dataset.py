@@ -9,14 +9,13 @@ import os
 import secrets
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import RecipeError
 from ..formats.messages import Drop, Row
-from ..formats.readers import FORMATS, PAIR, PASSED_ON, QUESTION_COLUMNS, explicit_pair
+from ..formats.readers import FORMATS, PAIR, PASSED_ON, explicit_pair, is_repeated_header, may_hold_question
 from ..formats.recognise import choose_format
 from ..formats.rendered import ADVICE, RENDERED_BEFORE
 from ..recipe.recipe import Data
@@ -34,7 +33,6 @@ IN_EVALUATION = "prompt is in the evaluation pairs"
 HARMLESS = ("tie", BY_READER, DUPLICATE, OUTSIDE_SHARE, IN_EVALUATION)
 
 KEYS = ("prompt_key", "pair_key", "swapped_key")  # 64 bits of the SHA-256 of what they name
-SHARE_HELD_OUT = 0.05  # where data.eval names a split that the data do not have
 SAMPLE = 100  # rows of a part from which its form is recognised
 
 
@@ -111,8 +109,8 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) ->
     if data.streaming and (len(paths) > 1 or not isinstance(data.eval, str)):
         raise _nothing_to_hold_out_of_a_stream()
     name = " + ".join(paths)
-    train_parts, eval_parts, notes = _load_parts(data, paths, name)
-    notes += _recognise_forms([*train_parts, *eval_parts], data)
+    train_parts, eval_parts = _load_parts(data, paths, name)
+    notes = _recognise_forms([*train_parts, *eval_parts], data)
     form, text = _one_kind_of_pairs(train_parts, eval_parts, name)
     _refuse_idle_fields(data, paths, text, name)
     report: dict[str, Any] = {"path": name, "format": form, "text": text, "notes": list(dict.fromkeys(notes))}
@@ -150,17 +148,24 @@ def _nothing_to_hold_out_of_a_stream() -> RecipeError:
 # The parts of both sides
 
 
-def _load_parts(data: Data, paths: dict[str, float], name: str) -> tuple[list[_Part], list[_Part], list[str]]:
-    """The parts of the train and of the evaluation pairs, and notes; no evaluation parts where pairs are held out."""
+def _load_parts(data: Data, paths: dict[str, float], name: str) -> tuple[list[_Part], list[_Part]]:
+    """The parts of the train and of the evaluation pairs; none of these where pairs are held out."""
     train_parts: list[_Part] = []
     eval_parts: list[_Part] = []
     without_eval: list[str] = []  # single files, which have no other split
     eval_split, bracket, end_of_slice = str(data.eval).partition("[")
 
+    splits_of: dict[str, Any] = {}
+    field = "data.mix" if data.mix else "data.path"
+    for path in paths:
+        splits_of[path] = sources.files_of(path, field) if _is_local(path) else sources.hub(data, path)
+    if all(list(splits) == [""] for splits in splits_of.values()):
+        _refuse_split_of_a_single_file(name, data)
+
     for path, share in paths.items():
-        splits: Any = sources.files_of(path) if _is_local(path) else sources.hub(data, path)
+        splits = splits_of[path]
         is_single_file = list(splits) == [""]
-        if is_single_file:  # it serves as whatever split is trained on
+        if is_single_file:  # in a mix it serves as whatever split is trained on
             splits = {data.train.split("[")[0].strip(): splits[""]}
         label = f"{path}:" if len(paths) > 1 else ""
 
@@ -176,21 +181,38 @@ def _load_parts(data: Data, paths: dict[str, float], name: str) -> tuple[list[_P
         raw, spans = sources.pick(splits, data.eval, path)
         eval_parts.append(_Part(path, f"{path} ({data.eval})", raw, spans, share, label))
 
-    if sources.is_path(eval_split) or (without_eval and Path(eval_split).is_dir()):
-        raw, spans = sources.pick(sources.files_of(eval_split), bracket + end_of_slice, eval_split)
-        return train_parts, [_Part(str(data.eval), str(data.eval), raw, spans)], []
+    if sources.is_path(eval_split) or (without_eval and os.path.exists(eval_split)):
+        raw, spans = sources.pick(sources.files_of(eval_split, "data.eval"), bracket + end_of_slice, eval_split)
+        return train_parts, [_Part(str(data.eval), str(data.eval), raw, spans)]
     if without_eval and eval_parts:
         raise RecipeError(
             f"{without_eval[0]} has no split {data.eval!r}, as others have. Set data.eval to a share, or to a file."
         )
-    if without_eval:
-        note = f"{name} has no split {data.eval!r}: 5 % of its pairs are held out instead."
-        return train_parts, [], [note]
-    return train_parts, eval_parts, []
+    return train_parts, eval_parts
+
+
+def _refuse_split_of_a_single_file(name: str, data: Data) -> None:
+    """An error for a split that a single file cannot have: all of it is called train."""
+    train_splits = {part.partition("[")[0].strip() for part in data.train.split("+")}
+    if train_splits != {"train"}:
+        raise RecipeError(
+            f"data.train={data.train!r}: {name} is a single file, which has no splits. Leave data.train out, or take a "
+            "slice: data.train=train[:90%]. A folder has splits: files named after them."
+        )
+    if not isinstance(data.eval, str):
+        return
+    eval_split = data.eval.partition("[")[0].strip()
+    is_elsewhere = _is_local(eval_split)
+    eval_splits = {part.partition("[")[0].strip() for part in data.eval.split("+")}
+    if not is_elsewhere and eval_splits != {"train"}:
+        raise RecipeError(
+            f"data.eval={data.eval!r}: {name} is a single file, which has no splits. Give a share to hold out, "
+            "data.eval=0.1, another file, or a slice: data.train=train[:90%] data.eval=train[90%:]."
+        )
 
 
 def _is_local(path: str) -> bool:
-    return sources.is_path(path) or Path(path).exists()
+    return sources.is_path(path) or os.path.exists(path)
 
 
 def _recognise_forms(parts: list[_Part], data: Data) -> list[str]:
@@ -206,6 +228,7 @@ def _recognise_forms(parts: list[_Part], data: Data) -> list[str]:
             named=data.format,
             max_dropped=data.max_dropped,
             may_be_rendered=_may_be_rendered(data),
+            row_names=[_row_name(number, part.label, part.spans) for number in range(len(sample))],
         )
         if part.form == "preference" and any(_has_text_prompt(row) for row in sample):
             notes.append("Text became user and assistant messages; data.format='text' keeps it, without a template.")
@@ -378,7 +401,7 @@ def _empty_columns(rows: _Rows, parts: list[_Part]) -> list[str]:
 
 def _hold_out(train: _Pairs, data: Data, name: str) -> tuple[_Pairs, _Pairs, str]:
     """(the pairs to train on, the pairs held out of them, how the report names these)."""
-    share = SHARE_HELD_OUT if isinstance(data.eval, str) else data.eval
+    share = float(data.eval)  # a split is not held out, but read
     is_held_out = _held_out(train.prompt_keys, share)
     if is_held_out.all():
         raise RecipeError(
@@ -464,8 +487,8 @@ def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
 
     raw = part.raw
     if not data.reader and sources.RAW not in raw.column_names:
-        read_columns = {*FORMATS[part.form].reads, *QUESTION_COLUMNS}
-        raw = raw.select_columns([name for name in raw.column_names if name in read_columns])
+        reads = FORMATS[part.form].reads
+        raw = raw.select_columns([name for name in raw.column_names if name in reads or may_hold_question(name)])
     kind = Value("string") if part.form == "text" else Json()
     features = {
         **dict.fromkeys(PAIR, kind),
@@ -533,7 +556,7 @@ def _read_row(
     name = _row_name(number, label, spans)
     raw = sources.row_of(example)
     row: Row | None = raw
-    if reader:
+    if reader and not is_repeated_header(raw):
         row = _read_by_user(reader, raw, f"{where}, row {name}: data.reader")
         form, strict = "preference", False
 

@@ -27,6 +27,7 @@ ROLES = {
 # A character that can be seen: no white space, NUL, zero-width mark (such as U+200B) or byte-order mark (U+FEFF).
 # "\u200b\n" has none, and so it is as empty as "".
 VISIBLE = re.compile(r"[^\s\0\u200b-\u200f\u2060\ufeff]")
+UNSEEN = re.compile(r"[\0\u200b-\u200f\u2060\ufeff]")  # of those that cannot be seen, all but white space
 
 
 class Drop(Exception):
@@ -37,6 +38,11 @@ class Drop(Exception):
         self.reason = reason
         self.found = found
         self.missing_column = missing_column  # the required column that the row lacks
+
+    @property
+    def is_malformed(self) -> bool:
+        """Whether a field is not as it should be; otherwise the row was understood, and teaches nothing."""
+        return self.reason.startswith("malformed: ")
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.found}" if self.found else self.reason
@@ -139,13 +145,16 @@ def _message(value: Any, column: str) -> Message:
     """One message with its role in a template's word, its content as one text, and what else a template may read."""
     message = dict(typed(value, column, dict))
     role_key, content_key = ("from", "value") if "from" in message else ("role", "content")
-    role = message.pop(role_key, None)
-    content = message.pop(content_key, "" if message.get("tool_calls") else None)
-
+    if message.keys() & ({"role", "content", "from", "value"} - {role_key, content_key}):
+        raise malformed(column, "mixes role and content with from and value", message)
+    for key in (role_key, content_key):
+        is_call = key == content_key and message.get("tool_calls")
+        if key not in message and not is_call:
+            raise malformed(column, f"holds a message without {key!r}", message)
+    role = message.pop(role_key)
+    content = message.pop(content_key, "")
     if str(role) not in ROLES:
         raise malformed(column, f"holds a role that is none of {', '.join(ROLES)}", role)
-    if message.keys() & {"role", "content", "from", "value"}:
-        raise malformed(column, "mixes role and content with from and value", message)
 
     if isinstance(content, list):
         content = _text_of_blocks(content, column)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from itertools import takewhile
 from typing import Any
 
-from .messages import Drop, Message, Row, is_empty, malformed
+from .messages import UNSEEN, Drop, Message, Row, is_empty, malformed
 
+OPENING = 500  # characters at the start of two sides, which mostly tell them apart
 REPLY_ROLES = ("assistant", "tool")  # of the messages of one side: with tools a reply is several turns
 
 
@@ -33,6 +35,8 @@ def _usable_pair(prompt: list[Message], chosen: list[Message], rejected: list[Me
         raise Drop("empty side")
     if chosen == rejected:
         raise Drop("identical sides")
+    if _look_alike(chosen, rejected):
+        raise Drop("identical sides but for white space or marks that are not seen")
     if any(message["role"] not in REPLY_ROLES for message in chosen + rejected):
         raise Drop("prompts differ between sides")
 
@@ -52,6 +56,26 @@ def _usable_pair(prompt: list[Message], chosen: list[Message], rejected: list[Me
 def _says_something(side: list[Message]) -> bool:
     """Whether a side ends with text or with a call of a tool."""
     return bool(side) and (not is_empty(side[-1]["content"]) or bool(side[-1].get("tool_calls")))
+
+
+def _look_alike(chosen: list[Message], rejected: list[Message]) -> bool:
+    """Whether a reader sees no difference between two sides."""
+    openings = [_seen_text(side[0]["content"][:OPENING]).split(" ")[:-1] for side in (chosen, rejected)]
+    if any(word != other for word, other in zip(*openings, strict=False)):
+        return False  # which is quick, and so with nearly all pairs
+    sides = [
+        [{**message, "content": _seen_text(message["content"])} for message in side] for side in (chosen, rejected)
+    ]
+    return sides[0] == sides[1]
+
+
+def _seen_text(text: str) -> str:
+    """The text as it is seen: runs of white space are one blank, marks that are not seen are gone, and a letter and its
+    accent are one letter, however Unicode spells them.
+    """
+    if not text.isascii():
+        text = UNSEEN.sub("", unicodedata.normalize("NFC", text))
+    return " ".join(text.split())
 
 
 def shared_start(chosen: list[Any], rejected: list[Any]) -> int:

@@ -334,6 +334,8 @@ def explicit_pair(raw: Row, form: str, *, strict: bool, may_be_rendered: bool = 
     that a chat template has rendered before, which is otherwise for the form `text`, named, alone.
     """
     try:
+        if is_repeated_header(raw):
+            raise Drop("repeated header line")
         row = _select_columns(raw, FORMATS[form])
         pair = FORMATS[form].reader(row)
         is_named_text = form == "text" and not strict
@@ -348,6 +350,11 @@ def explicit_pair(raw: Row, form: str, *, strict: bool, may_be_rendered: bool = 
         return Drop("malformed: row is nested too deeply")
     except Drop as drop:
         return drop
+
+
+def is_repeated_header(raw: Row) -> bool:
+    """Whether every cell says its own column's name, as where csv files were appended to each other."""
+    return bool(raw) and all(value == column for column, value in raw.items())
 
 
 def _select_columns(raw: Row, data_format: Format) -> Row:
@@ -396,13 +403,19 @@ def _refuse_an_unread_question(raw: Row, row: Row, pair: Row, form: str) -> None
     if form == "preference":  # which has them where it has no prompt
         has_conversations = is_empty(row.get("prompt"))
 
-    for column in SYSTEM_COLUMNS if has_conversations else QUESTION_COLUMNS:
-        value = raw.get(column)
+    for column, value in raw.items():
+        if not may_hold_question(column, SYSTEM_COLUMNS if has_conversations else QUESTION_COLUMNS):
+            continue
         if column in FORMATS[form].reads or is_empty(value) or not value:  # 0 and False say nothing, either
             continue
         unread = str(value).strip()
         if not _is_in_prompt(unread, pair["prompt"]):
             raise malformed(column, f"holds something, which {form} does not read", unread)
+
+
+def may_hold_question(column: str, names: tuple[str, ...] = QUESTION_COLUMNS) -> bool:
+    """Whether a column has one of the names, in any case and with blanks around it: "Prompt", "system "."""
+    return column.strip().lower() in names
 
 
 def _is_in_prompt(unread: str, prompt: list[Message] | str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
@@ -10,11 +11,12 @@ from typing import Any
 
 from ..errors import UsageError, nearest
 from . import trl_options
-from .recipe import Data, LoRA, QLoRA, Recipe
+from .recipe import FILE_SUFFIXES, Data, LoRA, QLoRA, Recipe
 from .validation import field_types, has_type, must_be, union_members
 
 ADAPTERS: dict[str, type[LoRA] | None] = {"none": None, "lora": LoRA, "qlora": QLoRA}
 PYTHON_WORDS = {"true": "True", "false": "False", "none": "None", "null": "None"}
+NAME_OF_SPLIT = re.compile(r"\w+ *(\[.*\])?")  # or of a slice; a path has a dot or a slash in it
 OPEN_DICTIONARIES = ("trl", "loss_args", "data.chat_template_kwargs")  # whose parts may be set one by one
 
 
@@ -111,7 +113,7 @@ def _with_values(recipe: Recipe, adapter: LoRA | None, values: Mapping[str, Any]
 
     data_changes = _inside("data", values)
     if {"path", "mix"} & data_changes.keys():  # a path takes the place of a mix, and a mix that of a path
-        changes["data"] = recipe.data.evolve("path", "mix", **data_changes)
+        changes["data"] = _replaced_data(recipe.data, data_changes)
     elif data_changes:
         changes["data"] = recipe.data.evolve(**data_changes)
 
@@ -123,6 +125,27 @@ def _with_values(recipe: Recipe, adapter: LoRA | None, values: Mapping[str, Any]
         changes["adapter"] = adapter.evolve(**adapter_changes)
 
     return recipe.evolve(**changes)
+
+
+def _replaced_data(data: Data, changes: Mapping[str, Any]) -> Data:
+    """The data with another path or mix.
+
+    A single file has no splits: the names of splits of the set that it takes the place of go, a slice stays.
+    """
+    unset = ["path", "mix"]
+    renamed: dict[str, Any] = {}
+    paths = changes.get("mix") or [changes.get("path") or ""]
+    if all(path.lower().endswith(FILE_SUFFIXES) for path in paths):
+        split = data.train.partition("[")[0].strip()
+        if "[" in data.train:
+            renamed["train"] = data.train.replace(split, "train")
+        else:
+            unset.append("train")
+        if isinstance(data.eval, str) and data.eval.partition("[")[0].strip() == split:
+            renamed["eval"] = data.eval.replace(split, "train")
+        elif isinstance(data.eval, str) and NAME_OF_SPLIT.fullmatch(data.eval):
+            unset.append("eval")
+    return data.evolve(*unset, **{**renamed, **changes})
 
 
 def _inside(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 else:
     Format = Literal[tuple(FORMATS)]
 
+# The endings of files of rows that are read.
+FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet")
+
 # Stops of the data report, by name.
 STOPS = ("border", "start_token", "end_token", "special_tokens", "truncated", "contradictions")
 

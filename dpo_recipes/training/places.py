@@ -68,7 +68,7 @@ def _require_local(place: Place) -> None:
     """RecipeError where a name of something on this machine leads nowhere."""
     if place.kind == "dataset":
         if is_path(place.name):
-            files_of(place.name)  # which raises
+            files_of(place.name, place.key)  # which raises
         return
 
     if is_path(place.name) and not os.path.isdir(os.path.expanduser(place.name)):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from ..data.sources import UNWRITABLE
+from ..data.sources import UNWRITABLE, files_of, is_path
 from ..errors import Finding, RecipeError
 from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import PREPARED, Recipe
@@ -85,6 +85,9 @@ class Session:
 
         models = [path for path in (self.model_path, self.reference_path) if path]
         require(models, recipe.revision, list(self.data_paths), recipe.data.revision)
+        eval_path = str(recipe.data.eval).partition("[")[0]
+        if is_path(eval_path) and isinstance(recipe.data.eval, str):
+            files_of(eval_path, "data.eval")  # which raises where it is not there
 
     def read_pairs(self) -> None:
         """Read, tokenise and judge the pairs. RecipeError where nothing can be judged; what was judged is a finding."""
@@ -92,7 +95,7 @@ class Session:
             with _interruptible():
                 self._read_pairs()
         except OSError as error:
-            if error.errno in UNWRITABLE:
+            if error.errno in UNWRITABLE or error.filename:  # of a file of the data it is said where it is read
                 raise RecipeError(
                     f"The pairs cannot be kept in the cache of data sets: {error}. HF_DATASETS_CACHE names another "
                     "place."

@@ -246,11 +246,16 @@ def test_folders_saved_by_datasets(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before  # nothing of ours is left in the user's folder
 
 
-def test_one_file_serves_any_train_split_and_holds_out_what_it_lacks(tmp_path):
+def test_one_file_has_the_split_train_alone(tmp_path):
     path = save(tmp_path / "pairs.json", three(40))
-    found = read(path, train="train_prefs[:20]", eval="test_prefs")
+    assert "pairs.json is a single file, which has no splits. Leave data.train" in refused(
+        path, train="train_prefs[:9]"
+    )
+    assert "pairs.json is a single file, which has no splits. Give a share" in refused(path, eval="test_prefs")
+    found = read(path, train="train[:20]")
     assert (len(found.train), len(found.eval)) == (19, 1)
-    assert "pairs.json has no split 'test_prefs': 5 % of its pairs are held out" in found.report["notes"][0]
+    found = read(path, train="train[:10]+train[20:30]", eval="train[30:]")
+    assert (len(found.train), len(found.eval)) == (20, 10)
     found = read(path, train="train[:30]", eval="train[30:]")
     assert (len(found.train), len(found.eval)) == (30, 10)
     found = read(path, eval=save(tmp_path / "other.jsonl", three(45)[38:]))
@@ -259,7 +264,7 @@ def test_one_file_serves_any_train_split_and_holds_out_what_it_lacks(tmp_path):
     assert "Did you mean 'other.jsonl'?" in refused(path, eval=str(tmp_path / "othr.jsonl"))
     wrong = save(tmp_path / "wrong.jsonl", [{"prompt": "q", "chosen": 1, "rejected": "b"}])
     message = refused(path, eval=wrong)
-    assert message.startswith(f"{wrong} is not of a form") and "first row: malformed: chosen is int" in message
+    assert message.startswith(f"{wrong}: 0 of its first 1 rows can be used") and "malformed: chosen is int" in message
 
 
 def test_the_hold_out_is_the_same_for_every_file_and_shares_no_prompt(tmp_path):
@@ -672,7 +677,7 @@ def test_a_stream_needs_one_path_and_evaluation_pairs_of_their_own(tmp_path, pai
 
 
 def test_a_stream_of_a_file_holds_nothing_out_where_the_split_that_is_named_is_missing(pairs_file):
-    assert "name one path, and a split as data.eval" in refused(str(pairs_file), streaming=True, eval="test")
+    assert "is a single file, which has no splits" in refused(str(pairs_file), streaming=True, eval="test")
 
 
 def test_a_stream_that_breaks_off_names_its_file(tmp_path, pairs_file):

@@ -154,14 +154,14 @@ ROLES = "human, gpt, observation, function_call, system, user, assistant, tool, 
     [
         (3, "is int, not str or list or dict", "3"),
         (["a"], "is str, not dict", "'a'"),
-        ([{}], f"holds a role that is none of {ROLES}", "None"),
+        ([{}], "holds a message without 'role'", "{}"),
         ([{"from": "bot", "value": "x"}], f"holds a role that is none of {ROLES}", "'bot'"),
         (
             [{"from": "human", "value": "Ok?", "role": "user", "content": "Ok?"}],
             "mixes role and content with from and value",
-            "{'role': 'user', 'content': 'Ok?'}",
+            "{'from': 'human', 'value': 'Ok?', 'role': 'user', 'content':",
         ),
-        ([{"role": "user"}], "content is NoneType, not str", "None"),
+        ([{"role": "user"}], "holds a message without 'content'", "{'role': 'user'}"),
         ([{"role": "user", "content": 3}], "content is int, not str", "3"),
         ([{"from": "function_call", "value": "clock()"}], "is str, not list or dict", "'clock()'"),
         (

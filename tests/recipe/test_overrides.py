@@ -118,9 +118,10 @@ def test_a_dictionary_may_be_set_as_a_whole_and_then_in_parts():
 def test_a_path_takes_the_place_of_a_mix_and_a_mix_that_of_a_path():
     mixed = apply(RECIPE, ["data.mix={'a.jsonl': 1, 'b.jsonl': 0.5}"])
     assert mixed.data.paths == {"a.jsonl": 1, "b.jsonl": 0.5} and mixed.data.path is None
-    assert (mixed.data.train, mixed.data.chat_template_kwargs) == ("train_prefs", RECIPE.data.chat_template_kwargs)
+    assert (mixed.data.train, mixed.data.chat_template_kwargs) == ("train", RECIPE.data.chat_template_kwargs)
     again = apply(mixed, ["data.path=c.jsonl"])
-    assert again.data.paths == {"c.jsonl": 1.0} and again.data.mix == {} and again.data.train == "train_prefs"
+    assert again.data.paths == {"c.jsonl": 1.0} and again.data.mix == {} and again.data.train == "train"
+    assert apply(RECIPE, ["data.mix={'a.jsonl': 1, 'org/set': 1}"]).data.train == "train_prefs"
     assert apply(mixed, ["data.eval=0.1"]).data.mix == mixed.data.mix
     for both in (["data.path=c.jsonl", "data.mix={'a': 1}"], ["data.mix={}"], ["data.path=none"]):
         with pytest.raises(UsageError, match="one of the two"):
