@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -20,6 +19,7 @@ from .commands import recipes as recipe_files
 from .errors import Finding, RecipeError, UsageError
 from .recipe import catalogue, overrides
 from .recipe.recipe import Recipe
+from .runs.files import to_json
 
 app = typer.Typer(
     name="dpo-recipes",
@@ -79,7 +79,7 @@ def show(recipe: RecipeName, changes: Changes = None, as_json: AsJson = False) -
 
     shown = resolved_values(value)
     if as_json:
-        _print_json(shown, default=str)
+        _print_json(shown)
         return
 
     values = terminal.values_table(shown["recipe"])
@@ -156,8 +156,8 @@ def _recipe(name: str, changes: list[str] | None) -> Recipe:
     return overrides.apply(catalogue.load(name), changes or [])
 
 
-def _print_json(value: Any, **options: Any) -> None:
-    print(json.dumps(value, indent=2, **options))
+def _print_json(value: Any) -> None:
+    print(to_json(value, indent=2, ascii_only=True))
 
 
 def _report(findings: Iterable[Finding], as_json: bool, **numbers: Any) -> None:

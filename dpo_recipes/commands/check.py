@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import Finding, RecipeError
-from ..losses.conformance import conformance
+from ..guard.losses import loss_findings
 from ..planning.memory import (
     PARTS,
     USABLE,
@@ -42,7 +42,7 @@ def check(
 
     findings.append(environment.versions())
     findings.append(_check_values(recipe))
-    findings += _check_plugin_losses(recipe)
+    findings += loss_findings(recipe)
 
     # The model, without which nothing else can be looked at
     try:
@@ -71,18 +71,6 @@ def _check_values(recipe: Recipe) -> Finding:
     return Finding("pass", "recipe", text)
 
 
-def _check_plugin_losses(recipe: Recipe) -> list[Finding]:
-    """Every plugin loss in the conformance kit, with the recipe's own numbers."""
-    findings = []
-    for name, (function, _) in recipe.plugins.items():
-        breaches = conformance(function, beta=recipe.beta, **recipe.numbers(function))
-        if breaches:
-            findings.append(Finding("fail", f"loss {name}", "; ".join(breaches)))
-        else:
-            findings.append(Finding("pass", f"loss {name}", "passes the conformance kit"))
-    return findings
-
-
 # ----------------------------------------------------------------------------------------------------------- the pairs
 
 
@@ -95,6 +83,11 @@ def _check_pairs(session: Session, result: dict[str, Any]) -> None:
         return
     result["data"] = session.report
     result["findings"] += session.findings
+
+    if session.recipe.reward or session.recipe.measures:
+        from ..evaluation.answers import rehearsed  # which imports TRL
+
+        result["findings"] += rehearsed(session.recipe, session.eval)
 
 
 # ------------------------------------------------------------------------------------------------------------ the plan

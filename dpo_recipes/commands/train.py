@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ..data.sources import is_path
-from ..errors import RecipeError
+from ..errors import Finding, RecipeError
 from ..evaluation.held_out import METRICS, compared, held_out
+from ..guard.losses import loss_findings
 from ..recipe.origins import values_with_origins
 from ..recipe.recipe import PREPARED, QLoRA, Recipe
 from ..runs import environment, files, folder
@@ -31,9 +32,12 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     Raises RecipeError with one readable message for whatever is the user's to fix; nothing is left half-written.
     """
     console = console or Console()
+    losses = loss_findings(recipe)
+    _stop_at_fails(losses)
     session = Session(recipe, console)
+    _say_warnings(session, losses)
     # These import torch: what could be refused without it is refused by now.
-    from ..evaluation.answers import answers
+    from ..evaluation.answers import answers, rehearsed
     from ..training.metrics_log import MetricsLog
 
     shown_while_training = {metric.name: metric.short for metric in METRICS if metric.short}
@@ -42,6 +46,9 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         # The pairs, and the trainer that takes them
         session.read_pairs()
         _show_pairs(session)
+        scores = rehearsed(recipe, session.eval)
+        _stop_at_fails(scores)
+        _say_warnings(session, scores)
         trainer = session.make_trainer(run.path / "checkpoints", [MetricsLog(run.path / "metrics.jsonl", bar)])
         who = _policy_and_reference(trainer)
         _describe(run, trainer, session, who)
@@ -104,8 +111,17 @@ def _show_pairs(session: Session) -> None:
     for finding in session.findings:
         if finding.level == "warn" or finding.name == "pairs":
             session.say(finding.text)
+    _stop_at_fails(session.findings)
 
-    fails = [f"{finding.name}: {finding.text}" for finding in session.findings if finding.level == "fail"]
+
+def _say_warnings(session: Session, findings: list[Finding]) -> None:
+    for finding in findings:
+        if finding.level == "warn":
+            session.say(f"{finding.name}: {finding.text}")
+
+
+def _stop_at_fails(findings: list[Finding]) -> None:
+    fails = [f"{finding.name}: {finding.text}" for finding in findings if finding.level == "fail"]
     if fails:
         raise RecipeError("\n".join(fails))
 

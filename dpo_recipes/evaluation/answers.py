@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ..data.replies import Messages, Reply, question
-from ..errors import RecipeError
+from ..data.replies import Messages, Reply
+from ..errors import Finding
 from ..losses.selection import name_of
 from ..models.generate import generate
 from ..models.reference import Reference
@@ -18,10 +17,10 @@ from ..training.trainer import RecipeTrainer
 from .frontier import best_reward_at_kl
 from .held_out import Numbers
 from .kl import sequence_kl
+from .rehearsal import Score, number_of, prompt_text, rehearse
 
 Replies = list[list[Reply]]  # shape (prompts, samples)
 BeforeAfter = tuple[Numbers, Numbers]
-Score = Callable[[str, str], float]  # (prompt, completion) -> a number: a recipe's reward or one of its measures
 
 MAX_NEW_TOKENS = 256
 SAMPLED_PROMPTS = 8  # held-out prompts whose answers land in samples.jsonl
@@ -29,6 +28,17 @@ SAMPLED_PROMPTS = 8  # held-out prompts whose answers land in samples.jsonl
 REWARDED_PROMPTS = 64
 POLICY_SAMPLES = 8
 REFERENCE_SAMPLES = 24
+
+
+def rehearsed(recipe: Recipe, held_out: Any) -> list[Finding]:
+    """The recipe's reward and measures on a held-out pair, as `answers` will call them after training."""
+    scores = dict(recipe.measures)
+    if recipe.reward:
+        scores = {name_of(recipe.reward): recipe.reward} | scores
+        calls = min(REWARDED_PROMPTS, len(held_out)) * (POLICY_SAMPLES + REFERENCE_SAMPLES)
+    else:
+        calls = min(SAMPLED_PROMPTS, len(held_out)) * 2
+    return rehearse(scores, held_out, calls)
 
 
 def answers(recipe: Recipe, trainer: RecipeTrainer, reference: Reference) -> tuple[list[Numbers], BeforeAfter]:
@@ -64,8 +74,8 @@ def answers(recipe: Recipe, trainer: RecipeTrainer, reference: Reference) -> tup
             recipe.reward, trainer.model, reference, prompts, ids, reference_replies, policy_replies
         )
     for name, measure in recipe.measures.items():
-        before |= _mean(f"measures/{name}", _scores(measure, prompts, reference_replies))
-        after |= _mean(f"measures/{name}", _scores(measure, prompts, policy_replies))
+        before |= _mean(f"measures/{name}", _scores(name, measure, prompts, reference_replies))
+        after |= _mean(f"measures/{name}", _scores(name, measure, prompts, policy_replies))
     samples = [
         _sample(prompt, of_reference[0], of_policy[0])
         for prompt, of_reference, of_policy in zip(prompts, reference_replies, policy_replies, strict=True)
@@ -126,8 +136,8 @@ def against_truth(
     A reply's win rate is its share of wins over all the reference's replies to the same prompt, a tie counting half;
     KL is the mean `sequence_kl` of the policy's samples, nats; standard errors are over prompts.
     """
-    reference_rewards = _scores(reward, prompts, reference_replies)
-    policy_rewards = _scores(reward, prompts, policy_replies)
+    reference_rewards = _scores(name_of(reward), reward, prompts, reference_replies)
+    policy_rewards = _scores(name_of(reward), reward, prompts, policy_replies)
     kl = _kl_to_reference(policy, reference, ids, policy_replies)
     before = _mean("reward", reference_rewards) | {"win_rate": 0.5, "kl": 0.0}
     after = (
@@ -177,17 +187,12 @@ def _logits(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -
     return output.logits
 
 
-def _scores(score: Score, prompts: list[Messages | str], replies: Replies) -> torch.Tensor:
+def _scores(name: str, score: Score, prompts: list[Messages | str], replies: Replies) -> torch.Tensor:
     """score(prompt, completion) of every reply: float64 of shape (prompts, samples)."""
     rows = []
     for prompt, sampled in zip(prompts, replies, strict=True):
-        text = prompt if isinstance(prompt, str) else question(prompt)
-        try:
-            rows.append([float(score(text, reply.text)) for reply in sampled])
-        except Exception as error:  # the user's function
-            raise RecipeError(
-                f"{name_of(score)}() failed on a sampled answer: {type(error).__name__}: {error}."
-            ) from error
+        text = prompt_text(prompt)
+        rows.append([number_of(name, score, text, reply.text) for reply in sampled])
     return torch.tensor(rows, dtype=torch.float64)
 
 

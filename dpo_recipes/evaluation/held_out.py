@@ -241,15 +241,19 @@ def _own_measure(name: str) -> Metric:
 def _compare(metric: Metric, before: Mapping[str, Any], after: Mapping[str, Any]) -> ComparedMetric:
     value_before = ""
     if metric.name in before:
-        value_before = format(before[metric.name], metric.form)
-    value_after = format(after[metric.name], metric.form)
-    return ComparedMetric(metric.words, value_before, value_after, _spread(metric, after))
+        value_before = _shown(before[metric.name], metric)
+    return ComparedMetric(metric.words, value_before, _shown(after[metric.name], metric), _spread(metric, after))
+
+
+def _shown(value: float | None, metric: Metric) -> str:
+    """A number as the table shows it; a run's file holds None where it was not finite."""
+    return "not finite" if value is None else format(value, metric.form)
 
 
 def _spread(metric: Metric, numbers: Mapping[str, Any]) -> str:
     """The 95 % interval of a metric, or else its standard error; nothing where there is neither, or an error of 0."""
     interval = numbers.get(f"{metric.name}_interval")
-    if interval:
+    if interval and None not in interval:
         low, high = interval
         return f"{low:{metric.form}} to {high:{metric.form}}"
     error = numbers.get(f"{metric.name}_stderr")

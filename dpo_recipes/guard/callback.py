@@ -19,6 +19,7 @@ class Health:
 
     declared_loss: float | None  # what the loss must be where policy and reference agree
     same_start: bool  # the reference is the start weights, so that rewards begin at 0
+    plugins: tuple[str, ...] = ()  # names of the losses of one's own
     first_weights: dict[str, Tensor] = field(default_factory=dict)  # samples; empty once they have been compared
     grad_norms: list[float] = field(default_factory=list)  # finite ones, of the first steps
     steps: int = 0  # optimiser steps at a learning rate above 0
@@ -36,7 +37,7 @@ class Watch(TrainerCallback):
         self.health.first_weights = sample_weights(list(model.named_parameters()))
         # Asked of the parameters themselves: where the weights are sharded, they hold no elements to sample here.
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            stop(something_moved({}, {}, []))
+            stop(something_moved({}, {}, [], self.health.plugins))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         if getattr(optimizer, "step_was_skipped", False):  # fp16's loss scaling, after an overflow
@@ -52,7 +53,7 @@ class Watch(TrainerCallback):
         if grad_norm is None:
             return
         if not args.fp16:  # whose loss scaling starts with overflows
-            stop(gradient_is_finite(grad_norm, state.global_step))
+            stop(gradient_is_finite(grad_norm, state.global_step, self.health.plugins))
         # A step is logged after its end, so that the last norm to look at comes one step late.
         if math.isfinite(grad_norm) and self.health.steps <= MOVED_AFTER + 1:
             self.health.grad_norms.append(grad_norm)
@@ -76,4 +77,4 @@ class Watch(TrainerCallback):
             return
         self.health.first_weights = {}
         weights = sample_weights(list(model.named_parameters()))
-        stop(something_moved(first_weights, weights, self.health.grad_norms))
+        stop(something_moved(first_weights, weights, self.health.grad_norms, self.health.plugins))

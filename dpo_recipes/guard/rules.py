@@ -33,10 +33,12 @@ def sample_weights(parameters: list[tuple[str, Tensor]], each: int = 256) -> dic
     return samples
 
 
-def something_moved(before: dict[str, Tensor], after: dict[str, Tensor], grad_norms: list[float]) -> str | None:
+def something_moved(
+    before: dict[str, Tensor], after: dict[str, Tensor], grad_norms: list[float], plugins: tuple[str, ...] = ()
+) -> str | None:
     """After a few optimiser steps some trainable tensor has changed and some gradient norm was positive.
 
-    `before` and `after` are samples of the weights, by name.
+    `before` and `after` are samples of the weights, by name; `plugins` the names of the losses of one's own.
     """
     suspects = (
         "a frozen adapter, a learning rate too small for the weights' precision (16-bit weights swallow small steps), "
@@ -45,6 +47,7 @@ def something_moved(before: dict[str, Tensor], after: dict[str, Tensor], grad_no
     if not before:
         return f"No tensor of the model is trainable. Suspects: {suspects}."
     if grad_norms and not any(norm > 0 for norm in grad_norms):
+        suspects = f"{_losses_first(plugins)}{suspects}"
         return f"The gradient was exactly 0 in the first {len(grad_norms)} optimiser steps. Suspects: {suspects}."
     if all(before[name].equal(after[name]) for name in before):
         return f"No trainable tensor of {len(before)} has changed in the first optimiser steps. Suspects: {suspects}."
@@ -65,13 +68,24 @@ def rewards_moved(largest: float, steps: int) -> str | None:
     )
 
 
-def gradient_is_finite(grad_norm: float, step: int) -> str | None:
+def _losses_first(plugins: tuple[str, ...]) -> str:
+    """The losses of one's own as the first suspects; nothing where all are TRL's."""
+    if not plugins:
+        return ""
+    return f"{' and '.join(f'{name}()' for name in plugins)}, a loss of your own that may be constant on these pairs; "
+
+
+def gradient_is_finite(grad_norm: float, step: int, plugins: tuple[str, ...] = ()) -> str | None:
     """The gradient norm is a number at every step. Asked only after a loss that is one, or a run has stopped for it."""
     if math.isfinite(grad_norm):
         return None
+    own = ""
+    if plugins:
+        names = " and ".join(f"{name}()" for name in plugins)
+        own = f"the gradient of {names}, a loss of your own (a root or a logarithm at 0, torch.where over a NaN), "
     return (
         f"The gradient norm is {grad_norm} at step {step}, the loss is finite. "
-        "Suspects: an attention kernel (try attn_implementation='eager'), or float16."
+        f"Suspects: {own}an attention kernel (try attn_implementation='eager'), or float16."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -32,6 +33,12 @@ def function_of(loss: str | Loss) -> Loss | None:
 def own_numbers(loss: Loss) -> dict[str, Any]:
     """The keyword numbers a plugin loss takes besides `beta`, with their defaults; RecipeError if it is no loss."""
     name = name_of(loss)
+    if inspect.isclass(loss):
+        raise RecipeError(f"The loss {name} is a class, and a loss is a function: `def name(pairs, *, beta, ...)`.")
+    if isinstance(loss, functools.partial):
+        raise RecipeError(
+            f"The loss {name} is a partial, which has no name: give the function itself, and its numbers as loss_args."
+        )
     parameters = _parameters_of(loss)
     keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     after_the_pairs = [p.name for p in parameters[1:]]
@@ -112,8 +119,12 @@ def _refuse_number(number: str, value: Any, accepted: Mapping[str, Any], names: 
         raise UsageError(f"{shown} is read by no loss of {sorted(names)}.{hint}")
 
     default = accepted[number]
-    is_number = isinstance(value, (int, float))
-    if isinstance(default, (int, float)) and not (is_number and math.isfinite(value)):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(default, (bool, str)):
+        if not isinstance(value, type(default)):
+            word = "true or false" if isinstance(default, bool) else "text"
+            raise UsageError(f"{shown} has the wrong type: expected {word} such as {default!r}, its default.")
+    elif isinstance(default, (int, float)) and not is_number:
         raise UsageError(f"{shown} has the wrong type: expected a number such as {default!r}, its default.")
     if number == "label_smoothing" and not (is_number and 0 <= value < 0.5):
         raise UsageError(f"{shown} must lie in [0, 0.5).")

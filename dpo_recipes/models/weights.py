@@ -5,6 +5,7 @@ Leans on TRL 1.16: `DPOTrainer` adds a new adapter later, and copies one that is
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -41,6 +42,7 @@ def load_weights(
     with explained("model", path):
         model: Any = AutoModelForCausalLM.from_pretrained(path, **options)
     keep_4bit_gradients_right(model)
+    _refuse_numbers_that_are_not_finite(model, path, settings.weights)
     if not trainable:
         return model
 
@@ -52,8 +54,39 @@ def load_weights(
         )
     adapter = recipe.adapter
     if adapter is not None and adapter.continue_from:
-        return continue_adapter(model, adapter, path, say)
+        model = continue_adapter(model, adapter, path, say)
+        _refuse_numbers_that_are_not_finite(model, adapter.continue_from, settings.weights)
     return model
+
+
+NAMED = 3  # tensors that a message names
+
+
+def _refuse_numbers_that_are_not_finite(model: Any, path: str, dtype: str) -> None:
+    """A NaN among the weights would be blamed, steps later, on whatever computes with it."""
+    names = not_finite(model)
+    if not names:
+        return
+    shown = ", ".join(names[:NAMED])
+    if len(names) > NAMED:
+        shown += f" and {len(names) - NAMED:,} other tensors"
+    advice = "Its file is damaged, or was saved by a run that had broken: fetch it again, or take an earlier one."
+    if dtype == "float16":
+        advice += " Or they overflow in float16, above 65,504: try another dtype."
+    raise RecipeError(f"The weights of {path!r} hold numbers that are not finite, in {shown}. {advice}")
+
+
+def not_finite(model: Any) -> list[str]:
+    """The names of the tensors that hold a NaN or an infinity."""
+    return [name for name, parameter in model.named_parameters() if not _is_finite(parameter)]
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Found without a copy of the tensor. Packed 4-bit weights are whole numbers; a tensor on no device has none."""
+    if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
+        return True
+    low, high = tensor.detach().aminmax()
+    return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
 def loading_options(recipe: Recipe, settings: Settings, trainable: bool) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all: to a temporary name beside them, then renamed."""
 
 import json
+import numbers
 import os
 import shutil
 from collections.abc import Callable
@@ -23,14 +24,37 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def to_json(value: Any, indent: int | None = None, ascii_only: bool = False) -> str:
+    """A value as JSON that every reader takes: a number that is not finite, for which JSON has no word, becomes null.
+
+    What else JSON has no word for, as a path, becomes text. Raises ValueError for a value that contains itself.
+    """
+    text = json.dumps(value, default=_plain)  # in which Python writes NaN and Infinity, as no other reader takes them
+    finite = json.loads(text, parse_constant=_null)
+    return json.dumps(finite, indent=indent, ensure_ascii=ascii_only, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold in place of a value that it cannot: NumPy's numbers as Python's, and text."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    return str(value)
+
+
+def _null(constant: str) -> None:
+    """JSON's word for NaN, Infinity and -Infinity."""
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, whole or not at all; what JSON has no word for, as a path, is written as text."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    """Write a value as indented JSON, whole or not at all."""
+    write_text(path, to_json(value, indent=2) + "\n")
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write one JSON object a line, whole or not at all."""
-    lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
+    lines = [to_json(row) + "\n" for row in rows]
     write_text(path, "".join(lines))
 
 

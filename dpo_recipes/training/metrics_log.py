@@ -3,12 +3,12 @@
 Leans on TRL 1.16: when `DPOTrainer` logs, and the names of what it logs.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from ..runs.files import to_json
 from ..terminal import TrainingBar
 
 
@@ -30,5 +30,5 @@ class MetricsLog(TrainerCallback):
         if not logs or not state.is_world_process_zero:
             return
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            file.write(to_json({"step": state.global_step, **logs}) + "\n")
         self.bar.show(state.global_step, state.max_steps, logs)

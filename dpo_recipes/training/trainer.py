@@ -23,9 +23,14 @@ from trl import DPOConfig, DPOTrainer
 
 from ..errors import RecipeError
 from ..guard.callback import Health, Watch
+from ..guard.not_finite import Circumstances, why_not_finite
 from ..guard.rules import first_bad_pair, stop
 from ..guard.start import loss_at_start, rounding_tolerance, start_is_identity
+from ..losses.conformance import failure, wrong_result
 from ..losses.pair_logps import PairLogps
+from ..losses.plugins import Loss
+from ..losses.selection import name_of
+from ..models.weights import not_finite
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
 from ..runs import environment
@@ -68,7 +73,11 @@ class RecipeTrainer(DPOTrainer):
         # Function, weight and its own numbers
         self.plugins = [(loss, weight, recipe.numbers(loss)) for loss, weight in recipe.plugins.values()]
         self.half = settings.autocast is not None
-        self.health = Health(loss_at_start(recipe), same_start=settings.reference != "other model")
+        self.health = Health(
+            loss_at_start(recipe),
+            same_start=settings.reference != "other model",
+            plugins=tuple(recipe.plugins),
+        )
         self.recorded: list[PairLogps] | None = None  # of each evaluation batch, while held_out() asks for them
         # Split -> hit, computed or rebuilt, where the reference is computed beforehand
         self.reference_cache: dict[str, str] = {}
@@ -196,13 +205,30 @@ class RecipeTrainer(DPOTrainer):
 
         loss = result[0] if return_outputs else result
         pairs = self._pair_logps(outputs_of_policy[0], inputs)
+        values: dict[str, torch.Tensor] = {}  # of each plugin loss, for each pair
         for plugin, weight, numbers in self.plugins:
-            loss = loss + weight * plugin(pairs, beta=self.beta, **numbers).mean()
+            values[name_of(plugin)] = self._plugin_values(plugin, numbers, pairs)
+            loss = loss + weight * values[name_of(plugin)].mean()
 
-        self._watch(loss.detach(), pairs.map(torch.Tensor.detach), inputs)
+        self._watch(loss.detach(), pairs.map(torch.Tensor.detach), values, inputs)
         if return_outputs:
             return loss, result[1]
         return loss
+
+    def _plugin_values(self, plugin: Loss, numbers: dict[str, Any], pairs: PairLogps) -> torch.Tensor:
+        """A plugin loss of each pair; what the kit could not foresee, as another device, is one message too."""
+        try:
+            values = plugin(pairs, beta=self.beta, **numbers)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise RecipeError(f"The loss {name_of(plugin)} fails on real pairs: {failure(plugin, error)}") from error
+        wrong = wrong_result(values, len(pairs.h))
+        if wrong:
+            raise RecipeError(f"The loss {name_of(plugin)} cannot train: {wrong}.")
+        if pairs.policy_chosen.requires_grad and not values.requires_grad:
+            raise RecipeError(f"The loss {name_of(plugin)} cannot train: its result is cut off from the policy.")
+        return values
 
     def _pair_logps(self, output: Any, inputs: dict[str, Any]) -> PairLogps:
         """What a plugin loss may see of a batch.
@@ -231,22 +257,35 @@ class RecipeTrainer(DPOTrainer):
 
     # What is watched at every forward
 
-    def _watch(self, loss: torch.Tensor, pairs: PairLogps, inputs: dict[str, Any]) -> None:
+    def _watch(
+        self, loss: torch.Tensor, pairs: PairLogps, values: dict[str, torch.Tensor], inputs: dict[str, Any]
+    ) -> None:
         """Stop at a loss that is no number; look at the start and the rewards in training, record in evaluation."""
         if not bool(torch.isfinite(loss)):
-            self._stop_at_bad_pair(loss, pairs, inputs)
+            plugins = tuple(name for name, value in values.items() if not bool(value.isfinite().all()))
+            self._stop_at_bad_pair(loss, pairs, plugins, inputs)
         if self.model.training:
             self._watch_training(loss, pairs)
         elif self.recorded is not None:
             self.recorded.append(pairs.map(self.accelerator.gather_for_metrics))
 
-    def _stop_at_bad_pair(self, loss: torch.Tensor, pairs: PairLogps, inputs: dict[str, Any]) -> None:
+    def _stop_at_bad_pair(
+        self, loss: torch.Tensor, pairs: PairLogps, plugins: tuple[str, ...], inputs: dict[str, Any]
+    ) -> None:
+        known = Circumstances(
+            step=self.state.global_step,
+            updates=self.health.steps,
+            learning_rate=self.args.learning_rate,
+            beta=self.beta,
+            half=self.half,
+            weights=not_finite(self.model),
+            plugins=plugins,
+        )
         index = first_bad_pair(pairs)
         chosen = self._decoded(inputs, index)
         rejected = self._decoded(inputs, index + len(pairs.h))
         raise RecipeError(
-            f"The loss is {loss.item()} at step {self.state.global_step}. Suspects: weights in float16, a learning "
-            "rate far too high, or an attention kernel. The pair that shows it:\n"
+            f"{why_not_finite(loss.item(), pairs, known)} The pair that shows it:\n"
             f"--- chosen ({pairs.policy_chosen[index].item():.4g} nats)\n{chosen}\n"
             f"--- rejected ({pairs.policy_rejected[index].item():.4g} nats)\n{rejected}"
         )

@@ -235,7 +235,7 @@ def test_rows_that_cannot_be_used_fail_above_the_limit(with_rows):
 @pytest.mark.parametrize(
     ("loss", "wrong"),
     [
-        (upside_down, "a step down its gradient does not raise the chosen log-probability"),
+        (upside_down, "it prefers the rejected side"),
         (lying, "declared 5.0 where policy and reference agree, but it is 1.0"),
     ],
 )

@@ -309,15 +309,20 @@ def test_a_reward_without_a_name_that_fails_is_still_one_message(tiny, pairs_fil
         raise KeyError(least)
 
     nameless = functools.partial(broken, least=3)
-    with pytest.raises(RecipeError, match=r"failed on a sampled answer: KeyError: 3"):
+    with pytest.raises(RecipeError, match=r"failed with prompt='Question .*: KeyError: 3"):
         run_it(quick(tiny, pairs_file, adapter=LoRA(r=4), reward=nameless), tmp_path)
 
 
 def test_a_reward_that_fails_loses_neither_the_model_nor_the_numbers(tiny, pairs_file, tmp_path):
-    def broken(prompt: str, completion: str) -> float:
-        raise KeyError("no such item")
+    calls = []
 
-    with pytest.raises(RecipeError, match=r"broken\(\) failed on a sampled answer: KeyError"):
+    def broken(prompt: str, completion: str) -> float:
+        calls.append(completion)
+        if len(calls) > 3:  # what is tried before training passes
+            raise KeyError("no such item")
+        return 0.0
+
+    with pytest.raises(RecipeError, match=r"broken\(\) failed with prompt='Question .*: KeyError"):
         run_it(quick(tiny, pairs_file, adapter=LoRA(r=4), reward=broken), tmp_path)
     (folder,) = (tmp_path / "runs").iterdir()
     assert Run(folder).evaluation["after"]["pairs"] == 6 and (folder / "model" / "adapter_model.safetensors").is_file()

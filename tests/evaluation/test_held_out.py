@@ -242,3 +242,13 @@ def test_every_number_of_the_held_out_pairs_has_one_row():
 def test_the_progress_bar_shows_loss_accuracy_and_margin():
     shown = [(metric.name, metric.short) for metric in METRICS if metric.short]
     assert shown == [("loss", "loss"), ("rewards/accuracies", "accuracy"), ("rewards/margins", "margin")]
+
+
+def test_a_number_that_a_runs_file_could_not_hold_is_said_in_the_table():
+    before = {"loss": 0.7, "rewards/accuracies": 0.5}
+    after = {"loss": None, "rewards/accuracies": None, "rewards/accuracies_interval": [None, None]}
+    rows = compared(before, after)
+    assert [(row.before, row.after, row.spread) for row in rows] == [
+        ("0.7000", "not finite", ""),
+        ("50.0%", "not finite", ""),
+    ]

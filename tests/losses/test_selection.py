@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -43,6 +44,17 @@ def test_a_function_without_a_name_is_no_loss():
         own_numbers(lambda pairs, *, beta: pairs.h)
 
 
+def test_a_class_and_a_partial_are_no_losses():
+    class Loss:
+        def __init__(self, pairs, *, beta):
+            self.pairs = pairs
+
+    with pytest.raises(RecipeError, match="The loss Loss is a class, and a loss is a function"):
+        own_numbers(Loss)
+    with pytest.raises(RecipeError, match="is a partial, which has no name: .* its numbers as loss_args"):
+        own_numbers(functools.partial(with_numbers, margin=1))
+
+
 def test_a_declared_start_value_gets_the_defaults_of_the_loss_and_the_recipes_numbers():
     def margin(pairs, *, beta, gap=2.0):
         return torch.relu(gap - beta * pairs.h)
@@ -70,6 +82,9 @@ def test_a_declared_start_value_gets_the_defaults_of_the_loss_and_the_recipes_nu
         ({"cdpo": 1.0}, {"smoothing": 1}, "Did you mean 'label_smoothing'?"),
         ({"cdpo": 1.0}, {"label_smoothing": "x"}, "has the wrong type: expected a number such as 0.1, its default."),
         ({"cdpo": 1.0}, {"label_smoothing": math.nan}, "expected a number"),
+        ({"cdpo": 1.0}, {"label_smoothing": True}, "expected a number"),
+        ({with_numbers: 1.0}, {"margin": 1, "flag": 0}, "expected true or false such as True, its default."),
+        ({with_numbers: 1.0}, {"margin": 1, "mode": 3}, "expected text such as 'a', its default."),
         ({"cdpo": 1.0}, {"label_smoothing": 0.5}, "Recipe.loss_args.label_smoothing=0.5 must lie in [0, 0.5)."),
         ({with_numbers: 1.0}, {}, "Recipe.loss_args.margin must be given: the loss has no default for it."),
     ],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dpo_recipes.runs import files
@@ -100,3 +102,21 @@ def test_what_a_killed_process_left_does_not_end_up_in_the_folder(tmp_path):
     files.write_folder(tmp_path / "model", lambda folder: (folder / "new").write_text("y"))
     assert os.listdir(tmp_path) == ["model"]
     assert os.listdir(tmp_path / "model") == ["new"]
+
+
+def refuse(constant):
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_a_number_that_is_not_finite_is_null_on_disk_and_any_reader_takes_the_file(tmp_path):
+    numbers = {"loss": math.nan, "interval": [0.5, math.inf], "deep": {"kl": -math.inf}, "fine": 0.1}
+    files.write_json(tmp_path / "evaluation.json", numbers)
+    files.write_jsonl(tmp_path / "samples.jsonl", [numbers])
+    for name in ("evaluation.json", "samples.jsonl"):
+        read = json.loads((tmp_path / name).read_text(), parse_constant=refuse)
+        assert read == {"loss": None, "interval": [0.5, None], "deep": {"kl": None}, "fine": 0.1}
+
+
+def test_a_number_of_numpy_stays_a_number():
+    value = {"share": np.float32(0.5), "count": np.int64(3), "bad": np.float32("nan")}
+    assert json.loads(files.to_json(value)) == {"share": 0.5, "count": 3, "bad": None}
