@@ -97,13 +97,12 @@ def new(name: NewName, source: Source = "quickstart") -> None:
 
 @app.command(rich_help_panel=LOOK, context_settings=LENIENT)
 def preview(recipe: RecipeName, changes: Changes = None, count: PairCount = 3, as_json: AsJson = False) -> None:
-    """A few pairs as the model sees them, their border, what is cut."""
+    """A few pairs as the model sees them; exit 1 where a run would stop."""
     value = _recipe(recipe, changes)
     from .commands.preview import preview as preview_pairs
 
-    pairs = preview_pairs(value, count=count, console=Console(quiet=as_json))
-    if as_json:
-        _print_json(pairs)
+    seen = preview_pairs(value, count=count, console=Console(quiet=as_json))
+    _report(as_json=as_json, **seen)
 
 
 @app.command(rich_help_panel=LOOK, context_settings=LENIENT)

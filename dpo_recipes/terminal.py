@@ -87,7 +87,7 @@ def data_table(report: dict[str, Any]) -> Table:
             add_row(name.replace("_", " "), [split.get(name, "") for split in splits])
     reasons = dict.fromkeys(reason for split in splits for reason in split["dropped"])
     for reason in reasons:
-        add_row(f"dropped: {reason}", [_drop_cell(split["dropped"].get(reason)) for split in splits])
+        add_row(f"dropped: {escape(reason)}", [_drop_cell(split["dropped"].get(reason)) for split in splits])
 
     # Lengths in tokens. Of a stream nothing is known beforehand: its cells stay empty.
     for side in ("prompt", "chosen", "rejected"):

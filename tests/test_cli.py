@@ -313,12 +313,14 @@ def test_preview_draws_pairs_and_as_json_is_one_value(dpo, mine):
     assert [line.split(":")[0] for line in out.splitlines() if line.startswith("row ")] == ["row 0", "row 1"]
     assert out.count("chosen   ▶") == out.count("rejected ▶") == 2 and "<|im_start|>user↵" in out
     code, out, _ = dpo("preview", "mine.py", "-n", "2", "--json")
-    rows = json.loads(out)
+    rows = json.loads(out)["pairs"]
     assert code == 0 and [row["row"] for row in rows] == ["0", "1"]
     assert all(row["chosen"]["kept"].endswith("<|im_end|>") and row["chosen"]["cut"] == "" for row in rows)
     assert all(row["chosen"]["tokens"] == len(row["chosen"]["kept"]) - 9 for row in rows)  # bytes, and one end token
-    assert len(json.loads(dpo("preview", "mine.py", "--json")[1])) == 3
-    assert len(json.loads(dpo("preview", "mine.py", "-n", "1000", "--json")[1])) == 23  # one of 24 is held out
+    assert len(json.loads(dpo("preview", "mine.py", "--json")[1])["pairs"]) == 3
+    found = json.loads(dpo("preview", "mine.py", "-n", "1000", "--json")[1])
+    assert len(found["pairs"]) == 23  # one of 24 is held out
+    assert [finding["name"] for finding in found["findings"]] == ["template", "rendering"]
 
 
 @pytest.mark.parametrize("json_too", [(), ("--json",)])

@@ -13,6 +13,7 @@ from rich.text import Text
 from ..recipe.recipe import Recipe
 from ..training.session import Session
 
+OF_TEMPLATE = ("template", "rendering", "system")  # findings of what a chat template does to the texts
 LEGEND = "▶ an answer begins, which is what is learned   ↵ a line ends"
 
 
@@ -34,8 +35,9 @@ SIGNS |= dict.fromkeys(range(127, 160), "\ufffd")
 SIGNS |= {ord("\n"): "↵\n", ord("\t"): "→\t"}  # a newline and a tab stay what they are, behind their signs
 
 
-def preview(recipe: Recipe, *, count: int = 3, console: Console | None = None) -> list[dict[str, Any]]:
-    """Draw and return `decode_pairs` of the first train pairs that a recipe would train on.
+def preview(recipe: Recipe, *, count: int = 3, console: Console | None = None) -> dict[str, Any]:
+    """{"pairs", "findings"}: `decode_pairs` of the first train pairs that a recipe would train on, which are drawn, and
+    what is to be said of them: what the chat template does, and what would stop a run.
 
     RecipeError where the recipe or its pairs cannot be used.
     """
@@ -46,7 +48,8 @@ def preview(recipe: Recipe, *, count: int = 3, console: Console | None = None) -
     tokenizer = session.tokenizer.tokenizer
     pairs = decode_pairs(session.train, tokenizer, recipe.max_length, count)
     draw_pairs(pairs, tokenizer, recipe.max_length, console)
-    return pairs
+    findings = [finding for finding in session.findings if finding.level == "fail" or finding.name in OF_TEMPLATE]
+    return {"pairs": pairs, "findings": findings}
 
 
 def decode_pairs(pairs: Iterable[Any], tokenizer: Any, max_length: int | None, count: int) -> list[dict[str, Any]]:

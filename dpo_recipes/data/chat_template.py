@@ -44,6 +44,21 @@ def unread_kwargs(template: str, kwargs: dict[str, Any]) -> list[str]:
     return [name for name in kwargs if name not in names_read]
 
 
+def merge_system(row: dict[str, Any]) -> dict[str, Any]:
+    """The prompt of a row with each system message put before the question that follows it, an empty line between."""
+    merged: list[dict[str, Any]] = []
+    waiting: list[str] = []
+    for message in row["prompt"]:
+        if message["role"] in ("system", "developer"):
+            waiting.append(message["content"])
+        elif message["role"] == "user" and waiting:
+            merged.append({**message, "content": "\n\n".join([*waiting, message["content"]])})
+            waiting = []
+        else:
+            merged.append(message)
+    return {"prompt": merged}
+
+
 def template_findings(template: str | None, kwargs: dict[str, Any]) -> list[Finding]:
     """What a chat template may do unasked: print today's date, or think.
 

@@ -272,6 +272,8 @@ def _refuse_idle_fields(data: Data, paths: dict[str, float], text: bool, name: s
     if text:
         for field in ("chat_template", "chat_template_kwargs", "template_date"):
             _refuse_idle_field(data, field, f"{name} was read as text, without a template")
+        if data.system != "keep":
+            _refuse_idle_field(data, "system", f"{name} was read as text, without system messages")
 
 
 def _refuse_idle_field(data: Data, field: str, why: str) -> None:

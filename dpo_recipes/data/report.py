@@ -29,6 +29,7 @@ class Figures:
     start_tokens: np.ndarray  # the tokenizer's start tokens, at the start of the sequence
     fewest_ends: np.ndarray  # end tokens at the end of a side: of the side that has fewer
     most_ends: np.ndarray  # end tokens at the end of a side: the most of one kind
+    lost_text: np.ndarray  # 1 where the chat template leaves out or changes the text of a message, or the tools
     control_tokens: np.ndarray  # 1 where a control token stands in the text of a message, else 0
 
     def select(self, pairs: np.ndarray) -> Figures:
@@ -50,12 +51,14 @@ def split_report(
     seed: int,
     adds_start_token: bool | None,
     border_example: str | None,
+    lost_example: str | None,
 ) -> dict[str, Any]:
     """The part of the data report that needs tokens, JSON-able.
 
     `every`: figures of all pairs; `kept`: of those that are left, whose rows are named by `rows`; `dropped`: why the
     others are not, reason -> {"count", "rows"}; `adds_start_token`: what the tokenizer does to plain text, None where
-    it has no start token; `border_example`: text that the first of the pairs in question leaves out.
+    it has no start token; `border_example`: text that the first of the pairs in question leaves out;
+    `lost_example`: what the chat template loses of the first pair of which it loses something.
     """
     limit = max_length or NO_LIMIT
     pairs = len(kept.prompt_tokens)
@@ -70,6 +73,7 @@ def split_report(
     equally_long = kept.chosen_tokens == kept.rejected_tokens  # whoever picks the longer one guesses here
 
     has_border = kept.left_out_tokens > 0
+    loses_text = kept.lost_text > 0
     has_control_token = kept.control_tokens > 0
     misses_end = kept.fewest_ends == 0
     repeats_end = kept.most_ends > 1
@@ -97,6 +101,11 @@ def split_report(
             "example": border_example,
         },
         "start_token": _start_token(kept.start_tokens, rows, adds_start_token),
+        "lost_text": {
+            "count": int(loses_text.sum()),
+            "rows": _first_rows(loses_text, rows),
+            "example": lost_example,
+        },
         "special_tokens": {
             "count": int(has_control_token.sum()),
             "rows": _first_rows(has_control_token, rows),
@@ -261,11 +270,20 @@ def _judge_drops(part: dict[str, Any], max_dropped: float, max_length: int | Non
     for reason, drop in lost.items():
         what += f" {reason}: {_of_pairs(drop['count'], pairs, drop['rows'])}."
     too_many = lost_pairs / max(pairs, 1) > max_dropped or not part["pairs"]
-    return Judgement(
-        "fail" if too_many else "pass",
-        what,
-        "Correct the rows, raise max_length, or allow it with data.max_dropped.",
-    )
+
+    ways_out = ["Correct the rows"]
+    if any(reason == "identical after the chat template" for reason in lost):
+        ways_out.append("change data.chat_template, which writes both sides alike")
+    if any(reason.startswith("the chat template refuses it") for reason in lost):
+        ways_out.append("change data.chat_template, or set data.system=merge where it has no system role")
+    if any("max_length" in reason or "truncat" in reason for reason in lost):
+        ways_out.append("raise max_length")
+    if part["pairs"]:
+        ways_out.append("allow it with data.max_dropped")
+    advice = ways_out[0]
+    if len(ways_out) > 1:
+        advice = f"{', '.join(ways_out[:-1])}, or {ways_out[-1]}"
+    return Judgement("fail" if too_many else "pass", what, f"{advice}.")
 
 
 def _judge_truncation(part: dict[str, Any], max_length: int | None) -> Judgement:
@@ -288,6 +306,18 @@ def _judge_border(part: dict[str, Any], max_length: int | None) -> Judgement:
         f"{pairs_in_question} have a prompt whose tokens change when an answer follows.",
         f"Its end {border['example']!r} is left out: answers are learned behind other tokens than they are asked for. "
         "Change data.chat_template_kwargs (thinking?) or data.chat_template; end text prompts before a space.",
+    )
+
+
+def _judge_lost_text(part: dict[str, Any], max_length: int | None) -> Judgement:
+    """Text that is in the data and not in what is trained on. White space around a message does not count."""
+    lost = part["lost_text"]
+    pairs_in_question = _of_pairs(lost["count"], part["pairs"], lost["rows"])
+    return Judgement(
+        _level(lost["count"], part["pairs"], warn_above=0, fail_above=0.05),
+        f"{pairs_in_question} lose text in the chat template.",
+        f"It leaves out or changes {lost['example']}. Mend data.chat_template or data.chat_template_kwargs, or set "
+        "data.system=merge where it passes over system messages.",
     )
 
 
@@ -330,7 +360,8 @@ def _judge_end_token(part: dict[str, Any], max_length: int | None) -> Judgement:
     return Judgement(
         level,
         f"The end token is missing in {missing} and repeated in {repeated}.",
-        f"Answers would not stop, or stop twice: rows {rows}. Change data.chat_template or rows.",
+        f"Answers would not stop, or stop twice: rows {rows}. Change data.chat_template, which ends an answer with "
+        "{{ eos_token }}, or rows.",
     )
 
 
@@ -349,6 +380,7 @@ def _judge_length(part: dict[str, Any]) -> Judgement:
 STOPS: dict[str, Callable[[dict[str, Any], int | None], Judgement]] = {
     "truncated": _judge_truncation,
     "border": _judge_border,
+    "lost_text": _judge_lost_text,
     "special_tokens": _judge_special_tokens,
     "start_token": _judge_start_token,
     "end_token": _judge_end_token,

@@ -20,6 +20,7 @@ from ..errors import RecipeError
 from ..runs.source_hash import source_hash
 from .preference_dataset import count_drop
 from .report import FIGURES, NO_LIMIT, Figures, split_report
+from .template_trial import lost_text
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
@@ -27,7 +28,10 @@ IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 PROMPT_FILLS = "prompt fills max_length"
 SAME_WHEN_CUT = "identical after truncation"
 SAME_WHEN_RENDERED = "identical after the chat template"
+REFUSED = "the chat template refuses it"
 LOSES_END = "truncated: a side loses its end token"
+
+ROWS_OF_A_STREAM = 20  # after which it is clear that a template refuses them all
 
 
 def prepare(
@@ -50,7 +54,7 @@ def prepare(
     without a chat template; `ends`: ids that end a reply; `dropped`: the dict in which dropped pairs are counted.
     Of a stream the part is {"dropped"} alone, which grows while this process reads the stream.
 
-    RecipeError when the chat template refuses a row.
+    RecipeError when the chat template refuses every row; of some rows it is a reason to drop them.
     """
     from datasets import IterableDataset
 
@@ -59,11 +63,17 @@ def prepare(
         dropped = {}
     how_to_tokenize = {"tokenizer": tokenizer, "text": text, "ends": ends}
     if isinstance(pairs, IterableDataset):
-        what_to_drop = {"max_length": max_length, "drop_truncated": drop_truncated, "dropped": dropped}
+        what_to_drop = {
+            "max_length": max_length,
+            "drop_truncated": drop_truncated,
+            "dropped": dropped,
+            "seen": {"rows": 0, "refused": 0},
+        }
         stream = pairs.map(_stream, batched=True, batch_size=1, fn_kwargs=how_to_tokenize | what_to_drop)
         return stream, {"dropped": dropped}
 
     tokenized = _tokenize_stored(pairs, how_to_tokenize, num_proc, description=f"Tokenizing {split} pairs")
+    tokenized = _without_refused(tokenized, dropped)
     figures = Figures(**tokenized.select_columns(FIGURES).with_format("numpy")[:])
     kept = _pairs_to_keep(figures, tokenized["row"], max_length, drop_truncated, dropped)
     if len(kept) < len(tokenized):
@@ -81,8 +91,32 @@ def prepare(
         seed=seed,
         adds_start_token=_adds_start_token(tokenizer),
         border_example=_left_out_text(tokenized, kept_figures, tokenizer, text),
+        lost_example=_first_lost_text(tokenized, kept_figures, tokenizer),
     )
     return tokenized, part
+
+
+def _without_refused(tokenized: Any, dropped: dict[str, Any]) -> Any:
+    """The pairs that the chat template renders; the others are counted in `dropped`."""
+    refusals = tokenized["refusal"][:]
+    refused = [pair for pair, refusal in enumerate(refusals) if refusal]
+    if refused and len(refused) == len(tokenized):
+        raise _refuses_every_row(refusals[0])
+    tokenized = tokenized.remove_columns("refusal")
+    if not refused:
+        return tokenized
+
+    for pair in refused:
+        count_drop(dropped, refusals[pair], tokenized[pair]["row"])
+    return tokenized.select([pair for pair, refusal in enumerate(refusals) if not refusal])
+
+
+def _refuses_every_row(refusal: str) -> RecipeError:
+    words = refusal.removeprefix(f"{REFUSED}: ")
+    return RecipeError(
+        f"The chat template refuses every row. Its own words: {words}. Correct data.chat_template or the rows; where "
+        "it has no system role, data.system=merge puts a system message before the first question."
+    )
 
 
 def _tokenize_stored(pairs: Any, how_to_tokenize: dict[str, Any], num_proc: int | None, description: str) -> Any:
@@ -93,6 +127,7 @@ def _tokenize_stored(pairs: Any, how_to_tokenize: dict[str, Any], num_proc: int 
         **pairs.features,
         **dict.fromkeys(IDS, List(Value("int32"))),
         **dict.fromkeys(["length", *FIGURES], Value("int32")),
+        "refusal": Value("string"),
     }
     return pairs.map(
         _tokenize,
@@ -130,8 +165,18 @@ def _left_out_text(pairs: Any, figures: Figures, tokenizer: Any, text: bool) -> 
     if not len(pairs_in_question):
         return None
     first = pairs_in_question[0]
-    [prompt_alone], _, _ = _sequences(pairs.select([first])[:], tokenizer, text)
+    rendered, _ = _render(pairs.select([first])[:], tokenizer, text)
+    [prompt_alone], _, _ = _sequences(rendered, tokenizer, text)
     return tokenizer.decode(prompt_alone[figures.prompt_tokens[first] :])[:200]
+
+
+def _first_lost_text(pairs: Any, figures: Figures, tokenizer: Any) -> str | None:
+    """What the chat template leaves out of the first pair of which it loses something, with the role that says it."""
+    pairs_in_question = np.flatnonzero(figures.lost_text)
+    if not len(pairs_in_question):
+        return None
+    row = pairs[int(pairs_in_question[0])]
+    return lost_text(row, _rendered_strings(row, tokenizer))
 
 
 # ----------------------------------------------------------------------------------------------------- a batch of pairs
@@ -146,9 +191,18 @@ def _stream(
     max_length: int | None,
     drop_truncated: bool,
     dropped: dict[str, Any],
+    seen: dict[str, int],
 ) -> dict[str, list]:
-    """The pairs of a batch that stay, tokenised."""
+    """The pairs of a batch that stay, tokenised. `seen` counts the rows, and those that the template refuses."""
     tokenized = _tokenize(batch, tokenizer=tokenizer, text=text, ends=ends)
+    [refusal] = tokenized.pop("refusal")
+    seen["rows"] += 1
+    if refusal:
+        seen["refused"] += 1
+        if seen["rows"] == seen["refused"] >= ROWS_OF_A_STREAM:
+            raise _refuses_every_row(refusal)
+        count_drop(dropped, refusal, batch["row"][0])
+        return {name: [] for name in (*batch, *IDS, "length")}
     figures = Figures(**{name: np.asarray(tokenized.pop(name)) for name in FIGURES})
     kept = _pairs_to_keep(figures, batch["row"], max_length, drop_truncated, dropped)
     columns = {**batch, **tokenized}
@@ -161,9 +215,10 @@ def _tokenize(batch: dict[str, list], *, tokenizer: Any, text: bool, ends: set[i
     As in TRL, the completions start where one of them first changes a token of the prompt: what the prompt holds
     behind that place stands in no part.
     """
-    columns: dict[str, list] = {name: [] for name in (*IDS, "length", *FIGURES)}
+    columns: dict[str, list] = {name: [] for name in (*IDS, "length", *FIGURES, "refusal")}
     control_tokens = _control_tokens(tokenizer)
-    prompts, with_chosen, with_rejected = _sequences(batch, tokenizer, text)
+    rendered, refusals = _render(batch, tokenizer, text)
+    prompts, with_chosen, with_rejected = _sequences(rendered, tokenizer, text)
     for pair, prompt in enumerate(prompts):
         border = min(_common_tokens(prompt, with_chosen[pair]), _common_tokens(prompt, with_rejected[pair]))
         chosen = with_chosen[pair][border:]
@@ -185,18 +240,40 @@ def _tokenize(batch: dict[str, list], *, tokenizer: Any, text: bool, ends: set[i
             "fewest_ends": min(chosen_ends.total(), rejected_ends.total()),
             "most_ends": max([0, *chosen_ends.values(), *rejected_ends.values()]),
             "control_tokens": int(_hold_control_token(messages, control_tokens)),
+            "lost_text": int(not text and not refusals[pair] and bool(lost_text(_row(batch, pair), rendered[pair]))),
+            "refusal": refusals[pair],
         }
         for name, column in columns.items():
             column.append(values[name])
     return columns
 
 
-def _sequences(batch: dict[str, list], tokenizer: Any, text: bool) -> tuple[list, list, list]:
-    """The ids of the prompts, of the prompts with chosen, and of the prompts with rejected."""
-    strings = []
+def _row(batch: dict[str, list], pair: int) -> dict[str, Any]:
+    return {name: column[pair] for name, column in batch.items()}
+
+
+def _render(batch: dict[str, list], tokenizer: Any, text: bool) -> tuple[list[list[str]], list[str]]:
+    """(the three strings of each pair: prompt, prompt with chosen, prompt with rejected; why the template refuses it).
+
+    Of a pair that is refused the strings are empty, and of any other the reason is.
+    """
+    strings: list[list[str]] = []
+    refusals: list[str] = []
     for pair in range(len(batch["row"])):
-        row = {name: column[pair] for name, column in batch.items()}
-        strings.append(_plain_strings(row, tokenizer) if text else _rendered_strings(row, tokenizer))
+        row = _row(batch, pair)
+        refusal = ""
+        try:
+            strings.append(_plain_strings(row, tokenizer) if text else _rendered_strings(row, tokenizer))
+        except Exception as error:  # of Jinja, or of whatever a template does to a row that it does not expect
+            strings.append(["", "", ""])
+            words = str(error) or type(error).__name__
+            refusal = f"{REFUSED}: {words.rstrip('.')[:200]}"
+        refusals.append(refusal)
+    return strings, refusals
+
+
+def _sequences(strings: list[list[str]], tokenizer: Any, text: bool) -> tuple[list, list, list]:
+    """The ids of the prompts, of the prompts with chosen, and of the prompts with rejected."""
     # A template writes the special tokens itself; plain text gets those that the tokenizer adds.
     tokenized = tokenizer(
         list(chain.from_iterable(strings)),
@@ -223,16 +300,10 @@ def _rendered_strings(row: dict[str, Any], tokenizer: Any) -> list[str]:
         **(row.get("chat_template_kwargs") or {}),
         "tokenize": False,
     }
-    try:
-        with_chosen = tokenizer.apply_chat_template(row["prompt"] + row["chosen"], **options)
-        with_rejected = tokenizer.apply_chat_template(row["prompt"] + row["rejected"], **options)
-        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **options)
-        return [prompt, with_chosen, with_rejected]
-    except Exception as error:  # of Jinja, or of whatever a template does to a row that it does not expect
-        raise RecipeError(
-            f"The chat template refuses row {row['row']}: {error}. "
-            "Correct it, or change data.chat_template or data.chat_template_kwargs."
-        ) from None
+    with_chosen = tokenizer.apply_chat_template(row["prompt"] + row["chosen"], **options)
+    with_rejected = tokenizer.apply_chat_template(row["prompt"] + row["rejected"], **options)
+    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **options)
+    return [prompt, with_chosen, with_rejected]
 
 
 # ------------------------------------------------------------------------------------------------ what is counted of it
@@ -263,8 +334,12 @@ def _end_tokens(side: list[int], tokenizer: Any, ends: set[int]) -> Counter[int]
 
 
 def _control_tokens(tokenizer: Any) -> list[str]:
-    """The special tokens as text. One of a single character, such as an end token "|", may well be meant as text."""
-    return [token for token in tokenizer.all_special_tokens if len(token) > 1]
+    """The special tokens as text. One of a single character, such as an end token "|", may well be meant as text.
+
+    Llama 3's <|start_header_id|> is none of the named special tokens, only among those that were added as special.
+    """
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return [token for token in {*tokenizer.all_special_tokens, *added} if len(token) > 1]
 
 
 def _hold_control_token(messages: list[dict[str, Any]], control_tokens: list[str]) -> bool:
@@ -309,7 +384,7 @@ def _key(pairs: Any, tokenizer: Any, text: bool, ends: set[int]) -> str:
         sorted(ends),
         "strftime_now" in template and date.today(),  # it prints the day, so its tokens are others tomorrow
         FIGURES,
-        source_hash("data.tokenize"),
+        source_hash("data.tokenize", "data.template_trial"),
         version("tokenizers"),
         version("transformers"),
     ]

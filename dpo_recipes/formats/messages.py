@@ -30,6 +30,25 @@ VISIBLE = re.compile(r"[^\s\0\u200b-\u200f\u2060\ufeff]")
 UNSEEN = re.compile(r"[\0\u200b-\u200f\u2060\ufeff]")  # of those that cannot be seen, all but white space
 
 
+# What rendering sets itself, and a switch of a chat template cannot be named.
+RESERVED_KWARGS = (
+    "conversation",
+    "messages",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template",
+    "tokenize",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+    "return_assistant_tokens_mask",
+    "sanitize_control_tokens",
+    "tokenizer_kwargs",
+)
+
+
 class Drop(Exception):
     """Why a row gives no pair: the reason, and, where a value is at fault, what was found."""
 
@@ -51,6 +70,16 @@ class Drop(Exception):
 def malformed(field: str, problem: str, found: Any, *, missing_column: str = "") -> Drop:
     """The reason to drop a row of which one field is not as it should be, with the start of what it holds."""
     return Drop(f"malformed: {field} {problem}", f"{found!r:.60}", missing_column=missing_column)
+
+
+def problem_of_template_kwargs(kwargs: dict[str, Any]) -> str:
+    """What is wrong with the switches of a chat template, as the rest of a sentence; "" where nothing is."""
+    for name, value in kwargs.items():
+        if name in RESERVED_KWARGS:
+            return f"holds {name!r}, which is no switch of a template: it is set when pairs are rendered. Delete it."
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return f"holds {name}={value!r} as text, which a template takes for true. Write {value.capitalize()}."
+    return ""
 
 
 def is_empty(value: Any) -> bool:

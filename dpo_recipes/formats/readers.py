@@ -6,7 +6,20 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .messages import ROLES, Drop, Message, Row, is_empty, malformed, messages, number, plain_json, text, typed
+from .messages import (
+    ROLES,
+    Drop,
+    Message,
+    Row,
+    is_empty,
+    malformed,
+    messages,
+    number,
+    plain_json,
+    problem_of_template_kwargs,
+    text,
+    typed,
+)
 from .pair import pair_of_conversations, pair_of_replies, shared_start
 from .rendered import RENDERED_BEFORE, rendered_by
 
@@ -429,6 +442,9 @@ def _passed_on(row: Row) -> Row:
     """The tools and the switches of the chat template: a list, or None, and a dict; each may be stored as its JSON."""
     tools = _list_or_dict(row, "tools", list)
     kwargs = _list_or_dict(row, "chat_template_kwargs", dict)
+    problem = problem_of_template_kwargs(kwargs)
+    if problem:
+        raise malformed("chat_template_kwargs", problem.removesuffix("."), kwargs)
     return {"tools": tools or None, "chat_template_kwargs": kwargs}
 
 

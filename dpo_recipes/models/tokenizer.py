@@ -46,7 +46,12 @@ def load_tokenizer(recipe: Recipe, path: str, say: Callable[[str], None] = lambd
 
     template = recipe.data.chat_template or tokenizer.chat_template
     if isinstance(template, dict):  # some tokenizers carry several by name
-        template = template.get("default")
+        if "default" not in template:
+            raise RecipeError(
+                f"The tokenizer of {path!r} has the chat templates {', '.join(template)}, and none that is called "
+                "default. Give the text of the one to use as data.chat_template."
+            )
+        template = template["default"]
     if template is None:
         _refuse_template_settings(recipe.data, path)
     tokenizer.chat_template = _pinned(template, recipe.data, say)
@@ -68,6 +73,12 @@ def _pinned(template: str | None, data: Data, say: Callable[[str], None]) -> str
     if template is None or data.template_date is None:
         return template
     pinned = pin_date(template, data.template_date)
+    if pinned == template and "strftime_now" in template:
+        raise RecipeError(
+            f"data.template_date={data.template_date} cannot be set: this chat template asks for the date in a form "
+            "that it computes. Write strftime_now('%d %B %Y') into data.chat_template, or delete template_date: then "
+            "tokens change from day to day."
+        )
     if pinned == template:
         say(f"data.template_date={data.template_date} changes nothing: this chat template prints no date.")
     return pinned

@@ -8,11 +8,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ..errors import UsageError
+from ..formats.messages import problem_of_template_kwargs
 from ..formats.readers import FORMATS
 from ..losses.plugins import Loss
 from ..losses.selection import function_of, name_of, own_numbers, refuse_impossible_losses
@@ -32,7 +33,7 @@ else:
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet")
 
 # Stops of the data report, by name.
-STOPS = ("border", "start_token", "end_token", "special_tokens", "truncated", "contradictions")
+STOPS = ("border", "start_token", "end_token", "special_tokens", "lost_text", "truncated", "contradictions")
 
 
 # The limits of Data's fields.
@@ -52,11 +53,17 @@ def _is_split_or_share(value: str | float) -> bool:
     return 0 < value < 1
 
 
-def _is_iso_date(text: str) -> bool:
+def _is_past_iso_date(text: str) -> bool:
     try:
-        return date.fromisoformat(text).isoformat() == text  # Python reads 20250708 too
+        day = date.fromisoformat(text)
     except ValueError:
         return False
+    today_somewhere = date.today() + timedelta(days=1)  # east of here it may be tomorrow
+    return day.isoformat() == text and day <= today_somewhere  # Python reads 20250708 too
+
+
+def _is_jinja(template: str) -> bool:
+    return "{{" in template or "{%" in template
 
 
 def _are_stops(names: list[str]) -> bool:
@@ -66,7 +73,12 @@ def _are_stops(names: list[str]) -> bool:
 SHARE = Limit(_is_share, "a share in [0, 1]")
 SHARES_OF_PATHS = Limit(_are_shares_of_paths, "paths with the share of their pairs to use, in (0, 1]")
 SPLIT_OR_SHARE = Limit(_is_split_or_share, "a split, a file, or the share to hold out, between 0 and 1")
-ISO_DATE = Limit(_is_iso_date, "a date as YYYY-MM-DD, such as 2025-07-08")
+ISO_DATE = Limit(_is_past_iso_date, "a date that is not in the future, as YYYY-MM-DD, such as 2025-07-08")
+JINJA = Limit(
+    _is_jinja,
+    "Jinja, with {{ ... }} or {% ... %}. The name of a file is not read; in a recipe file its text is "
+    "Path('template.jinja').read_text(), on the command line data.chat_template=\"$(cat template.jinja)\".",
+)
 KNOWN_STOPS = Limit(_are_stops, f"a list of findings to allow: {', '.join(STOPS)}")
 
 
@@ -85,9 +97,11 @@ class Data(Value):
     format: Format | None = None  # None: recognised from the columns
     reader: Callable[[dict[str, Any]], Any] | None = None  # row -> prompt, chosen, rejected; or None to drop it
     streaming: bool = False  # read while training, from a set too large to store
-    chat_template: str | None = None  # Jinja, for a base model that has none
+    chat_template: Annotated[str | None, JINJA] = None  # for a base model that has none
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # e.g. {"enable_thinking": False}
     template_date: Annotated[str | None, ISO_DATE] = None  # for templates that print today's date
+    # "merge": a system message goes before the first question where the chat template has no such role
+    system: Literal["keep", "merge"] = "keep"
     drop_truncated: bool = False  # drop pairs of which max_length cuts a side, with its end token
     max_dropped: Annotated[float, SHARE] = 0.05  # of rows that may be unusable before the run is refused
     # stops of the data report that do not stop this run
@@ -100,6 +114,9 @@ class Data(Value):
         if self.format and self.reader:
             raise UsageError("data.format does nothing beside data.reader, which reads the rows itself.")
         _refuse_another_signature("reader(row)", self.reader, "row")
+        problem = problem_of_template_kwargs(self.chat_template_kwargs)
+        if problem:
+            raise UsageError(f"data.chat_template_kwargs {problem}")
 
     @property
     def paths(self) -> dict[str, float]:

@@ -29,6 +29,8 @@ from ..recipe.resolve import here, resolve
 from .places import prepared, require
 
 if TYPE_CHECKING:
+    from ..data.preference_dataset import Read
+    from ..data.template_trial import Trial
     from ..models.reference import Reference
     from .trainer import RecipeTrainer
 
@@ -109,6 +111,7 @@ class Session:
         from ..data import preference_dataset
         from ..data.chat_template import template_findings
         from ..data.report import contradiction_findings
+        from ..data.template_trial import trial_findings, try_template
 
         data = self.recipe.data
         explicit = preference_dataset.read(data, self.data_paths, num_proc=self.recipe.trl.get("dataset_num_proc"))
@@ -117,6 +120,11 @@ class Session:
         self.report = explicit.report
         self.findings = [Finding("pass", "pairs", note) for note in explicit.report["notes"]]
         self.findings += template_findings(template, data.chat_template_kwargs)
+        if template is not None:
+            trial = try_template(self.tokenizer.tokenizer, data.chat_template_kwargs)
+            self.findings += trial_findings(trial)
+            if data.system == "merge":
+                self._merge_system(explicit, trial)
         self.train = self._tokenized("train", explicit.train, explicit.text)
         self.eval = self._tokenized("eval", explicit.eval, explicit.text)
         self.findings += contradiction_findings(self.report, allow=data.allow, max_dropped=data.max_dropped)
@@ -126,6 +134,21 @@ class Session:
         if template is not None:
             rendering = f"{template}{data.chat_template_kwargs}"
             self.report["template_sha256"] = hashlib.sha256(rendering.encode()).hexdigest()
+
+    def _merge_system(self, explicit: Read, trial: Trial) -> None:
+        """Put system messages before questions, where the chat template has no place of its own for them."""
+        from ..data.chat_template import merge_system
+
+        if trial.takes_system:
+            text = "data.system=merge changes nothing: the chat template has a system role."
+            self.findings.append(Finding("warn", "system", text))
+            return
+        explicit.train = explicit.train.map(merge_system, features=explicit.train.features)
+        explicit.eval = explicit.eval.map(merge_system, features=explicit.eval.features)
+        text = (
+            f"System messages were put before the first question: as they are, the chat template {trial.system} them."
+        )
+        self.findings.append(Finding("pass", "system", text))
 
     def _template(self, text: bool) -> str | None:
         """The chat template that renders the pairs; None for plain strings, which need none."""

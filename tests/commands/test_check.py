@@ -26,9 +26,9 @@ from dpo_recipes.training.session import Session
 module = importlib.import_module("dpo_recipes.commands.check")  # whose name in the package is the function
 check = module.check
 
-SPLIT = ["dropped", "truncated", "border", "special_tokens", "start_token", "end_token", "length"]
+SPLIT = ["dropped", "truncated", "border", "lost_text", "special_tokens", "start_token", "end_token", "length"]
 BEFORE = ["versions", "recipe"]
-PAIRS = ["model", "template", *(f"{split} {name}" for split in ("train", "eval") for name in SPLIT)]
+PAIRS = ["model", "template", "rendering", *(f"{split} {name}" for split in ("train", "eval") for name in SPLIT)]
 PLAN = ["parameters", "memory", "tokens"]
 RUN = ["step 0", "peak memory", "time"]
 

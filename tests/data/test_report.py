@@ -99,7 +99,8 @@ def test_a_healthy_set_passes_every_rule():
         row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
     _, part = tokenize_pairs(rows)
     findings = judge(part)
-    assert list(findings) == ["dropped", "truncated", "border", "special_tokens", "start_token", "end_token", "length"]
+    names = ["dropped", "truncated", "border", "lost_text", "special_tokens", "start_token", "end_token", "length"]
+    assert list(findings) == names
     assert {finding.level for finding in findings.values()} == {"pass"}
     assert findings["length"].text == "To pick the longer side is right in 50.0% of the pairs."
 

@@ -197,12 +197,21 @@ def test_sides_that_the_template_makes_identical_are_told_from_truncated_ones():
     assert part["dropped"] == {"identical after the chat template": {"count": 1, "rows": ["file:1"]}}
 
 
-def test_a_row_that_the_template_refuses_is_named():
+def test_rows_that_the_template_refuses_are_dropped_with_its_words_and_named():
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
     with_system = make_pair("q", "a", "b") | {"prompt": [message("system", "s"), message("user", "q")]}
     rows = [make_pair("q", "a", "b"), with_system]
-    with pytest.raises(RecipeError, match=r"refuses row file:1: no system role. .* data\.chat_template"):
-        tokenize_pairs(rows, make_tokenizer(strict))
+    pairs, part = tokenize_pairs(rows, make_tokenizer(strict))
+    assert part["dropped"] == {"the chat template refuses it: no system role": {"count": 1, "rows": ["file:1"]}}
+    assert pairs["row"][:] == ["file:0"] and part["tokens"]["prompt"]["max"] == part["tokens"]["prompt"]["p50"]
+
+    with pytest.raises(RecipeError, match=r"refuses every row. Its own words: no system role. .*data\.system=merge"):
+        tokenize_pairs([with_system] * 3, make_tokenizer(strict))
+    stream = make_dataset(rows).to_iterable_dataset()
+    assert len(list(tokenize_pairs(stream, make_tokenizer(strict))[0])) == 1
+    stream = make_dataset([with_system] * 30).to_iterable_dataset()
+    with pytest.raises(RecipeError, match="refuses every row"):
+        list(tokenize_pairs(stream, make_tokenizer(strict))[0])
 
 
 # The cache, and streams

@@ -75,6 +75,7 @@ ACTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "Data.chat_template": ("{{ x }}", {}, "models"),
     "Data.chat_template_kwargs": ({"enable_thinking": False}, {}, "models"),
     "Data.template_date": ("2025-07-08", {}, "models"),
+    "Data.system": ("merge", {}, "training"),
     "Data.max_dropped": (0.5, {}, "data"),
     "LoRA.r": (64, {}, "models"),
     "LoRA.alpha": (8, {}, "models"),
@@ -230,8 +231,12 @@ def test_what_cannot_work_or_does_nothing_is_refused(changes, message):
             "must be one of preference, text, ultrafeedback, hh_rlhf, sharegpt, alpaca, orca, shp, helpsteer2, "
             "helpsteer3, summarize, ultrainteract or none. Did you mean 'text'?",
         ),
-        (Data, {"template_date": "2025-02-31"}, "must be a date as YYYY-MM-DD, such as 2025-07-08."),
-        (Data, {"template_date": "20250708"}, "must be a date as YYYY-MM-DD"),
+        (
+            Data,
+            {"template_date": "2025-02-31"},
+            "must be a date that is not in the future, as YYYY-MM-DD, such as 2025-07-08.",
+        ),
+        (Data, {"template_date": "20250708"}, "must be a date that is not"),
         (Data, {"chat_template_kwargs": None}, "must be a dict such as {'name': value}."),
         (LoRA, {"r": 0}, "LoRA.r=0 must be at least 1."),
         (LoRA, {"alpha": 0}, "LoRA.alpha=0 must be at least 1."),
