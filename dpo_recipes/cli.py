@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperGroup
 
 from . import terminal
 from .commands import recipes as recipe_files
@@ -21,8 +22,23 @@ from .recipe import catalogue, overrides
 from .recipe.recipe import Recipe
 from .runs.files import to_json
 
+
+class Verbs(TyperGroup):
+    """The verbs, each of which Ctrl-C ends with one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BaseException as error:
+            if isinstance(error, typer.Exit) or not _is_ctrl_c(error):
+                raise
+            print("\nStopped.", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
     name="dpo-recipes",
+    cls=Verbs,
     help="Preference tuning recipes: one small Python file becomes a trained model, through Hugging Face TRL.",
     epilog="Start with: dpo-recipes train quickstart",
     no_args_is_help=True,
@@ -139,7 +155,7 @@ def train(recipe: RecipeName, changes: Changes = None, runs: RunsFolder = Path("
 
     _let_ctrl_c_end_worker_processes()
     try:
-        train_recipe(value, runs=runs)
+        train_recipe(value, runs=runs, console=terminal.LastingConsole())
     except BaseException as error:
         if not _is_ctrl_c(error):
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -114,6 +116,15 @@ def comparison_table(pairs: int, rows: Iterable[tuple[str, str, str, str]]) -> T
     for words, before, after, spread in rows:
         table.add_row(escape(words), before, after, spread)  # the name of a recipe's own measure may be any text
     return table
+
+
+class LastingConsole(Console):
+    """A console for hours of work: where nobody reads it any more, as behind `| head`, it is silent and work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("Standard output is closed; the run goes on without it.", file=sys.stderr)
 
 
 class TrainingBar:

@@ -66,7 +66,7 @@ TYPOS: list[tuple[list[str], str]] = [
         "error: There is no recipe 'smollm3_ultrafeedbak'. Did you mean 'smollm3_ultrafeedback'?",
     ),
     (["train", "./nope.py"], "error: There is no recipe './nope.py'. Recipes by name: "),
-    (["train", "."], "error: There is no recipe '.'. Recipes by name: "),
+    (["train", "."], "error: . is a folder, and a recipe is a Python file. Files in it: none."),
     (
         ["train", RECIPE, "--beta", "0.05"],
         "error: '--beta' is neither an option (see --help) nor KEY=VALUE, such as beta=0.05. Write beta=VALUE.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from datetime import timedelta
 from typing import Any
 
@@ -25,6 +24,7 @@ from ..planning.ways_out import ways_out
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import Device
 from ..runs import environment
+from ..training import length
 from ..training.session import Session
 
 
@@ -47,6 +47,7 @@ def check(
     # The model, without which nothing else can be looked at
     try:
         session = Session(recipe, console or Console(quiet=True))
+        session.try_options()
     except RecipeError as error:
         findings.append(Finding("fail", "model", str(error)))
         findings.append(Finding("skipped", "pairs", "it needs the model, which failed"))
@@ -152,18 +153,9 @@ def _plan(session: Session, device: Device, memory: int, tokens: int, train_pair
         "memory": memory,
         "fits": fits,
         "tokens": tokens,
-        "steps": _steps(session.recipe, train_pairs),
+        "steps": length.steps(session.recipe, train_pairs),
         "ways_out": ways,
     }
-
-
-def _steps(recipe: Recipe, train_pairs: int) -> int:
-    """Optimiser steps of the whole run, as the Trainer counts them."""
-    max_steps = recipe.trl.get("max_steps", 0)
-    if max_steps > 0:  # -1 is its own word for no limit
-        return max_steps
-    steps_an_epoch = math.ceil(train_pairs / recipe.global_batch_size)
-    return math.ceil(recipe.num_train_epochs * steps_an_epoch)
 
 
 def _memory_finding(plan: dict[str, Any], device: Device) -> Finding:

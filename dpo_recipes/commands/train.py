@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..recipe.origins import values_with_origins
 from ..recipe.recipe import PREPARED, QLoRA, Recipe
 from ..runs import environment, files, folder
 from ..runs.model_card import model_card
+from ..runs.unwritable import places_with_room, unwritable_place, unwritable_reason
 from ..terminal import TrainingBar, comparison_table, data_table
 from ..training.session import Session
 
@@ -43,7 +45,8 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     shown_while_training = {metric.name: metric.short for metric in METRICS if metric.short}
     bar = TrainingBar(console, shown_while_training)
     with _run_folder(Path(runs), recipe.name) as run, contextlib.closing(bar):
-        # The pairs, and the trainer that takes them
+        # The options, the pairs, and the trainer that takes them
+        session.try_options()
         session.read_pairs()
         _show_pairs(session)
         scores = rehearsed(recipe, session.eval)
@@ -64,14 +67,14 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         # Training. Of a stream, the drops are known only when it has been read.
         if recipe.data.streaming:
             session.report["train"]["dropped"].clear()  # what was read to look at it is read again
-        trainer.train()
+        with _model_kept_when_disk_is_full(run, trainer, session.tokenizer):
+            trainer.train()
+            # The model first: whatever goes wrong from here on, the training is not lost.
+            files.write_folder(run.path / "model", lambda where: _save_model(where, trainer, session.tokenizer))
         bar.close()
         if recipe.data.streaming:
             files.write_json(run.path / "data.json", session.report)
             console.print(data_table(session.report))
-
-        # The model first: whatever goes wrong from here on, the training is not lost.
-        files.write_folder(run.path / "model", lambda where: _save_model(where, trainer, session.tokenizer))
 
         # After training: the numbers, then the answers, which may fail in the recipe's own reward
         with console.status("held-out pairs after training"):
@@ -97,12 +100,79 @@ def _run_folder(runs: Path, name: str) -> Iterator[folder.Run]:
     run = folder.create(runs, name)
     try:
         yield run
-    except BaseException:  # Ctrl-C too
+    except BaseException as error:  # Ctrl-C too
         has_logged = (run.path / "metrics.jsonl").exists()
         has_checkpoints = (run.path / "checkpoints").exists()
         if not has_logged and not has_checkpoints:
             shutil.rmtree(run.path, ignore_errors=True)
+        _explain_unwritable(error, run.path)
         raise
+
+
+def _explain_unwritable(error: BaseException, run_path: Path) -> None:
+    """RecipeError for an error that says that something cannot be written, whichever library says it."""
+    reason = unwritable_reason(error)
+    if reason is None or isinstance(error, RecipeError) or not isinstance(error, Exception):
+        return
+    model = run_path / "model"
+    saved = f" The trained model is in {model}." if model.is_dir() else ""
+    raise RecipeError(
+        f"{unwritable_place(error) or run_path} cannot be written: {reason}.{saved} Make room, or choose another place "
+        "with --runs FOLDER."
+    ) from error
+
+
+@contextlib.contextmanager
+def _model_kept_when_disk_is_full(run: folder.Run, trainer: RecipeTrainer, tokenizer: Tokenizer) -> Iterator[None]:
+    """Where the run folder cannot be written any more, save the model, as far as it is trained, somewhere else."""
+    try:
+        yield
+    except Exception as error:
+        reason = unwritable_reason(error)
+        if not run.path.is_dir():
+            reason = "the folder has been removed"
+        if reason is None or isinstance(error, RecipeError):
+            raise
+        _remove_half_written_checkpoints(run.path / "checkpoints")
+        state = trainer.state
+        message = (
+            f"{unwritable_place(error) or run.path} cannot be written: {reason}. "
+            f"Training had come to step {state.global_step:,} of {state.max_steps:,}. "
+        )
+        place = _save_elsewhere(run, trainer, tokenizer)
+        if place is not None:
+            message += f"The model as it was then is in {place}."
+        else:
+            message += "No other place has room for the model, which is lost."
+            checkpoints = sorted(str(path) for path in run.path.glob("checkpoints/checkpoint-*"))
+            if checkpoints:
+                message += f" Whole checkpoints: {', '.join(checkpoints)}."
+        raise RecipeError(message) from error
+
+
+def _remove_half_written_checkpoints(checkpoints: Path) -> None:
+    """Those without their last file, or with a part of it."""
+    for checkpoint in checkpoints.glob("checkpoint-*"):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _save_elsewhere(run: folder.Run, trainer: RecipeTrainer, tokenizer: Tokenizer) -> Path | None:
+    """The folder in which the model is saved now; None where no place takes it."""
+    tensors = [tensor for tensor in trainer.model.parameters() if tensor.requires_grad]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    for place in places_with_room(2 * size, run.path):
+        model = place / "model" if place == run.path else place / f"{run.path.name}-model"
+        try:
+            files.write_folder(model, lambda where: _save_model(where, trainer, tokenizer))
+        except Exception as error:  # of whichever library finds this place full, too
+            if unwritable_reason(error) is None:
+                raise
+            continue
+        return model
+    return None
 
 
 def _show_pairs(session: Session) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import glob
 import gzip
 import json
@@ -20,20 +19,10 @@ from typing import Any
 from ..errors import RecipeError, nearest
 from ..recipe.recipe import FILE_SUFFIXES, Data
 from ..runs.source_hash import source_hash
+from ..runs.unwritable import UNWRITABLE
 from . import other_files
 
 SUFFIXES = (*FILE_SUFFIXES, ".arrow")  # the last as save_to_disk leaves them in a folder
-
-# What the system says when a file cannot be written: the disk or the quota is full, or the folder is not ours.
-UNWRITABLE = (
-    errno.ENOSPC,
-    errno.EFBIG,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-)
 
 # Rows of json and csv files travel as their own text in this one column: Arrow would guess types and fill in missing
 # keys.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.util
 import re
@@ -41,6 +42,11 @@ def find(name: str) -> Path:
     if path.suffix == ".py" and path.is_file():
         return path.resolve()
 
+    if path.is_dir():
+        inside = sorted(file.name for file in path.glob("*.py"))
+        raise UsageError(
+            f"{name} is a folder, and a recipe is a Python file. Files in it: {', '.join(inside) or 'none'}."
+        )
     raise UsageError(
         f"There is no recipe {name!r}.{_nearest_recipe(name, known)} Recipes by name: {', '.join(known)}; "
         "by path: ./mine.py."
@@ -65,10 +71,30 @@ def load(name: str | Path) -> Recipe:
     """
     path = find(str(name))
     recipe = getattr(_import(path), "recipe", None)
+    _refuse_second_recipe(path)
+    if recipe is None:
+        raise RecipeError(f"{path} must define `recipe = Recipe(...)`, and nothing of that name is in it.")
     if not isinstance(recipe, Recipe):
         raise RecipeError(f"{path} must define `recipe = Recipe(...)`, not a value of type {type(recipe).__name__}.")
     object.__setattr__(recipe, "source", path)  # the dataclass is frozen
     return recipe
+
+
+def _refuse_second_recipe(path: Path) -> None:
+    """A second `recipe = ...` that does not build on the first, which would be forgotten in silence."""
+    assigned: list[int] = []  # lines
+    for statement in ast.parse(path.read_bytes()).body:
+        if not isinstance(statement, ast.Assign):
+            continue
+        is_of_recipe = any(isinstance(target, ast.Name) and target.id == "recipe" for target in statement.targets)
+        builds_on_it = any(isinstance(node, ast.Name) and node.id == "recipe" for node in ast.walk(statement.value))
+        if is_of_recipe and not builds_on_it:
+            assigned.append(statement.lineno)
+    if len(assigned) > 1:
+        raise RecipeError(
+            f"{path} defines `recipe` in lines {' and '.join(map(str, assigned))}, and only the last would be used. "
+            "One file holds one recipe: delete the others, or give each a file."
+        )
 
 
 def _import(path: Path) -> ModuleType:

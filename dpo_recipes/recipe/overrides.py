@@ -29,6 +29,7 @@ def apply(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     texts = _texts(assignments)
     adapter = _chosen_adapter(recipe.adapter, texts.get("adapter"))
     values = _typed_values(recipe, adapter, texts)
+    _refuse_two_lengths(texts)
     changed = _with_values(recipe, adapter, values)
 
     # The dataclass is frozen; these two say where the value came from.
@@ -41,6 +42,8 @@ def _texts(assignments: Sequence[str]) -> dict[str, str]:
     """Key -> text of each KEY=VALUE, none of them twice."""
     texts: dict[str, str] = {}
     for assignment in assignments:
+        if "\N{FULLWIDTH EQUALS SIGN}" in assignment and "=" not in assignment:
+            raise UsageError(f"{assignment!r} has a full-width equals sign: write the one of the keyboard, beta=0.05.")
         key, _, text = assignment.partition("=")
         key = key.strip()
         if not key or not text or key.startswith("-") or key.endswith("."):
@@ -54,12 +57,24 @@ def _texts(assignments: Sequence[str]) -> dict[str, str]:
     return texts
 
 
+def _refuse_two_lengths(texts: Mapping[str, str]) -> None:
+    """Both typed for one run: the Trainer would follow the steps, and the epochs would do nothing."""
+    if "num_train_epochs" in texts and "trl.max_steps" in texts:
+        raise UsageError(
+            f"num_train_epochs={texts['num_train_epochs']} does nothing beside trl.max_steps={texts['trl.max_steps']}, "
+            "which decides the length of the run: keep one of them."
+        )
+
+
 def _chosen_adapter(current: LoRA | None, text: str | None) -> LoRA | None:
     """The adapter after `adapter=TEXT`, with the numbers of the current one that it takes too."""
     if text is None:
         return current
     if text.lower() not in ADAPTERS:
-        raise UsageError(f"adapter={text!r} must be none, lora or qlora.{nearest(text, ADAPTERS)}")
+        hint = nearest(text, ADAPTERS)
+        if "(" in text:
+            hint = " Its numbers are given one by one, as in adapter=lora adapter.r=8."
+        raise UsageError(f"adapter={text!r} must be none, lora or qlora.{hint}")
 
     kind = ADAPTERS[text.lower()]
     if kind is None:

@@ -19,7 +19,7 @@ from ..losses.plugins import Loss
 from ..losses.selection import function_of, name_of, own_numbers, refuse_impossible_losses
 from ..losses.trl_losses import LIKELIHOOD_LOSSES, SMOOTHED_LOSSES, TRL_LOSSES
 from .trl_options import refuse_unusable_options
-from .validation import POSITIVE, Limit, Value, at_least
+from .validation import POSITIVE, Limit, Value, at_least, at_most, not_below
 
 PREPARED = "{prepared}"  # in `model` and `data.path`: the folder that the recipe's `prepare` fills
 
@@ -147,11 +147,15 @@ MODULES = Limit(
 )
 
 
+HIGHEST_RANK = at_most(16384, "no adapter is wider than the layers that it changes; published ranks are 4 to 256")
+LARGEST_SCALE = 256  # alpha / r, by which the adapter's output is multiplied; published ones are 0.25 to 4
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoRA(Value):
     """Train a low-rank adapter (2106.09685); the reference is the base model with the adapter disabled."""
 
-    r: Annotated[int, at_least(1)] = 16
+    r: Annotated[int, at_least(1), HIGHEST_RANK] = 16
     alpha: Annotated[int | None, at_least(1)] = None  # None: twice the rank
     dropout: Annotated[float, BELOW_ONE] = 0.0  # acts only with trl={"disable_dropout": False}
     target_modules: Annotated[str | list[str], MODULES] = "all-linear"
@@ -160,6 +164,11 @@ class LoRA(Value):
     continue_from: str | None = None  # folder of an adapter to train on; the reference is then its frozen copy
 
     def refuse_contradictions(self) -> None:
+        if self.alpha is not None and self.alpha > LARGEST_SCALE * self.r:
+            raise UsageError(
+                f"adapter.alpha={self.alpha} over adapter.r={self.r} scales the adapter by {self.alpha / self.r:g}: "
+                f"at most {LARGEST_SCALE} can be meant, and 2 is usual, which is what alpha=None stands for."
+            )
         if self.continue_from is None:
             return
         # How the base is quantised is the one thing that an adapter does not bring.
@@ -189,6 +198,14 @@ def _is_seed(value: int) -> bool:
 AT_LEAST_ONE_LOSS = Limit(_is_chosen, "at least one loss")
 SEED = Limit(_is_seed, "in [0, 2**32)")
 
+# Far outside all that is published, so that nothing but a slip is refused.
+LEAST_BETA = not_below(1e-5, "below it policy and reference are hardly compared; published betas are 0.001 to 10")
+LARGEST_BETA = at_most(1000, "above it the first differences of rounding decide; published betas are 0.001 to 10")
+LARGEST_RATE = at_most(1, "one step would overwrite the weights; published learning rates are 5e-9 to 0.01")
+LARGEST_BATCH = at_most(1_000_000, "it is the number of pairs in one optimiser step; published ones are 4 to 512")
+MOST_EPOCHS = at_most(100, "published runs take 1 to 5; a longer one is asked for in steps, trl.max_steps")
+LONGEST = at_most(10_000_000, "no model reads more tokens; none switches truncation off")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Value):
@@ -207,15 +224,15 @@ class Recipe(Value):
     # the objective
     loss: Annotated[str | dict[str | Callable[..., Any], float] | Callable[..., Any], AT_LEAST_ONE_LOSS] = "sigmoid"
     loss_args: dict[str, Any] = field(default_factory=dict)  # a plugin loss's own numbers
-    beta: Annotated[float, POSITIVE] = 0.1
+    beta: Annotated[float, POSITIVE, LEAST_BETA, LARGEST_BETA] = 0.1
 
     # the optimisation
-    learning_rate: Annotated[float | None, POSITIVE] = None  # None: 5e-7 full, 5e-6 adapters
-    global_batch_size: Annotated[int, at_least(1)] = 16  # pairs per optimiser step, over all devices
+    learning_rate: Annotated[float | None, POSITIVE, LARGEST_RATE] = None  # None: 5e-7 full, 5e-6 adapters
+    global_batch_size: Annotated[int, at_least(1), LARGEST_BATCH] = 16  # pairs per optimiser step, over all devices
     # pairs per device and forward; None: the largest divisor up to 4
     micro_batch_size: Annotated[int | None, at_least(1)] = None
-    num_train_epochs: Annotated[float, POSITIVE] = 1.0
-    max_length: Annotated[int | None, at_least(2)] = 1024  # tokens, prompt plus completion
+    num_train_epochs: Annotated[float, POSITIVE, MOST_EPOCHS] = 1.0
+    max_length: Annotated[int | None, at_least(2), LONGEST] = 1024  # tokens, prompt plus completion
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attn_implementation: str | None = None  # None: Transformers' choice
     pair_sharing: Literal["auto", "off", "require"] = "off"  # read each pair's prompt once, without padding
@@ -300,6 +317,7 @@ class Recipe(Value):
     def _refuse_scores(self) -> None:
         _refuse_another_signature("reward(prompt, completion)", self.reward, "prompt", "completion")
         for name, measure in self.measures.items():
+            _refuse_name_of_a_measure(name)
             _refuse_another_signature(f"measures[{name!r}](prompt, completion)", measure, "prompt", "completion")
 
     def _refuse_numbers_of_the_loss(self) -> None:
@@ -335,6 +353,17 @@ class Recipe(Value):
             raise UsageError(
                 "data.streaming needs trl.max_steps, and a reference not computed beforehand: an adapter's own."
             )
+
+
+def _refuse_name_of_a_measure(name: str) -> None:
+    """A name that evaluation.json keeps for something else, or that a table cannot show."""
+    if name.endswith(("_stderr", "_interval")):
+        raise UsageError(
+            f"measures[{name!r}]: a name that ends in _stderr or _interval stands for the error of another number. "
+            "Choose another name."
+        )
+    if not name.strip() or not name.isprintable():
+        raise UsageError(f"measures[{name!r}]: the name is shown in a table. Choose one that can be read.")
 
 
 def _refuse_another_signature(written: str, function: Callable[..., Any] | None, *arguments: str) -> None:

@@ -22,10 +22,10 @@ from ..losses.trl_losses import F_DIVERGENCE_LOSSES, TRL_LOSSES, UNWEIGHTED_LOSS
 _TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
-def _by_single_names(table: str) -> dict[str, Any]:
+def _by_single_names(table: str, tables: Mapping[str, Any] = _TABLES) -> dict[str, Any]:
     """A table of the file, in which a row may hold several names, with one entry a name."""
     entries = {}
-    for names, value in _TABLES[table].items():
+    for names, value in tables[table].items():
         entries.update(dict.fromkeys(names.split(), value))
     return entries
 
@@ -37,8 +37,17 @@ ALIASES: dict[str, str] = _by_single_names("aliases")  # name in other programs 
 REMOVED: dict[str, str] = _by_single_names("removed")  # name that is gone -> what to write instead
 INERT: dict[str, str] = _by_single_names("inert")  # name that DPOConfig takes -> why nothing happens
 NEEDS: dict[str, dict[str, Any]] = _by_single_names("needs")  # name -> {other option: the value it must have}, any one
+HARMFUL: dict[str, str] = _by_single_names("harmful")  # name that DPOConfig takes -> what goes wrong then
+LIMITS: dict[str, dict[str, Any]] = _by_single_names("limits")  # name -> least, most, above, below; and why
 CHOICES: dict[str, tuple[str, ...]] = {name: tuple(words) for name, words in _TABLES["choices"].items()}
+# option -> {its value: [the package that it needs as it is imported, as pip calls it]}
+PACKAGES: dict[str, dict[str, list[str]]] = {
+    "report_to": _by_single_names("report_to", _TABLES["packages"]),
+    "optim": _by_single_names("optim", _TABLES["packages"]),
+}
 INSIDE_TRL_LOSSES: list[str] = _TABLES["losses"]["inside_trl"]  # names that never reach a plugin loss
+
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")  # schedules that never read warmup_steps
 
 # Values that switch an option off, where the table of needs asks for any but off.
 OFF: tuple[Any, ...] = (None, False, 0, "no", "none", [], ["none"])
@@ -168,9 +177,15 @@ def refuse_unusable_options(given: Mapping[str, Any], losses: Collection[str], p
     for name, value in given.items():
         _refuse_misfit(name, value)
         if value != defaults[name]:
+            # What would do nothing whatever its value comes before the value.
             _refuse_idle_beside_losses(name, value, frozenset(losses))
             _refuse_idle_beside_options(name, value, in_force)
             _refuse_meaningless(name, value, frozenset(losses))
+            _refuse_out_of_range(name, value)
+    # Where eval_steps is open, the Trainer takes logging_steps, which a recipe sets to 1 unless it says otherwise.
+    evaluation_steps = in_force["eval_steps"] or given.get("logging_steps", 1)
+    _refuse_unknowable_best_model(in_force, evaluation_steps)
+    _refuse_idle_warmup(in_force)
 
 
 def _refuse_misfit(name: str, value: Any) -> None:
@@ -182,6 +197,8 @@ def _refuse_misfit(name: str, value: Any) -> None:
         raise UsageError(f"{shown} is {REMOVED[name]}.")
     if name in INERT:
         raise UsageError(f"{shown} does nothing: {INERT[name]}.")
+    if name in HARMFUL:
+        raise UsageError(f"{shown} cannot be used: {HARMFUL[name]}.")
     if name in ALIASES:
         raise UsageError(
             f"{shown} is not a field of the installed DPOConfig. It is {ALIASES[name]}, a field of the recipe."
@@ -192,16 +209,67 @@ def _refuse_misfit(name: str, value: Any) -> None:
     option = options()[name]
     if not fits_annotation(value, option.annotation):
         raise UsageError(f"{shown} has the wrong type: DPOConfig declares {name}: {option.annotation}.")
-    if isinstance(value, (int, float)) and value != option.default:  # max_steps is -1 by default: no limit
-        smallest_is_idle = name == "max_steps" and value == 0
-        if value < 0 or smallest_is_idle:
-            raise UsageError(f"{shown} is too small to mean anything: TRL's own is {option.default!r}.")
-    if name == "label_smoothing" and value >= 0.5:
-        # The share of labels that are wrong. TRL says so of `robust` alone, after the model is loaded; from 0.5 on the
-        # others learn nothing or the opposite, and exo_pair takes the logarithm of 1 - label_smoothing.
-        raise UsageError(f"{shown} must lie in [0, 0.5).")
-    if isinstance(value, str) and option.choices and value not in option.choices:
-        raise UsageError(f"{shown} is not one of {', '.join(option.choices)}.{nearest(value, option.choices)}")
+    words = value if isinstance(value, list) else [value]  # report_to may be several
+    for word in words:
+        if isinstance(word, str) and option.choices and word not in option.choices:
+            raise UsageError(f"{shown} is not one of {', '.join(option.choices)}.{nearest(word, option.choices)}")
+
+
+def _refuse_out_of_range(name: str, value: Any) -> None:
+    """A number that cannot be meant; what is merely unusual is taken."""
+    if not isinstance(value, (int, float)):
+        return
+    shown = f"trl.{name}={value!r}"
+    limit = LIMITS.get(name)
+    if limit is None:
+        if value < 0:
+            raise UsageError(f"{shown} is too small to mean anything: TRL's own is {options()[name].default!r}.")
+        return
+
+    too_small = value < limit.get("least", -math.inf) or value <= limit.get("above", -math.inf)
+    too_large = value > limit.get("most", math.inf) or value >= limit.get("below", math.inf)
+    if too_small or too_large:
+        raise UsageError(f"{shown} must be {_range_in_words(limit)}: {limit['why']}.")
+
+
+def _range_in_words(limit: Mapping[str, Any]) -> str:
+    """`at least 0 and below 1`."""
+    bounds = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
+    return " and ".join(f"{words} {limit[bound]:,}" for bound, words in bounds.items() if bound in limit)
+
+
+def _refuse_idle_warmup(in_force: Mapping[str, Any]) -> None:
+    scheduler = in_force["lr_scheduler_type"]
+    if in_force["warmup_steps"] and scheduler in WITHOUT_WARMUP:
+        raise UsageError(
+            f"trl.warmup_steps={in_force['warmup_steps']!r} would do nothing here: lr_scheduler_type={scheduler!r} has "
+            "no warm-up, constant_with_warmup has. Delete it."
+        )
+
+
+def _refuse_unknowable_best_model(in_force: Mapping[str, Any], eval_steps: float) -> None:
+    """`load_best_model_at_end` where the checkpoints are not those that are evaluated."""
+    if not in_force["load_best_model_at_end"]:
+        return
+    evaluated, saved = in_force["eval_strategy"], in_force["save_strategy"]
+    if evaluated == "no":
+        raise UsageError(
+            "trl.load_best_model_at_end needs evaluations while training, to know which checkpoint is the best: add "
+            "trl.eval_strategy=steps and trl.eval_steps=50, say."
+        )
+    if saved not in (evaluated, "best"):
+        raise UsageError(
+            f"trl.load_best_model_at_end needs a checkpoint where there is an evaluation, but "
+            f"eval_strategy={evaluated!r} and save_strategy={saved!r}: set trl.save_strategy={evaluated}, or best."
+        )
+    save_steps = in_force["save_steps"]
+    are_whole_numbers = eval_steps >= 1 and save_steps >= 1  # of shares DPOConfig says it itself
+    if saved == "steps" and are_whole_numbers and save_steps % eval_steps:
+        raise UsageError(
+            f"trl.load_best_model_at_end needs a checkpoint where there is an evaluation, but a checkpoint is saved "
+            f"every {save_steps} steps and evaluated every {eval_steps}: make the first a multiple of the "
+            "second, or set trl.save_strategy=best."
+        )
 
 
 def _refuse_idle_beside_losses(name: str, value: Any, losses: frozenset[str]) -> None:

@@ -1,7 +1,7 @@
 """Checks the fields of a value: their types, in words; their limits; and the nearest right spelling.
 
 A field declares its type and, where not every value of that type will do, its limit:
-`beta: Annotated[float, POSITIVE] = 0.1`.
+`beta: Annotated[float, POSITIVE] = 0.1`. It may declare several: the first that is broken is told.
 """
 
 from __future__ import annotations
@@ -38,6 +38,24 @@ def at_least(least: int) -> Limit:
     return Limit(is_large_enough, f"at least {least}")
 
 
+def at_most(most: float, reason: str) -> Limit:
+    """A value beyond which nothing can be meant; `reason` says what is."""
+
+    def is_small_enough(value: float) -> bool:
+        return value <= most
+
+    return Limit(is_small_enough, f"at most {most:,}: {reason}")
+
+
+def not_below(least: float, reason: str) -> Limit:
+    """So too, in the other direction."""
+
+    def is_large_enough(value: float) -> bool:
+        return value >= least
+
+    return Limit(is_large_enough, f"at least {least:,}: {reason}")
+
+
 class Value:
     """A dataclass that remembers which of its fields were given, and refuses a value of the wrong type or range."""
 
@@ -58,7 +76,7 @@ class Value:
         limits = _limits(type(self))
         for name, hint in field_types(type(self)).items():
             value = getattr(self, name)
-            problem = _problem(value, hint, limits.get(name))
+            problem = _problem(value, hint, limits.get(name, ()))
             if problem:
                 shown = name_of(value) if callable(value) else repr(value)
                 raise UsageError(f"{type(self).__name__}.{name}={shown} {problem}")
@@ -74,23 +92,27 @@ def field_types(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(cls)}
 
 
-def _limits(cls: type) -> dict[str, Limit]:
-    """Field name -> limit, of the fields that have one."""
+def _limits(cls: type) -> dict[str, tuple[Limit, ...]]:
+    """Field name -> its limits, of the fields that have any."""
     limits = {}
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         if typing.get_origin(hint) is typing.Annotated:
-            _type, limit = typing.get_args(hint)
-            limits[name] = limit
+            _type, *declared = typing.get_args(hint)
+            limits[name] = tuple(declared)
     return limits
 
 
-def _problem(value: Any, hint: Any, limit: Limit | None) -> str | None:
+def _problem(value: Any, hint: Any, limits: tuple[Limit, ...]) -> str | None:
     """What a value must be and is not."""
-    if not has_type(value, hint) or value == "":  # an empty text says nothing; what may be left out is None
+    is_blank = isinstance(value, str) and not value.strip()  # it says nothing; what may be left out is None
+    if not has_type(value, hint) or is_blank:
         return must_be(value, hint)
-    if limit is None or value is None or limit.holds(value):
+    if value is None:
         return None
-    return f"must be {limit.words}."
+    for limit in limits:
+        if not limit.holds(value):
+            return f"must be {limit.words}."
+    return None
 
 
 def has_type(value: Any, hint: Any) -> bool:

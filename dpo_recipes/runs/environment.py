@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..errors import Finding
+from ..errors import Finding, RecipeError
 
 PACKAGES = ("dpo-recipes", "torch", "trl", "transformers", "datasets", "peft", "accelerate", "bitsandbytes")
 PACKAGE = Path(__file__).parents[1]
@@ -16,8 +16,15 @@ PACKAGE = Path(__file__).parents[1]
 
 def cache() -> Path:
     """The folder for what can be made again; XDG_CACHE_HOME moves it."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "dpo-recipes"
+    home = os.environ.get("XDG_CACHE_HOME")
+    if home:
+        return Path(home) / "dpo-recipes"
+    try:
+        return Path.home() / ".cache" / "dpo-recipes"
+    except RuntimeError:  # a user without an entry, as in some containers
+        raise RecipeError(
+            "There is no home folder to keep a cache in: set HOME or XDG_CACHE_HOME to a folder."
+        ) from None
 
 
 def installed() -> dict[str, str]:

@@ -19,6 +19,11 @@ def create(runs: Path, name: str) -> "Run":
             path.mkdir(parents=True)
             return Run(path)
         except FileExistsError:  # another run of the same second
+            if not path.exists():  # it is `runs` that is in the way: a link that leads nowhere
+                raise RecipeError(
+                    f"The run folder {path} cannot be made: {runs} is a link that leads nowhere. Choose another place "
+                    "with --runs FOLDER."
+                ) from None
             attempt += 1
             path = runs / f"{stem}-{attempt}"
         except OSError as error:

@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from ..data.sources import UNWRITABLE, files_of, is_path
+from ..data.sources import files_of, is_path
 from ..errors import Finding, RecipeError
 from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import here, resolve
+from ..runs.unwritable import UNWRITABLE
+from .length import length_findings
+from .options import require_options, try_options
 from .places import prepared, require
 
 if TYPE_CHECKING:
@@ -56,6 +59,7 @@ class Session:
     def __init__(self, recipe: Recipe, console: Console):
         """RecipeError for whatever cannot be had or does not work on this machine."""
         resolve(recipe, here())  # what can be refused is refused before anything is loaded
+        require_options(recipe.trl)
         self.recipe = recipe
         self.console = console
         self._find_places()
@@ -90,6 +94,12 @@ class Session:
         eval_path = str(recipe.data.eval).partition("[")[0]
         if is_path(eval_path) and isinstance(recipe.data.eval, str):
             files_of(eval_path, "data.eval")  # which raises where it is not there
+
+    def try_options(self) -> None:
+        """Make of the options what can be made before the model: DPOConfig, the optimizer, the schedule."""
+        from .trainer import config
+
+        try_options(config(dpo_arguments(self.recipe, self.settings, os.curdir)))
 
     def read_pairs(self) -> None:
         """Read, tokenise and judge the pairs. RecipeError where nothing can be judged; what was judged is a finding."""
@@ -128,6 +138,7 @@ class Session:
         self.train = self._tokenized("train", explicit.train, explicit.text)
         self.eval = self._tokenized("eval", explicit.eval, explicit.text)
         self.findings += contradiction_findings(self.report, allow=data.allow, max_dropped=data.max_dropped)
+        self.findings += length_findings(self.recipe, None if data.streaming else len(self.train))
 
         self.report["text"] = explicit.text
         self.report["template_sha256"] = None

@@ -62,15 +62,27 @@ def test_a_function_of_the_file_is_its_loss(here):
     assert recipe.loss_names == {"mine"} and sys.modules[recipe.loss.__module__].mine is recipe.loss
 
 
+def test_a_recipe_may_be_made_in_steps(tmp_path):
+    body = "recipe = Recipe(model='m', data=Data('d'))\nrecipe = recipe.evolve(beta=0.3)\n"
+    assert load(write_recipe(tmp_path / "steps.py", body)).beta == 0.3
+
+
+def test_a_folder_is_no_recipe_and_its_files_are_named(tmp_path):
+    write_recipe(tmp_path / "mine.py")
+    with pytest.raises(UsageError, match=r"is a folder, and a recipe is a Python file. Files in it: mine.py."):
+        load(tmp_path)
+
+
 BROKEN = [
     ('recipe = Recipe(model="m"\n    data=Data("d"))', ", line 2: this is not valid Python: "),
     ("  recipe = 1", ", line 2: this is not valid Python: unexpected indent."),
     ("import no_such_module", ", line 2: ModuleNotFoundError: No module named 'no_such_module'."),
     ("from dpo_recipes import Recepie", ", line 2: ImportError: cannot import name 'Recepie'"),
-    ("x = 1", " must define `recipe = Recipe(...)`, not a value of type NoneType."),
+    ("x = 1", " must define `recipe = Recipe(...)`, and nothing of that name is in it."),
+    ("receipe = Recipe(model='m', data=Data('d'))", "and nothing of that name is in it."),
     (
-        "receipe = Recipe(model='m', data=Data('d'))",
-        "not a value of type NoneType.",
+        "recipe = Recipe(model='m', data=Data('d'))\nrecipe = Recipe(model='n', data=Data('d'))",
+        " defines `recipe` in lines 2 and 3, and only the last would be used. One file holds one recipe",
     ),
     ("recipe = {'model': 'm'}", " must define `recipe = Recipe(...)`, not a value of type dict."),
     ("recipe = Recipe", "not a value of type type."),

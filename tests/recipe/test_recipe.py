@@ -151,6 +151,29 @@ def test_every_known_loss_makes_a_recipe(loss):
     assert run(make(loss=loss, micro_batch_size=4, **beside))
 
 
+# Values that have been published, or that a shipped recipe has: none of them may be refused.
+PUBLISHED: list[dict[str, Any]] = [
+    {"beta": 0.001, "loss": "sppo_hard"},
+    {"beta": 0.01, "learning_rate": 5e-9},
+    {"beta": 5, "loss": "sigmoid_norm"},
+    {"beta": 10, "loss": "reference_free"},
+    {"beta": 1.5, "learning_rate": 1e-3},
+    {"learning_rate": 1e-2, "loss": "ipo", "global_batch_size": 90, "micro_batch_size": 1},
+    {"learning_rate": 1e-4, "loss": "hinge", "global_batch_size": 512},
+    {"adapter": LoRA(r=64, alpha=16), "num_train_epochs": 5},
+    {"adapter": LoRA(r=1, alpha=32), "learning_rate": 5e-4},
+    {"max_length": 24576},
+    {"trl": {"ld_alpha": 0.5}},
+    {"trl": {"weight_decay": 0.05, "adam_epsilon": 1e-5, "max_grad_norm": 10.0}},
+    {"trl": {"sync_ref_model": True, "ref_model_mixup_alpha": 0.6, "ref_model_sync_steps": 512}, "adapter": None},
+]
+
+
+@pytest.mark.parametrize("values", PUBLISHED, ids=str)
+def test_what_has_been_published_is_taken(values):
+    make(**values)
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model": ""}, "Recipe.model='' must be text."),
     ({"model": None}, "Recipe.model=None must be text."),
@@ -161,6 +184,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"beta": True}, "Recipe.beta=True must be a number such as 0.1 or 5e-7."),
     ({"beta": 0}, "Recipe.beta=0 must be a positive, finite number."),
     ({"beta": math.nan}, "Recipe.beta=nan must be a positive, finite number."),
+    ({"beta": 1e-12}, "Recipe.beta=1e-12 must be at least 1e-05: "),
+    ({"beta": 1e30}, "Recipe.beta=1e+30 must be at most 1,000: "),
+    ({"learning_rate": 1e6}, "Recipe.learning_rate=1000000.0 must be at most 1: one step would overwrite"),
+    ({"num_train_epochs": 1000}, "Recipe.num_train_epochs=1000 must be at most 100: published runs take 1 to 5;"),
+    ({"global_batch_size": 10**9}, "Recipe.global_batch_size=1000000000 must be at most 1,000,000: "),
+    ({"max_length": 10**9}, "Recipe.max_length=1000000000 must be at most 10,000,000: no model reads more"),
+    ({"measures": {"length_stderr": reward}}, "measures['length_stderr']: a name that ends in _stderr"),
+    ({"measures": {" ": reward}}, "measures[' ']: the name is shown in a table."),
     ({"learning_rate": -1.0}, "Recipe.learning_rate=-1.0 must be a positive, finite number."),
     ({"num_train_epochs": math.inf}, "Recipe.num_train_epochs=inf must be a positive, finite number."),
     ({"global_batch_size": 0}, "Recipe.global_batch_size=0 must be at least 1."),
@@ -240,6 +271,8 @@ def test_what_cannot_work_or_does_nothing_is_refused(changes, message):
         (Data, {"chat_template_kwargs": None}, "must be a dict such as {'name': value}."),
         (LoRA, {"r": 0}, "LoRA.r=0 must be at least 1."),
         (LoRA, {"alpha": 0}, "LoRA.alpha=0 must be at least 1."),
+        (LoRA, {"r": 10**6}, "LoRA.r=1000000 must be at most 16,384: no adapter is wider than the layers"),
+        (LoRA, {"alpha": 10**6}, "adapter.alpha=1000000 over adapter.r=16 scales the adapter by 62500: at most"),
         (LoRA, {"dropout": 1.0}, "LoRA.dropout=1.0 must be in [0, 1)."),
         (LoRA, {"target_modules": []}, "LoRA.target_modules=[] must be 'all-linear' or names of modules"),
         (LoRA, {"target_modules": "all_linear"}, "must be 'all-linear' or names"),

@@ -85,7 +85,7 @@ def test_the_learning_rate_by_mode(adapter, rate):
         (1, None, 1, (1, 1)),
         (16, 16, 1, (16, 1)),
         (64, 2, 4, (2, 8)),
-        (10**14, None, 1, (4, 25 * 10**12)),
+        (10**6, None, 1, (4, 250_000)),
     ],
 )
 def test_micro_batch_and_accumulation_follow_from_the_global_batch(total, micro, processes, pairs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import pytest
 
@@ -12,11 +13,14 @@ from dpo_recipes.losses.trl_losses import TRL_LOSSES, readers_of
 from dpo_recipes.recipe import trl_options
 from dpo_recipes.recipe.trl_options import (
     ALIASES,
+    HARMFUL,
     INERT,
     INSIDE_TRL_LOSSES,
+    LIMITS,
     NEEDS,
     OURS,
     REMOVED,
+    _refuse_out_of_range,
     fits_annotation,
     options,
     refuse_unusable_options,
@@ -106,13 +110,13 @@ def test_a_value_fits_an_annotation_as_dpoconfig_writes_it(value, annotation, fi
 def test_the_tables_name_fields_that_exist_and_the_removed_do_not(real):
     needed = set().union(*NEEDS.values())
     read_by_some = set().union(*[loss.reads for loss in TRL_LOSSES.values()])
-    for names in (OURS, INERT, NEEDS, INSIDE_TRL_LOSSES, needed, read_by_some):
+    for names in (OURS, INERT, HARMFUL, LIMITS, NEEDS, INSIDE_TRL_LOSSES, needed, read_by_some):
         assert set(names) <= real.keys()
     assert not (REMOVED.keys() | ALIASES.keys()) & real.keys()
 
 
 def test_no_name_stands_in_two_tables():
-    names = [*OURS, *INERT, *REMOVED, *ALIASES, *NEEDS]
+    names = [*OURS, *INERT, *HARMFUL, *REMOVED, *ALIASES, *NEEDS]
     assert len(names) == len(set(names))
 
 
@@ -191,7 +195,8 @@ def test_what_needs_another_option_is_refused_without_it_and_taken_with_each_alt
     assert expected in message({**off, name: value})
     for other, wanted in NEEDS[name].items():
         on = SWITCHED_ON.get(other, True) if wanted is True else wanted
-        refuse_unusable_options({**off, other: on, name: value}, {"sigmoid"})
+        beside = {"eval_strategy": "epoch", "save_strategy": "epoch"} if other == "load_best_model_at_end" else {}
+        refuse_unusable_options({**off, **beside, other: on, name: value}, {"sigmoid"})
 
 
 @pytest.mark.parametrize(
@@ -202,14 +207,19 @@ def test_what_needs_another_option_is_refused_without_it_and_taken_with_each_alt
         ({"max_grad_norm": "big"}, "='big' has the wrong type: DPOConfig declares max_grad_norm: float."),
         ({"max_grad_norm": math.nan}, "trl.max_grad_norm=nan has the wrong type"),
         ({"max_grad_norm": True}, "trl.max_grad_norm=True has the wrong type"),
-        ({"max_grad_norm": -1}, "trl.max_grad_norm=-1 is too small to mean anything: TRL's own is 1.0."),
-        ({"max_steps": 0}, "trl.max_steps=0 is too small to mean anything: TRL's own is -1."),
+        (
+            {"max_grad_norm": -1},
+            "trl.max_grad_norm=-1 must be at least 0: it is a length, and 0 switches clipping off.",
+        ),
+        ({"max_steps": 0}, "trl.max_steps=0 must be at least 1 and at most 10,000,000: leave it out to train for"),
         ({"logging_nan_inf_filter": 1}, "wrong type: DPOConfig declares logging_nan_inf_filter: bool."),
         ({"lr_scheduler_kwargs": "num_cycles:2"}, "wrong type: DPOConfig declares lr_scheduler_kwargs: dict"),
         ({"lr_scheduler_type": "cosin"}, "trl.lr_scheduler_type='cosin' is not one of linear, cosine, "),
         ({"lr_scheduler_type": "cosin"}, "greedy. Did you mean 'cosine'?"),
         ({"eval_strategy": "step"}, "is not one of no, steps, epoch. Did you mean 'steps'?"),
         ({"f_divergence_type": "js"}, "is not one of reverse_kl, forward_kl, js_divergence, alpha_divergence."),
+        ({"report_to": "wandbb"}, "wandb. Did you mean 'wandb'?"),
+        ({"report_to": ["wandb", "trakio"]}, "Did you mean 'trackio'?"),
         ({"truncation_mode": "keep_end"}, "trl.truncation_mode='keep_end' is not one of keep_start."),
     ],
 )
@@ -234,7 +244,71 @@ def test_what_the_chosen_loss_does_not_read_is_refused(given, loss, text):
 @pytest.mark.parametrize("loss", sorted(readers_of("label_smoothing")))
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_a_share_of_wrong_labels_from_which_nothing_can_be_learned_is_refused(loss, share):
-    assert message({"label_smoothing": share}, [loss]) == f"trl.label_smoothing={share} must lie in [0, 0.5)."
+    expected = f"trl.label_smoothing={share} must be at least 0 and below 0.5: it is the share of labels that are wrong"
+    assert expected in message({"label_smoothing": share}, [loss])
+
+
+def test_a_share_of_wrong_labels_that_nothing_reads_is_told_what_would_read_it():
+    assert "loss='cdpo' is label smoothing" in message({"label_smoothing": 0.5}, ["sigmoid"])
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_what_would_go_wrong_in_silence_is_refused(name):
+    assert message({name: True}) == f"trl.{name}=True cannot be used: {HARMFUL[name]}."
+
+
+def just_inside_and_just_outside(limit):
+    """(values that a limit takes, values that it refuses)."""
+    inside, outside = [], []
+    if "least" in limit:
+        inside.append(limit["least"])
+        outside.append(limit["least"] - 1)
+    if "above" in limit:
+        outside.append(limit["above"])
+    if "most" in limit:
+        inside.append(limit["most"])
+        outside.append(limit["most"] + 1)
+    if "below" in limit:
+        outside.append(limit["below"])
+    return inside, outside
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_number_is_refused_from_its_limit_on(name):
+    limit = LIMITS[name]
+    inside, outside = just_inside_and_just_outside(limit)
+    for value in outside:
+        with pytest.raises(UsageError, match=rf"trl\.{name}=.* must be .*{re.escape(limit['why'])}"):
+            _refuse_out_of_range(name, value)
+    for value in inside:
+        _refuse_out_of_range(name, value)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({}, "needs evaluations while training"),
+        ({"eval_strategy": "epoch"}, "set trl.save_strategy=epoch, or best"),
+        ({"eval_strategy": "steps", "eval_steps": 3, "save_steps": 10}, "saved every 10 steps and evaluated every 3"),
+        ({"eval_strategy": "steps", "logging_steps": 3}, "saved every 500 steps and evaluated every 3"),
+    ],
+)
+def test_a_best_model_that_cannot_be_known_is_refused(given, text):
+    assert text in message({"load_best_model_at_end": True, **given})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"eval_strategy": "epoch", "save_strategy": "epoch"},
+        {"eval_strategy": "epoch", "save_strategy": "best"},
+        {"eval_strategy": "steps", "eval_steps": 5, "save_steps": 10},
+        {"eval_strategy": "steps", "eval_steps": 0.1, "save_steps": 0.2},
+        {"eval_strategy": "steps"},
+    ],
+)
+def test_a_best_model_that_can_be_known_is_taken(given):
+    refuse_unusable_options({"load_best_model_at_end": True, **given}, {"sigmoid"})
 
 
 @pytest.mark.parametrize("loss", TRL_LOSSES)

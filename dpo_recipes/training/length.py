@@ -1,0 +1,97 @@
+"""How many steps a run takes, and whether what it asks for fits into them."""
+
+from __future__ import annotations
+
+import math
+
+from ..errors import Finding
+from ..recipe.recipe import Recipe
+
+TRIAL = 10  # steps: a run that max_steps makes this short is there to see that it runs
+
+
+def steps(recipe: Recipe, train_pairs: int) -> int:
+    """Optimiser steps of the whole run, as the Trainer counts them."""
+    max_steps = recipe.trl.get("max_steps", 0)
+    if max_steps > 0:  # -1 is its own word for no limit
+        return max_steps
+    return math.ceil(recipe.num_train_epochs * _steps_an_epoch(recipe, train_pairs))
+
+
+def _steps_an_epoch(recipe: Recipe, train_pairs: int) -> int:
+    return math.ceil(train_pairs / recipe.global_batch_size)
+
+
+def length_findings(recipe: Recipe, train_pairs: int | None) -> list[Finding]:
+    """What cannot be meant, or is unusual, for a run of so many pairs; None: it is not known how many a stream has."""
+    if train_pairs == 0:
+        return []
+    total = steps(recipe, train_pairs or 0)
+    findings = _warmup(recipe, total) + _intervals(recipe, total)
+    if train_pairs is not None:
+        findings += _epochs(recipe, train_pairs)
+    return findings + _best_model(recipe, total)
+
+
+def _warmup(recipe: Recipe, total: int) -> list[Finding]:
+    warmup_steps = recipe.trl.get("warmup_steps", 0)
+    if warmup_steps < 1 or warmup_steps < total:  # below 1 it is a share of all steps
+        return []
+    text = (
+        f"trl.warmup_steps={warmup_steps} in a run of {total:,} steps: the learning rate would never reach its value. "
+        "A share of all steps fits any run: trl.warmup_steps=0.1."
+    )
+    is_trial = "max_steps" in recipe.trl and total <= TRIAL
+    return [Finding("warn" if is_trial else "fail", "warm-up", text)]
+
+
+def _intervals(recipe: Recipe, total: int) -> list[Finding]:
+    """Of what happens every so many steps, what would never happen."""
+    findings = []
+    for name, consequence in (
+        ("eval_steps", "there is no evaluation while training, only before and after"),
+        ("save_steps", "there is no checkpoint before the end"),
+        ("logging_steps", "only the first steps are logged"),
+    ):
+        interval = recipe.trl.get(name) or 0
+        if interval > total:
+            text = f"trl.{name}={interval} in a run of {total:,} steps: {consequence}."
+            findings.append(Finding("warn", name, text))
+    return findings
+
+
+def _epochs(recipe: Recipe, train_pairs: int) -> list[Finding]:
+    max_steps = recipe.trl.get("max_steps", 0)
+    if max_steps <= 0:
+        return []
+    epochs = max_steps / _steps_an_epoch(recipe, train_pairs)
+    findings = []
+    if recipe.num_train_epochs != 1:
+        text = (
+            f"trl.max_steps={max_steps} decides the length of the run, {epochs:.3g} epochs; "
+            f"num_train_epochs={recipe.num_train_epochs:g} does nothing beside it."
+        )
+        findings.append(Finding("warn", "epochs", text))
+    elif epochs > 10:
+        text = (
+            f"trl.max_steps={max_steps} reads each of the {train_pairs:,} pairs {epochs:,.0f} times; 1 to 5 is usual."
+        )
+        findings.append(Finding("warn", "epochs", text))
+    return findings
+
+
+def _best_model(recipe: Recipe, total: int) -> list[Finding]:
+    """Which checkpoint becomes the model, in words."""
+    if not recipe.trl.get("load_best_model_at_end"):
+        return []
+    eval_steps = recipe.trl.get("eval_steps") or 0
+    if eval_steps > total:
+        text = f"trl.load_best_model_at_end has nothing to choose from: no evaluation in {total:,} steps."
+        return [Finding("fail", "best model", text)]
+    metric = recipe.trl.get("metric_for_best_model") or "loss"
+    larger_is_better = recipe.trl.get("greater_is_better")
+    if larger_is_better is None:
+        larger_is_better = not metric.endswith("loss")
+    direction = "highest" if larger_is_better else "lowest"
+    text = f"The model will be the checkpoint with the {direction} {metric} on the held-out pairs, not the last one."
+    return [Finding("warn", "best model", text)]
