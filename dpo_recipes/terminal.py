@@ -119,7 +119,7 @@ def comparison_table(pairs: int, rows: Iterable[tuple[str, str, str, str]]) -> T
 
 
 class LastingConsole(Console):
-    """A console for hours of work: where nobody reads it any more, as behind `| head`, it is silent and work goes on."""
+    """A console for hours of work: where nobody reads any more, as behind `| head`, it is silent and work goes on."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

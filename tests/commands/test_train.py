@@ -192,8 +192,8 @@ def test_a_run_that_stops_before_its_first_log_leaves_no_folder(tiny, pairs_file
 
 
 def test_what_dpoconfig_refuses_is_one_message(tiny, pairs_file, tmp_path):
-    trl = {"max_steps": 2, "load_best_model_at_end": True, "eval_strategy": "no"}
-    with pytest.raises(RecipeError, match="DPOConfig refuses the recipe: .*load_best_model_at_end"):
+    trl = {"max_steps": 2, "lr_scheduler_type": "reduce_lr_on_plateau"}
+    with pytest.raises(RecipeError, match="DPOConfig refuses the recipe: .*requires an eval strategy"):
         run_it(quick(tiny, pairs_file, trl=trl), tmp_path)
 
 
