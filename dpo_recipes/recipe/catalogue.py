@@ -42,7 +42,7 @@ def find(name: str) -> Path:
     if path.suffix == ".py" and path.is_file():
         return path.resolve()
 
-    if path.is_dir():
+    if name and path.is_dir():
         inside = sorted(file.name for file in path.glob("*.py"))
         raise UsageError(
             f"{name} is a folder, and a recipe is a Python file. Files in it: {', '.join(inside) or 'none'}."
@@ -92,8 +92,8 @@ def _refuse_second_recipe(path: Path) -> None:
             assigned.append(statement.lineno)
     if len(assigned) > 1:
         raise RecipeError(
-            f"{path} defines `recipe` in lines {' and '.join(map(str, assigned))}, and only the last would be used. "
-            "One file holds one recipe: delete the others, or give each a file."
+            f"{path} must define `recipe` once, and does so in lines {' and '.join(map(str, assigned))}: only the last "
+            "would be used. Delete the others, or give each a file."
         )
 
 

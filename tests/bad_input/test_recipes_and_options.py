@@ -221,7 +221,7 @@ BROKEN_FILES = {
     "a function": ("def recipe():\n    pass\n", "not a value of type function."),
     "a list": ("recipe = []\n", "not a value of type list."),
     "nothing": ("", "and nothing of that name is in it."),
-    "two recipes": (RECIPE + RECIPE, "in lines 2 and 3, and only the last would be used."),
+    "two recipes": (RECIPE + RECIPE, "in lines 2 and 3: only the last would be used."),
     "endless recursion": ("def f():\n    f()\nf()\n", "RecursionError"),
     "null bytes": ("\0", "null bytes"),
 }
