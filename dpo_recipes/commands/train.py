@@ -102,8 +102,9 @@ def _run_folder(runs: Path, name: str) -> Iterator[folder.Run]:
         yield run
     except BaseException as error:  # Ctrl-C too
         has_logged = (run.path / "metrics.jsonl").exists()
-        has_checkpoints = (run.path / "checkpoints").exists()
-        if not has_logged and not has_checkpoints:
+        has_checkpoints = any((run.path / "checkpoints").glob("*"))  # the Trainer makes the folder beforehand
+        has_model = (run.path / "model").exists()  # saved after someone has removed all else
+        if not has_logged and not has_checkpoints and not has_model:
             shutil.rmtree(run.path, ignore_errors=True)
         _explain_unwritable(error, run.path)
         raise
