@@ -140,7 +140,6 @@ REFUSED_BY_THE_MACHINE = [
     (["trl.push_to_hub=true"], "sends the model to the hub, and HF_HUB_OFFLINE is set"),
     (["trl.lr_scheduler_type=cosine_with_min_lr"], "min_lr"),
     (["trl.lr_scheduler_type=cosine", "trl.lr_scheduler_kwargs={'cycles':2}"], "cannot be made: "),
-    (["trl.optim=sgd", "trl.optim_args=speed=3"], "cannot be made: "),
     (["trl.lr_scheduler_type=reduce_lr_on_plateau"], "requires an eval strategy"),
 ]
 MACHINE_IDS = [" ".join(case[0]) for case in REFUSED_BY_THE_MACHINE]
