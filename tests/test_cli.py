@@ -238,7 +238,7 @@ def trained(monkeypatch):
 
     calls = Calls()
 
-    def fake(recipe, *, runs):
+    def fake(recipe, *, runs, console=None):
         calls.append((recipe, runs))
         if calls.fails:
             raise calls.fails
