@@ -60,7 +60,7 @@ class Start(NamedTuple):
     way_out: str
 
 
-TO_UTF8 = "Write it in UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"
+TO_UTF8 = "Write it in UTF-8 (iconv -f UTF-16 -t UTF-8 OLD > NEW)."
 STARTS = (
     Start(b"PAR1", "a parquet file", "Call it .parquet."),
     Start(b"ARROW1", "an Arrow file", "Load it with datasets, and write it as parquet."),
@@ -76,7 +76,7 @@ STARTS = (
     Start(b"%PDF", "a PDF", TO_LINES),
     Start(b"\xff\xfe", "text in UTF-16", TO_UTF8),
     Start(b"\xfe\xff", "text in UTF-16", TO_UTF8),
-    Start(b"\x00\x00\xfe\xff", "text in UTF-32", "Write it in UTF-8: iconv -f UTF-32 -t UTF-8 OLD > NEW"),
+    Start(b"\x00\x00\xfe\xff", "text in UTF-32", "Write it in UTF-8 (iconv -f UTF-32 -t UTF-8 OLD > NEW)."),
     Start(b"<!DOCTYPE", "a web page", "Download the file itself, not the page about it."),
     Start(b"<html", "a web page", "Download the file itself, not the page about it."),
     Start(b"version https://git-lfs", "a pointer of Git LFS, not the file", "Fetch the file: git lfs pull"),
@@ -144,6 +144,6 @@ def wrong_encoding(file: str, error: UnicodeDecodeError) -> str:
     """What to say of text that is not in UTF-8."""
     byte = error.object[error.start]
     return (
-        f"{file} is not in UTF-8: byte 0x{byte:02x} ({error.reason}). Write it in UTF-8; from Latin-1: "
-        "iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+        f"{file} is not in UTF-8: byte 0x{byte:02x} ({error.reason}). Write it in UTF-8; from Latin-1 by "
+        "(iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW)."
     )

@@ -196,7 +196,7 @@ def _refuse_subset(data: Data, path: str, message: str) -> None:
     subsets = re.findall(r"'([^']*)'", listed[1])
     names = shorten(", ".join(subsets), 200, placeholder=" ...")
     if data.subset is None:
-        raise RecipeError(f"{path} has several subsets: {names}. Name one: data.subset={subsets[0]}") from None
+        raise RecipeError(f"{path} has several subsets: {names}. Name one: data.subset={subsets[0]}.") from None
     raise RecipeError(
         f"{path} has no subset {data.subset!r}. It has: {names}.{nearest(data.subset, subsets)} Correct data.subset."
     ) from None
