@@ -57,11 +57,14 @@ LENIENT = {"ignore_unknown_options": True}
 
 CHANGES_HELP = "Changes: beta=0.05 adapter.r=64 data.train=train trl.max_grad_norm=0.5 adapter=none"
 
+SOURCE_HELP = f"The recipe to copy: {', '.join(catalogue.shipped_names())}, or one of yours by name or path."
+
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name, or the path of a file.", show_default=False)]
 Changes = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=CHANGES_HELP, show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
+Changed = Annotated[bool, typer.Option("--changed", help="Only what the recipe file or the command line has set.")]
 NewName = Annotated[str, typer.Argument(metavar="NAME", help="The new recipe's name.", show_default=False)]
-Source = Annotated[str, typer.Option("--from", metavar="RECIPE", help="The recipe to copy.")]
+Source = Annotated[str, typer.Option("--from", metavar="RECIPE", help=SOURCE_HELP)]
 PairCount = Annotated[int, typer.Option("-n", min=1, help="How many pairs.")]
 GpuMemory = Annotated[str | None, typer.Option("--gpu", metavar="MEMORY", help="Plan for a device of e.g. 24GB.")]
 RealSteps = Annotated[bool, typer.Option("--run", help="Load the model and take a few real steps beside the plan.")]
@@ -88,27 +91,33 @@ def list_(as_json: AsJson = False) -> None:
 
 
 @app.command(rich_help_panel=LOOK, context_settings=LENIENT)
-def show(recipe: RecipeName, changes: Changes = None, as_json: AsJson = False) -> None:
+def show(recipe: RecipeName, changes: Changes = None, changed: Changed = False, as_json: AsJson = False) -> None:
     """Every value of a recipe with its origin, then what differs from TRL's own defaults."""
     value = _recipe(recipe, changes)
     from .commands.show import show as resolved_values
 
-    shown = resolved_values(value)
+    shown = resolved_values(value, changed=changed)
     if as_json:
         _print_json(shown)
         return
 
-    values = terminal.values_table(shown["recipe"])
-    differences = terminal.differences_table(shown["trl"])
     print(f"{shown['name']} on {shown['device']}: {shown['step']}\n")
-    Console().print(values, "\nDifferent from TRL's defaults:", differences, sep="\n", highlight=False)
+    Console().print(terminal.values_table(shown["recipe"]))
+    if not changed:
+        differences = terminal.differences_table(shown["trl"])
+        Console().print("\nDifferent from TRL's defaults:", differences, sep="\n", highlight=False)
 
 
 @app.command(rich_help_panel=MAKE)
-def new(name: NewName, source: Source = "quickstart") -> None:
-    """Fork a recipe: copy its file to recipes/NAME.py, ready to edit."""
+def new(name: NewName, source: Source = recipe_files.TEMPLATE) -> None:
+    """A recipe of your own: copy one to recipes/NAME.py, ready to edit."""
     file = recipe_files.new(name, source)
-    print(f"{file} is yours. Edit it, then: dpo-recipes train {name}")
+    if source == recipe_files.TEMPLATE:
+        others = [other for other in catalogue.recipe_files() if other not in (source, name)]
+        print(f"{file} is yours. Set its model and data, then: dpo-recipes check {name}")
+        print(f"It is a copy of {source}; to copy another, add --from with one of: {', '.join(others)}")
+    else:
+        print(f"{file} is yours, a copy of {source}. Edit it, then: dpo-recipes check {name}")
 
 
 @app.command(rich_help_panel=LOOK, context_settings=LENIENT)

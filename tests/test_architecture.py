@@ -217,7 +217,9 @@ def fresh(body: str, where: Path, *argv: str) -> tuple[int, list[str], float]:
         (["list", "--json"], 0),
         (["show", "smollm3_ultrafeedback", "beta=0.3"], 0),
         (["show", "quickstart"], 0),
+        (["train", "quickstart", "data.path=my.jsonl"], 2),
         (["new", "mine", "--from", "quickstart"], 0),
+        (["new", "mine"], 0),
         (["--help"], 0),
         (["train", "--help"], 0),
         (["--version"], 0),
@@ -247,7 +249,11 @@ def test_the_package_and_the_toy_world_import_nothing_heavy(tmp_path, body):
 
 
 def test_public_names_are_what_they_say_however_they_are_reached(tmp_path):
-    assert set(dpo_recipes.__all__) >= {"Recipe", "Data", "LoRA", "QLoRA", "PairLogps", "load", "train"}
+    from dpo_recipes.cli import app
+
+    verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
+    values = {"Recipe", "Data", "LoRA", "QLoRA", "PairLogps", "Run", "RecipeError"}
+    assert set(dpo_recipes.__all__) == values | {"load", "apply", "conformance"} | verbs
     for name in dpo_recipes.__all__:
         assert getattr(dpo_recipes, name) is not None
     mistyped = "trian"

@@ -55,7 +55,7 @@ TYPOS: list[tuple[list[str], str]] = [
     (["new"], "Missing argument 'NAME'."),
     (
         ["new", "foo-bar", "--from", RECIPE],
-        "error: 'foo-bar' cannot be a recipe's name: letters, digits and _, such as my_smollm3_ultrafeedback.",
+        "error: 'foo-bar' cannot be a recipe's name: letters, digits and _, such as foo_bar.",
     ),
     (["new", "x", "--from", "smollm3_ultrafeedbak"], "Did you mean 'smollm3_ultrafeedback'?"),
     (["train", RECIPE, "--runs"], "Option '--runs' requires an argument."),
@@ -192,6 +192,16 @@ def test_show_prints_values_origins_and_differences(dpo):
         assert line in lines, line
 
 
+def test_show_changed_is_what_was_set_in_the_file_or_on_the_command_line(dpo):
+    code, out, err = dpo("show", RECIPE, "beta=0.3", "--changed", columns=80)
+    assert (code, err) == (0, "") and "TRL's default" not in out
+    table = [line.split() for line in out.splitlines()[3:]]
+    assert ["beta", "0.3", "command", "line"] in table and {row[-1] for row in table} == {"file", "line"}
+    code, out, _ = dpo("show", RECIPE, "beta=0.3", "--changed", "--json")
+    origins = {entry["origin"] for entry in json.loads(out)["recipe"].values()}
+    assert code == 0 and origins == {"recipe file", "command line"}
+
+
 def test_show_prints_values_as_they_are(dpo):
     assert "data.eval [bold]test " in " ".join(dpo("show", RECIPE, "data.eval=[bold]test")[1].split())
     long = "x" * 300
@@ -211,15 +221,29 @@ def test_show_as_json_is_one_value_and_nothing_else(dpo, name):
 
 def test_new_forks_and_says_what_next_and_never_overwrites(dpo, here):
     code, out, _ = dpo("new", "mine", "--from", RECIPE)
-    assert (code, out) == (0, "recipes/mine.py is yours. Edit it, then: dpo-recipes train mine\n")
+    expected = f"recipes/mine.py is yours, a copy of {RECIPE}. Edit it, then: dpo-recipes check mine\n"
+    assert (code, out) == (0, expected)
     assert "dpo-recipes train mine" in (here / "recipes/mine.py").read_text()
     assert dpo("show", "mine")[0] == 0
     code, out, err = dpo("new", "mine", "--from", RECIPE)
     assert (code, out) == (2, "") and "recipes/mine.py exists already and stays as it is" in err
 
 
-def test_new_starts_from_the_quickstart(dpo):
-    assert dpo("new", "mine")[0] == 0 and json.loads(dpo("show", "mine", "--json")[1])["recipe"]["prepare"]["value"]
+def test_new_starts_from_the_template_and_names_the_others(dpo):
+    code, out, _ = dpo("new", "mine")
+    first, second = out.splitlines()
+    assert (code, first) == (0, "recipes/mine.py is yours. Set its model and data, then: dpo-recipes check mine")
+    assert json.loads(dpo("show", "mine", "--json")[1])["recipe"]["model"]["value"] == "./my_model"
+    help_text = " ".join(dpo("new", "--help")[1].split())
+    for name in SHIPPED:
+        assert name in help_text and name in second
+
+
+def test_a_model_or_pairs_of_ones_own_in_the_quickstart_are_refused_at_once(dpo, trained):
+    for change in ("data.path=my.jsonl", "model=./my_model"):
+        code, out, err = dpo("train", "quickstart", change)
+        assert (code, out) == (2, "") and "does not go with quickstart" in err and err.count("\n") == 1
+    assert trained == []
 
 
 def test_version(dpo, monkeypatch):

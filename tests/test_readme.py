@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -105,6 +106,21 @@ def test_python_blocks_run(checkout, ran):
         run = [sys.executable, "-c", block]
         result = subprocess.run(run, cwd=checkout, capture_output=True, text=True, timeout=400)
         assert result.returncode == 0, f"{block}\n{result.stderr}"
+
+
+def test_the_pairs_shown_are_pairs_as_they_are_read():
+    from dpo_recipes.formats.recognise import choose_format
+
+    lines = re.search(r"```json\n(.*?)```", README, re.S)[1].splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 2 and choose_format(rows, "README.md", named=None, max_dropped=0) == "preference"
+
+
+def test_the_values_to_change_are_those_of_the_template():
+    marked = [line for line in (ROOT / "recipes/starter.py").read_text().splitlines() if "<- yours" in line]
+    assert len(marked) == 2
+    for line in marked:
+        assert f"`{line.partition(',  #')[0].strip()}`" in README
 
 
 def test_the_recipe_shown_whole_is_the_file():

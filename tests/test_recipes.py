@@ -14,6 +14,7 @@ from making import CHATML, DATED, SIZES, make_model, make_pairs, write_jsonl
 from rich.console import Console
 
 from dpo_recipes import apply, load, train
+from dpo_recipes.commands.recipes import TEMPLATE
 from dpo_recipes.recipe.catalogue import SHIPPED
 from dpo_recipes.recipe.dpo_arguments import dpo_arguments
 from dpo_recipes.recipe.resolve import Device, resolve
@@ -27,6 +28,7 @@ ARCHITECTURES = {
     "HuggingFaceTB/SmolLM2-360M-Instruct": ("llama", CHATML),
     "alignment-handbook/zephyr-7b-sft-full": ("mistral", CHATML),
     "EleutherAI/pythia-2.8b": ("gpt_neox", None),
+    "./my_model": ("llama", CHATML),
 }
 
 
@@ -55,11 +57,20 @@ def hh_rlhf(n: int) -> list[dict]:
     return rows
 
 
-SCHEMAS = {"HuggingFaceH4/ultrafeedback_binarized": ultrafeedback, "Anthropic/hh-rlhf": hh_rlhf}
+def plain_text(n: int) -> list[dict]:
+    """Rows as one writes them by hand: three strings."""
+    return [{name: row[name][0]["content"] for name in ("prompt", "chosen", "rejected")} for row in make_pairs(n)]
+
+
+SCHEMAS = {
+    "HuggingFaceH4/ultrafeedback_binarized": ultrafeedback,
+    "Anthropic/hh-rlhf": hh_rlhf,
+    "./my_pairs.jsonl": plain_text,
+}
 
 
 def test_there_are_recipes():
-    assert len(FILES) >= 5 and "quickstart" in NAMES
+    assert len(FILES) >= 6 and {"quickstart", TEMPLATE} <= set(NAMES)
 
 
 def test_loading_all_of_them_imports_nothing_heavy():

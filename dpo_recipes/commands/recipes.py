@@ -11,6 +11,9 @@ from ..errors import RecipeError, UsageError
 from ..losses.selection import name_of
 from ..recipe import catalogue
 
+TEMPLATE = "starter"  # the recipe that is made to be copied
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
 
 def list_() -> list[dict[str, str]]:
     """Every recipe, sorted by name, as a dict of texts: name, model, data, loss, adapter, and a line of what it is.
@@ -42,15 +45,16 @@ def _summary(name: str, path: Path) -> dict[str, str]:
     return summary
 
 
-def new(name: str, source: str, folder: Path | str = "recipes") -> Path:
+def new(name: str, source: str = TEMPLATE, folder: Path | str = "recipes") -> Path:
     """Fork a recipe: copy the file of `source` to `folder`/`name`.py, its header already naming itself.
 
     Returns the new file. UsageError where `name` cannot be a recipe's name or its file exists already, since nothing
     is ever overwritten; RecipeError where `source` does not load or the file cannot be written.
     """
     original = catalogue.find(source)
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-        raise UsageError(f"{name!r} cannot be a recipe's name: letters, digits and _, such as my_{original.stem}.")
+    if not NAME.fullmatch(name):
+        suggestion = _as_a_name(name) or f"my_{original.stem}"
+        raise UsageError(f"{name!r} cannot be a recipe's name: letters, digits and _, such as {suggestion}.")
 
     target = Path(folder) / f"{name}.py"
     if target.exists():
@@ -66,13 +70,20 @@ def new(name: str, source: str, folder: Path | str = "recipes") -> Path:
     return target
 
 
+def _as_a_name(text: str) -> str:
+    """The recipe's name nearest to a text, such as `my_recipe` to `my-recipe` and to `recipes/my recipe.py`; or ""."""
+    last_part = text.removesuffix(".py").rpartition("/")[2]
+    name = re.sub(r"[^A-Za-z0-9]+", "_", last_part).strip("_")
+    return name if NAME.fullmatch(name) else ""
+
+
 def _renamed(text: str, original: str, name: str) -> str:
     """The text of a recipe file whose header names the fork; its code is untouched.
 
-    The header's commands are then those of the fork. Only whole words are replaced, and no part of a path.
+    The header's commands are then those of the fork. Only whole words are replaced, and of paths only the file's own.
     """
     header = ast.get_docstring(ast.parse(text), clean=False) or ""
-    new_header = re.sub(rf"(?<![\w/]){re.escape(original)}(?!\w)", name, header)
+    new_header = re.sub(rf"(?<![\w/])(recipes/)?{re.escape(original)}(?!\w)", rf"\g<1>{name}", header)
     if name not in new_header:
         return f"# {name}: a fork of {original}.\n{text}"
     return text.replace(header, new_header, 1)

@@ -13,11 +13,14 @@ from ..recipe.origins import values_with_origins
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Device, Settings, here, resolve
 
+WAS_SET = ("recipe file", "command line")  # and not left at a default
 
-def show(recipe: Recipe, device: Device | None = None) -> dict[str, Any]:
+
+def show(recipe: Recipe, device: Device | None = None, *, changed: bool = False) -> dict[str, Any]:
     """What `dpo-recipes show` prints: `recipe` (key -> value, origin) and `trl` (name -> value, TRL's default).
 
-    `device` is this machine unless it is given. UsageError where the recipe cannot run on it.
+    `device` is this machine unless it is given. With `changed`, `recipe` holds only what the recipe file or the
+    command line has set, and there is no `trl`. UsageError where the recipe cannot run on the device.
     """
     if device is None:
         device = Device() if recipe.trl.get("use_cpu") else here()
@@ -25,15 +28,18 @@ def show(recipe: Recipe, device: Device | None = None) -> dict[str, Any]:
 
     values = {}
     for key, (value, origin) in values_with_origins(recipe, settings).items():
-        values[key] = {"value": value, "origin": origin}
+        if origin in WAS_SET or not changed:
+            values[key] = {"value": value, "origin": origin}
 
-    return {
+    shown: dict[str, Any] = {
         "name": recipe.name,
         "device": device.kind,
         "step": _step(recipe, settings, device.processes),
         "recipe": values,
-        "trl": _different_from_trl(recipe, settings),
     }
+    if not changed:
+        shown["trl"] = _different_from_trl(recipe, settings)
+    return shown
 
 
 def _step(recipe: Recipe, settings: Settings, processes: int) -> str:

@@ -231,7 +231,10 @@ def _recognise_forms(parts: list[_Part], data: Data) -> list[str]:
             row_names=[_row_name(number, part.label, part.spans) for number in range(len(sample))],
         )
         if part.form == "preference" and any(_has_text_prompt(row) for row in sample):
-            notes.append("Text became user and assistant messages; data.format='text' keeps it, without a template.")
+            notes.append(
+                "Each prompt of plain text is read as a user's message and both sides as an assistant's replies, which "
+                "the chat template then writes out. To train on the text as it is: data.format=text."
+            )
         if part.form == "text" and not any("prompt" in row for row in sample):
             notes.append("There is no prompt column: the words that the sides share at the start are the prompt.")
     return notes

@@ -32,6 +32,11 @@ def recipe_files() -> dict[str, Path]:
     return dict(sorted(files.items()))
 
 
+def shipped_names() -> list[str]:
+    """The names of the recipes that come with this package, sorted."""
+    return sorted(file.stem for file in SHIPPED.glob("*.py"))
+
+
 def find(name: str) -> Path:
     """The file of a recipe given by name, or by a path that ends in .py."""
     known = recipe_files()

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import UsageError, nearest
 from . import trl_options
-from .recipe import FILE_SUFFIXES, Data, LoRA, QLoRA, Recipe
+from .recipe import FILE_SUFFIXES, PREPARED, Data, LoRA, QLoRA, Recipe
 from .validation import field_types, has_type, must_be, union_members
 
 ADAPTERS: dict[str, type[LoRA] | None] = {"none": None, "lora": LoRA, "qlora": QLoRA}
@@ -30,6 +30,7 @@ def apply(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     adapter = _chosen_adapter(recipe.adapter, texts.get("adapter"))
     values = _typed_values(recipe, adapter, texts)
     _refuse_two_lengths(texts)
+    _refuse_to_part_what_is_made_together(recipe, values)
     changed = _with_values(recipe, adapter, values)
 
     # The dataclass is frozen; these two say where the value came from.
@@ -161,6 +162,22 @@ def _replaced_data(data: Data, changes: Mapping[str, Any]) -> Data:
         elif isinstance(data.eval, str) and NAME_OF_SPLIT.fullmatch(data.eval):
             unset.append("eval")
     return data.evolve(*unset, **{**renamed, **changes})
+
+
+def _refuse_to_part_what_is_made_together(recipe: Recipe, values: Mapping[str, Any]) -> None:
+    """The reward and the measures of a recipe that makes its own model or pairs are made for these alone."""
+    if not recipe.reward and not recipe.measures:
+        return
+    own_values = {"model": recipe.model, "data.path": recipe.data.name, "data.mix": recipe.data.name}
+    for key, own_value in own_values.items():
+        if key in values and PREPARED in own_value and PREPARED not in str(values[key]):
+            model = values.get("model", "org/name")
+            path = values.get("data.path", "pairs.jsonl")
+            raise UsageError(
+                f"{key}={values[key]!r} does not go with {recipe.name}, which makes its own model and pairs: its "
+                f"reward and measures know no others. To train on yours: dpo-recipes train starter model={model} "
+                f"data.path={path}, or with a file of your own: dpo-recipes new mine --from starter."
+            )
 
 
 def _inside(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,11 +61,11 @@ def test_a_fork_changes_the_header_only_and_whole_words_only(here):
     write_recipe(
         here / "abc.py",
         RECIPE.replace('"m"', '"abc"'),
-        '"""abc, abc_2, recipes/abc.py. Command: dpo-recipes train abc"""\n' + RECIPE_IMPORTS,
+        '"""abc, abc_2, other/abc.py, recipes/abc.py. Command: dpo-recipes train abc"""\n' + RECIPE_IMPORTS,
     )
     text = new("mine", "abc.py").read_text()
     assert (
-        text.startswith('"""mine, abc_2, recipes/abc.py. Command: dpo-recipes train mine"""\n')
+        text.startswith('"""mine, abc_2, other/abc.py, recipes/mine.py. Command: dpo-recipes train mine"""\n')
         and 'model="abc"' in text
     )
 
@@ -79,11 +79,29 @@ def test_a_fork_never_overwrites(here):
     assert path.read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["foo-bar", "my recipe", "3", "../x", "é", ""])
-def test_a_name_that_cannot_be_is_refused(here, name):
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("foo-bar", "foo_bar"),
+        ("my recipe", "my_recipe"),
+        ("recipes/mine.py", "mine"),
+        ("../x", "x"),
+        ("_mine", "mine"),
+        ("3", "my_quickstart"),
+        ("é", "my_quickstart"),
+        ("", "my_quickstart"),
+    ],
+)
+def test_a_name_that_cannot_be_is_refused_with_the_nearest_that_can(here, name, nearest):
     with pytest.raises(UsageError) as error:
         new(name, "quickstart")
-    assert str(error.value) == f"{name!r} cannot be a recipe's name: letters, digits and _, such as my_quickstart."
+    assert str(error.value) == f"{name!r} cannot be a recipe's name: letters, digits and _, such as {nearest}."
+
+
+def test_without_a_source_it_is_the_template_that_is_copied(here):
+    text = new("mine").read_text()
+    assert "dpo-recipes train mine" in text and "starter" not in text
+    assert (load("mine").model, load("mine").data.path) == ("./my_model", "./my_pairs.jsonl")
 
 
 def test_a_fork_needs_a_start_that_loads_and_a_folder_that_can_be_made(here):

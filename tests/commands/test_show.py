@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dpo_recipes import Data, Recipe, show
+from dpo_recipes import Data, LoRA, Recipe, apply, show
 from dpo_recipes.recipe.resolve import Device
 
 GPU = Device("cuda", bf16=True, processes=1)
@@ -21,6 +21,21 @@ def test_show_leaves_out_what_is_trls_own():
     )
     values = {name: (shown["value"], shown["default"]) for name, shown in show(recipe, GPU)["trl"].items()}
     assert values == {"precompute_ref_log_probs": (True, False), "disable_tqdm": (True, False)}
+
+
+def test_changed_leaves_out_what_nobody_has_set():
+    recipe = apply(make(adapter=LoRA(r=8), trl={"logging_steps": 10}), ["beta=0.3", "trl.save_steps=5"])
+    shown = show(recipe, GPU, changed=True)
+    assert {key: entry["value"] for key, entry in shown["recipe"].items()} == {
+        "model": "m",
+        "data.path": "d",
+        "adapter": "LoRA",
+        "adapter.r": 8,
+        "beta": 0.3,
+        "trl.logging_steps": 10,
+        "trl.save_steps": 5,
+    }
+    assert "trl" not in shown and shown["step"] == show(recipe, GPU)["step"]
 
 
 def test_show_is_json_and_tells_the_step():

@@ -138,7 +138,7 @@ def test_three_strings_become_messages_or_stay_text(tmp_path):
     path = save(tmp_path / "tldr.jsonl", [{**row, "prompt": row["prompt"] + "\nTL;DR:"} for row in three()])
     found = read(path)
     assert pairs_of(found)[0]["prompt"] == [user("q00\nTL;DR:")] and not found.text
-    assert "data.format='text'" in found.report["notes"][0]
+    assert "data.format=text" in found.report["notes"][0]
     found = read(path, format="text")
     assert pairs_of(found)[0] == {"prompt": "q00\nTL;DR:", "chosen": "good 0", "rejected": "bad 0"} and found.text
 

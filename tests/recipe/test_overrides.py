@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -232,6 +233,44 @@ def test_what_is_wrong_is_said(assignments, message):
     with pytest.raises(UsageError) as error:
         apply(RECIPE, assignments)
     assert message in str(error.value)
+
+
+def score(prompt: str, completion: str) -> float:
+    return 0.0
+
+
+def prepare(folder: Path, seed: int) -> None:
+    pass
+
+
+MADE = {"model": "{prepared}/m", "data": Data("{prepared}/d"), "prepare": prepare}
+
+
+@pytest.mark.parametrize(
+    ("assignments", "ways_out"),
+    [
+        (["data.path=my.jsonl"], "train starter model=org/name data.path=my.jsonl"),
+        (["model=org/mine"], "train starter model=org/mine data.path=pairs.jsonl"),
+        (["model=org/mine", "data.path=my.jsonl"], "train starter model=org/mine data.path=my.jsonl"),
+        (["data.mix={'a.jsonl': 1.0}"], "new mine --from starter"),
+    ],
+)
+@pytest.mark.parametrize("scores", [{"reward": score}, {"measures": {"mine": score}}], ids=["reward", "measures"])
+def test_what_a_recipe_makes_for_its_own_reward_is_not_parted_from_it(assignments, ways_out, scores):
+    with pytest.raises(UsageError, match="does not go with recipe, which makes its own model and pairs") as error:
+        apply(Recipe(**MADE, **scores), assignments)
+    assert f"dpo-recipes {ways_out}" in str(error.value)
+
+
+def test_a_recipe_that_makes_its_files_takes_other_values_and_places_within_them():
+    recipe = Recipe(**MADE, reward=score)
+    assert apply(recipe, ["beta=0.3", "data.eval=0.1", "data.path={prepared}/others"]).data.path == "{prepared}/others"
+
+
+def test_without_a_reward_what_a_recipe_makes_may_be_parted():
+    assert apply(Recipe(**MADE), ["data.path=my.jsonl"]).data.path == "my.jsonl"
+    half = Recipe(model="m", data=Data("{prepared}/d"), prepare=prepare, reward=score)
+    assert apply(half, ["model=other"]).model == "other"
 
 
 @pytest.mark.parametrize(
