@@ -157,6 +157,7 @@ class TrainingBar:
         numbers = "  ".join(f"{word} {metrics[name]:.3g}" for name, word in self.words.items() if name in metrics)
         if not numbers:
             return
+        numbers = f"batch: {numbers}"  # and not of the held-out pairs, which the closing table is about
         if self.progress is not None:
             self.progress.update(self.progress.task_ids[0], completed=step, numbers=numbers)
             return

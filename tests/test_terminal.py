@@ -44,7 +44,7 @@ def show(steps: int, metrics=METRICS, every: int = 1, terminal: bool = False) ->
 )
 def test_a_log_file_gets_about_ten_lines(steps, every, shown):
     lines = show(steps, every=every).splitlines()
-    assert lines == [f"step {step}/{steps}  loss 0.654  accuracy 0.75  margin 0.0123" for step in shown]
+    assert lines == [f"step {step}/{steps}  batch: loss 0.654  accuracy 0.75  margin 0.0123" for step in shown]
 
 
 @pytest.mark.parametrize("metrics", [{}, {"eval_loss": 0.5, "eval_rewards/margins": 1.0}, {"grad_norm": 1.0}])
@@ -57,19 +57,19 @@ def test_metrics_without_a_word_are_passed_over(metrics, terminal):
 
 
 def test_the_metrics_that_there_are_are_shown_in_the_order_of_the_words():
-    assert show(1, {"rewards/margins": 0.5}) == "step 1/1  margin 0.5\n"
-    assert show(1, {"rewards/margins": float("nan"), "loss": 1e-9}) == "step 1/1  loss 1e-09  margin nan\n"
+    assert show(1, {"rewards/margins": 0.5}) == "step 1/1  batch: margin 0.5\n"
+    assert show(1, {"rewards/margins": float("nan"), "loss": 1e-9}) == "step 1/1  batch: loss 1e-09  margin nan\n"
 
 
 def test_a_run_of_no_known_length_does_not_divide_by_zero():
     out = io.StringIO()
     make_bar(out).show(1, 0, METRICS)
-    assert out.getvalue().startswith("step 1/0  loss")
+    assert out.getvalue().startswith("step 1/0  batch: loss")
 
 
 def test_a_terminal_gets_a_bar_with_the_numbers_and_the_steps():
     shown = show(7, terminal=True)
-    assert "loss 0.654  accuracy 0.75  margin 0.0123" in shown
+    assert "batch: loss 0.654  accuracy 0.75  margin 0.0123" in shown
     assert re.search(r"training .*7/7", shown)
     assert "left" in shown
     assert "step 7/7" not in shown  # no lines beside the bar

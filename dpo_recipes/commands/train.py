@@ -80,14 +80,14 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         with console.status("held-out pairs after training"):
             metrics, last = trainer.held_out()
         after = held_out(metrics, last, recipe.beta, first, same_start)
-        _write_results(run, recipe, who, before, after)
+        _write_results(run, session, who, before, after)
 
         with console.status("answers of reference and policy"), trainer.accelerator.autocast():
             samples, (truth_before, truth_after) = answers(recipe, trainer, session.reference)
         files.write_jsonl(run.path / "samples.jsonl", samples)
         before.update(truth_before)
         after.update(truth_after)
-        _write_results(run, recipe, who, before, after)
+        _write_results(run, session, who, before, after)
 
     console.print(comparison_table(after["pairs"], compared(before, after)))
     session.say(f"{run.path} holds the model, the numbers and the answers.")
@@ -282,12 +282,22 @@ def _describe(run: folder.Run, trainer: RecipeTrainer, session: Session, who: di
 
 
 def _write_results(
-    run: folder.Run, recipe: Recipe, who: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
+    run: folder.Run, session: Session, who: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
 ) -> None:
     """The numbers before and after training: as values, and in the model card for a reader."""
     files.write_json(run.path / "evaluation.json", {"before": before, "after": after})
-    results = compared(before, after)
-    card = model_card(recipe, base_model=_base_model(recipe), who=who, pairs=after["pairs"], results=results)
+    card = model_card(
+        session.recipe,
+        session.settings,
+        base=session.model_path,
+        base_is_on_the_hub=not _is_folder(session.model_path),
+        folder=run.path / "model",
+        who=who,
+        data=session.report,
+        versions=environment.installed(),
+        pairs=after["pairs"],
+        results=compared(before, after),
+    )
     files.write_text(run.path / "model" / "README.md", card)
 
 
@@ -299,8 +309,6 @@ def _save_model(where: Path, trainer: RecipeTrainer, tokenizer: Tokenizer) -> No
     tokenizer.save(where)
 
 
-def _base_model(recipe: Recipe) -> str | None:
-    """The hub's name of the model that a run starts from; None where it is a folder."""
-    if is_path(recipe.model) or PREPARED in recipe.model:
-        return None
-    return recipe.model
+def _is_folder(model: str) -> bool:
+    """Whether a model's name is that of a folder here, and not of a model on the hub."""
+    return is_path(model) or Path(model).exists()

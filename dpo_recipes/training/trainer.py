@@ -1,8 +1,8 @@
 """RecipeTrainer: TRL's trainer with plugin losses, the guard's stops and per-pair held-out numbers.
 
 Leans on TRL 1.16: `DPOTrainer._compute_loss`, which calls the model once and reads the reference from the batch where
-`precompute_ref_logps` is set; `_precompute_ref_logps`, `_prepare_dataset`, `_send_telemetry` and
-`compute_ref_log_probs`; and the columns of its batches.
+`precompute_ref_logps` is set, and adds one number a batch to each list of `_metrics`; `_precompute_ref_logps`,
+`_prepare_dataset`, `_send_telemetry` and `compute_ref_log_probs`; and the columns of its batches.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class RecipeTrainer(DPOTrainer):
         # Split -> hit, computed or rebuilt, where the reference is computed beforehand
         self.reference_cache: dict[str, str] = {}
         self._fingerprint: str | None = None
+        self.tie = 0.0  # nats: the largest rounding seen before training, within which a pair is ranked neither way
         self._said_why_not_shared: set[str] = set()
 
         super().__init__(**arguments)  # which may already compute the reference
@@ -210,7 +211,9 @@ class RecipeTrainer(DPOTrainer):
             values[name_of(plugin)] = self._plugin_values(plugin, numbers, pairs)
             loss = loss + weight * values[name_of(plugin)].mean()
 
-        self._watch(loss.detach(), pairs.map(torch.Tensor.detach), values, inputs)
+        detached_pairs = pairs.map(torch.Tensor.detach)
+        self._watch(loss.detach(), detached_pairs, values, inputs)
+        self._log_per_pair(detached_pairs)
         if return_outputs:
             return loss, result[1]
         return loss
@@ -304,6 +307,38 @@ class RecipeTrainer(DPOTrainer):
         if health.full_steps and not health.largest_reward:
             logratios = torch.cat([pairs.chosen_logratios, pairs.rejected_logratios])
             health.largest_reward = logratios.abs().max().item()
+
+    def _log_per_pair(self, pairs: PairLogps) -> None:
+        """Let what TRL has just logged of a batch mean what it means in evaluation.json.
+
+        TRL counts a tie as lost, so that its accuracy is 0 where policy and reference are the same model; here a tie
+        counts half. And it averages an evaluation over batches, of which the last may be smaller; here over pairs.
+        """
+        gaps = pairs.h.abs()
+        if self.state.global_step == 0 and self.health.same_start:
+            is_tied = torch.ones_like(gaps, dtype=torch.bool)  # what there is of a gap is rounding
+        else:
+            is_tied = gaps <= self.tie
+        wins = torch.where(is_tied, 0.5, (pairs.h > 0).float())
+
+        if self.model.training:
+            self._metrics["train"]["rewards/accuracies"][-1] = self.accelerator.gather(wins).mean().item()
+            return
+
+        if self.state.global_step == 0 and self.health.same_start:
+            self.tie = max(self.tie, self.accelerator.gather(gaps).max().item())
+        values_per_pair = {
+            "rewards/accuracies": wins,
+            "rewards/margins": self.beta * pairs.h,
+            "rewards/chosen": self.beta * pairs.chosen_logratios,
+            "rewards/rejected": self.beta * pairs.rejected_logratios,
+            "logps/chosen": pairs.policy_chosen,
+            "logps/rejected": pairs.policy_rejected,
+        }
+        for name, values in values_per_pair.items():
+            logged = self._metrics["eval"][name]
+            logged.pop()  # the mean of this batch
+            logged.extend(self.accelerator.gather_for_metrics(values).tolist())
 
     # What is asked from outside
 

@@ -109,6 +109,18 @@ def test_the_saved_model_is_the_one_that_was_measured(tiny, tmp_path, adapter):
     assert run.evaluation["after"]["logps/chosen"] != pytest.approx(run.evaluation["before"]["logps/chosen"], rel=1e-3)
 
 
+def test_the_model_card_loads_the_model_and_says_how_it_was_made(lora_run):
+    run, _ = lora_run
+    text = (run.path / "model" / "README.md").read_text()
+    assert "learning rate 0.001, 4 steps, 6 pairs a step, seed 42" in text
+    assert run.data["fingerprint"] in text and "trl 1.16" in text
+    names: dict = {}
+    exec(text.partition("```python\n")[2].partition("```")[0], names)  # the README of our own run
+    ids = names["tokenizer"]("Question 1", return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(names["model"](**ids).logits, run.load_model()[0](**ids).logits)
+
+
 def test_full_fine_tuning_holds_one_model_and_says_so(tiny, pairs_file, tmp_path):
     run, said = run_it(quick(tiny, pairs_file), tmp_path)
     assert "all weights (32,416 of 32,416 parameters train)" in said

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from dpo_recipes import Data, LoRA, Recipe
+from dpo_recipes import Data, LoRA, QLoRA, Recipe
+from dpo_recipes.recipe.resolve import Device, resolve
 from dpo_recipes.runs.model_card import model_card
 
 WHO = {"policy": "someone/model + LoRA of rank 4", "reference": "the same model with the adapter off"}
 RESULTS = [("pairs ranked as labelled", "50.0%", "78.1%", "66.6% to 86.5%"), ("a|b", "", "0.5", "")]
 
 
-def card(base_model="someone/model", **changes) -> str:
+DATA = {"train": {"kept": 1200}, "fingerprint": "c0ffee"}
+VERSIONS = {"torch": "2.13.0", "trl": "1.16.0"}
+
+
+def card(on_the_hub: bool = True, data: dict = DATA, **changes) -> str:
     values = {"model": "someone/model", "data": Data("some/pairs", train="train_prefs"), "adapter": LoRA(r=4)}
-    return model_card(Recipe(**values | changes), base_model=base_model, who=WHO, pairs=64, results=RESULTS)
+    recipe = Recipe(**values | changes)
+    return model_card(
+        recipe,
+        resolve(recipe, Device()),
+        base="someone/model",
+        base_is_on_the_hub=on_the_hub,
+        folder=Path("runs/mine/model"),
+        who=WHO,
+        data=data,
+        versions=VERSIONS,
+        pairs=64,
+        results=RESULTS,
+    )
+
+
+def loading_code(text: str) -> str:
+    return text.partition("```python\n")[2].partition("```")[0]
 
 
 def test_the_whole_card():
@@ -29,8 +52,10 @@ def test_the_whole_card():
         "\n"
         "* Policy: someone/model + LoRA of rank 4.\n"
         "* Reference: the same model with the adapter off.\n"
-        "* Data: some/pairs, split train_prefs.\n"
+        "* Data: some/pairs, split train_prefs, 1,200 pairs (fingerprint c0ffee).\n"
         "* Loss: sigmoid, beta 0.25.\n"
+        "* Training: learning rate 5e-06, 1 epoch, 16 pairs a step, seed 42, at most 1,024 tokens a pair's side.\n"
+        "* Versions: torch 2.13.0, trl 1.16.0.\n"
         "\n"
         "## Held out: 64 pairs\n"
         "\n"
@@ -38,11 +63,43 @@ def test_the_whole_card():
         "| --- | ---: | ---: | --- |\n"
         "| pairs ranked as labelled | 50.0% | 78.1% | 66.6% to 86.5% |\n"
         "| a\\|b |  | 0.5 |  |\n"
+        "\n"
+        "## Load it\n"
+        "\n"
+        "```python\n"
+        "from peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "\n"
+        'folder = "runs/mine/model"  # or wherever this card lies now\n'
+        'base = AutoModelForCausalLM.from_pretrained("someone/model", dtype="float32")\n'
+        "model = PeftModel.from_pretrained(base, folder)\n"
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        "```\n"
     )
 
 
 def test_a_base_that_is_a_folder_is_no_name_for_the_hub():
-    assert "base_model" not in card(base_model=None)
+    assert "base_model" not in card(on_the_hub=False)
+
+
+def test_of_a_stream_no_pairs_are_counted():
+    assert "* Data: some/pairs, split train_prefs.\n" in card(data={"train": {"dropped": {}}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "duration"),
+    [({"num_train_epochs": 2.5}, "2.5 epochs"), ({"trl": {"max_steps": 1200}}, "1,200 steps")],
+)
+def test_how_long_it_was_trained_is_what_ended_it(changes, duration):
+    assert f"learning rate 5e-06, {duration}, 16 pairs a step" in card(**changes)
+
+
+@pytest.mark.parametrize("adapter", [None, LoRA(r=4), QLoRA(r=4)])
+def test_the_code_that_loads_is_python_and_names_the_revision_where_there_is_a_base(adapter):
+    code = loading_code(card(adapter=adapter, revision="v1"))
+    compile(code, "card", "exec")
+    assert ('revision="v1"' in code) == (adapter is not None)
+    assert ("quantization_config=four_bit" in code) == isinstance(adapter, QLoRA)
 
 
 @pytest.mark.parametrize(("adapter", "library"), [(LoRA(r=4), "peft"), (None, "transformers")])

@@ -11,6 +11,7 @@ from datasets import Dataset
 from making import make_pairs
 
 from dpo_recipes import Data, LoRA, Recipe, RecipeError
+from dpo_recipes.evaluation.held_out import held_out
 from dpo_recipes.guard.start import loss_at_start
 from dpo_recipes.losses.pair_logps import PairLogps
 from dpo_recipes.losses.trl_losses import TRL_LOSSES, readers_of
@@ -56,11 +57,32 @@ def test_a_trl_loss_runs_bit_for_bit_as_in_bare_trl_over_20_steps(tiny, tmp_path
     mine = build(tiny(), tmp_path, **changes)
     mine.held_out()  # an evaluation before training must not shift anything
     mine.train()
-    names = ("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/chosen", "entropy")
+    names = ("loss", "grad_norm", "rewards/margins", "logps/chosen", "entropy")
     assert len(history(mine, *names)) == 20
     assert history(mine, *names) == history(bare, *names)
+    # TRL counts a tie as lost, and before the first update every pair is one.
+    accuracies, of_bare = history(mine, "rewards/accuracies"), history(bare, "rewards/accuracies")
+    assert accuracies[1:] == of_bare[1:] and (accuracies[0], of_bare[0]) == ([0.5], [0.0])
     weights = zip(bare.model.state_dict().items(), mine.model.state_dict().items(), strict=True)
     assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in weights)
+
+
+@pytest.mark.parametrize("adapter", [LoRA(r=4), None], ids=["adapter off", "precomputed"])
+def test_what_is_logged_of_the_held_out_pairs_is_what_evaluation_json_says(tiny, tmp_path, adapter):
+    """Also where a reference that was computed in other batches rounds otherwise, and the last batch is smaller."""
+    trainer = build(tiny(), tmp_path, adapter=adapter, micro_batch_size=4, trl=FAST | {"per_device_eval_batch_size": 3})
+    metrics, first = trainer.held_out()
+    before = held_out(metrics, first, 0.1, first)
+    trainer.train()
+    metrics, last = trainer.held_out()
+    after = held_out(metrics, last, 0.1, first)
+
+    logged = [log for log in trainer.state.log_history if "eval_loss" in log]
+    names = ("accuracies", "margins", "chosen", "rejected")
+    for log, numbers in zip(logged, (before, after), strict=True):
+        for name in (*(f"rewards/{name}" for name in names), "logps/chosen", "logps/rejected"):
+            assert log[f"eval_{name}"] == pytest.approx(numbers[name], rel=1e-5, abs=1e-6), name
+    assert before["rewards/accuracies"] == 0.5 == history(trainer, "rewards/accuracies")[0][0]
 
 
 def test_full_fine_tuning_runs_bit_for_bit_as_in_bare_trl_with_a_precomputed_reference(tiny, tmp_path):

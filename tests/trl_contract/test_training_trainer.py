@@ -99,6 +99,26 @@ def test_an_attribute_that_we_read_or_set_is_made_in_init(name):
             "logps = shared_logps + self.ld_alpha * tail_logps",
             "ld_alpha weighs the tokens past the shorter side's length",
         ),
+        *(
+            (
+                "_compute_loss",
+                f'self._metrics[mode]["{name}"].append(',
+                "one number a batch, the last of which we replace",
+            )
+            for name in (
+                "rewards/accuracies",
+                "rewards/margins",
+                "rewards/chosen",
+                "rewards/rejected",
+                "logps/chosen",
+                "logps/rejected",
+            )
+        ),
+        (
+            "log",
+            "sum(val) / len(val) for key, val in self._metrics[mode].items()",
+            "a mean over the list, so over pairs where it holds one number a pair",
+        ),
         (
             "__init__",
             'self._prepare_dataset(train_dataset, processing_class, args, "train")',
