@@ -73,13 +73,13 @@ def test_what_is_logged_of_the_held_out_pairs_is_what_evaluation_json_says(tiny,
     trainer = build(tiny(), tmp_path, adapter=adapter, micro_batch_size=4, trl=FAST | {"per_device_eval_batch_size": 3})
     metrics, first = trainer.held_out()
     before = held_out(metrics, first, 0.1, first)
+    logged_before = trainer.state.log_history[-1]  # which training begins anew
     trainer.train()
     metrics, last = trainer.held_out()
     after = held_out(metrics, last, 0.1, first)
 
-    logged = [log for log in trainer.state.log_history if "eval_loss" in log]
     names = ("accuracies", "margins", "chosen", "rejected")
-    for log, numbers in zip(logged, (before, after), strict=True):
+    for log, numbers in ((logged_before, before), (trainer.state.log_history[-1], after)):
         for name in (*(f"rewards/{name}" for name in names), "logps/chosen", "logps/rejected"):
             assert log[f"eval_{name}"] == pytest.approx(numbers[name], rel=1e-5, abs=1e-6), name
     assert before["rewards/accuracies"] == 0.5 == history(trainer, "rewards/accuracies")[0][0]
