@@ -55,10 +55,15 @@ def check(
         if run:
             findings.append(Finding("skipped", "run", "it needs the pairs, which failed"))
         return result
-    model_and_data = f"{recipe.model} and {recipe.data.name}".replace(f"{PREPARED}/", f"{recipe.name}'s own ")
-    findings.append(Finding("pass", "model", f"{model_and_data} are at hand"))
+    model_finding = _check_model(session, here=gpu is None)
+    findings.append(model_finding)
 
     _check_pairs(session, result)
+    if model_finding.level == "fail":
+        findings.append(Finding("skipped", "plan", "it needs the model, which failed"))
+        if run:
+            findings.append(Finding("skipped", "run", "it needs the model, which failed"))
+        return result
     _check_plan(session, gpu_memory, result)
     if run:
         _check_real_steps(session, result)
@@ -70,6 +75,17 @@ def _check_values(recipe: Recipe) -> Finding:
     fields, options = len(recipe.given), len(recipe.trl)
     text = f"{fields} fields and {options} options of DPOConfig are set; each of them acts"
     return Finding("pass", "recipe", text)
+
+
+def _check_model(session: Session, here: bool) -> Finding:
+    """Model, adapter and reference, as far as their configurations and the names in their files tell."""
+    recipe = session.recipe
+    try:
+        session.check_model(here=here)
+    except RecipeError as error:
+        return Finding("fail", "model", str(error))
+    model_and_data = f"{recipe.model} and {recipe.data.name}".replace(f"{PREPARED}/", f"{recipe.name}'s own ")
+    return Finding("pass", "model", f"{model_and_data} are at hand")
 
 
 # ----------------------------------------------------------------------------------------------------------- the pairs

@@ -38,6 +38,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     _stop_at_fails(losses)
     session = Session(recipe, console)
     _say_warnings(session, losses)
+    session.check_model()
     # These import torch: what could be refused without it is refused by now.
     from ..evaluation.answers import answers, rehearsed
     from ..training.metrics_log import MetricsLog

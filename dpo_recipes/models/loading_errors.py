@@ -17,8 +17,10 @@ def explained(what: str, path: str) -> Iterator[None]:
     """Turn whatever a loader raises into what could not be loaded, why, and what to look at."""
     try:
         yield
+    except RecipeError:
+        raise
     except Exception as error:
-        reason, remedy = first_line(error), _remedy(str(error), path)
+        reason, remedy = reason_of(error), _remedy(str(error), path)
         raise RecipeError(f"No {what} could be loaded from {path!r}: {reason}. {remedy}") from error
 
 
@@ -27,14 +29,33 @@ def _remedy(message: str, path: str) -> str:
         return "The model brings its own code; read it, then set trust_remote_code=True in the recipe."
     if "attn" in message or "attention" in message:
         return "Check attn_implementation."
+    if "Unrecognized configuration class" in message:
+        return "It is no causal language model: take one that writes text from left to right."
+    if "does not recognize this architecture" in message:
+        return "The model may be newer than the installed transformers, or its model_type in config.json misspelt."
     if os.path.isdir(path):
         contents = ", ".join(sorted(os.listdir(path))[:FILES_NAMED]) or "nothing"
         return f"A model folder has config.json, model.safetensors and tokenizer files; this one: {contents}."
     return "Check model= and revision=; a gated model also needs `hf auth login`."
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message without its full stop; the error's type where there is no message."""
-    lines = str(error).strip().split("\n")
-    reason = lines[0].rstrip(".")[:LONGEST_REASON]
-    return reason or type(error).__name__
+def reason_of(error: BaseException) -> str:
+    """What an error says, in one line without its full stop; its type where it says nothing.
+
+    Of a long message the sentences from the start, as many as fit. A line that ends in a colon is followed by the
+    next one, which is what it is about.
+    """
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+
+    reason = lines[0]
+    for line in lines[1:]:
+        is_unfinished = reason.endswith(":")
+        if not is_unfinished and len(reason) + len(line) > LONGEST_REASON:
+            break
+        reason += f" {line}"
+    if len(reason) > LONGEST_REASON:
+        reason = reason[:LONGEST_REASON].rpartition(" ")[0] or reason[:LONGEST_REASON]
+        reason += " ..."
+    return reason.rstrip(".") if not reason.endswith("...") else reason

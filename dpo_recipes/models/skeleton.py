@@ -15,7 +15,7 @@ from transformers.quantizers import AutoHfQuantizer
 
 from ..recipe.recipe import LoRA, Recipe
 from ..recipe.resolve import Settings
-from .adapter import cast_as_trl, lora_config
+from .adapter import cast_as_trl, lora_config, refuse_targets
 from .loading_errors import explained
 from .weights import loading_options
 
@@ -58,6 +58,8 @@ def _quantize(model: Any, quantization_config: Any, dtype: torch.dtype) -> None:
 
 def _with_adapter(model: Any, adapter: LoRA, settings: Settings) -> Any:
     """The model with its new or continued adapter, and beside a continued one the frozen copy that is its reference."""
+    if not adapter.continue_from:
+        refuse_targets(model, adapter)
     with torch.device("meta"), lora_config(adapter) as config:
         config.inference_mode = False
         model = get_peft_model(model, config)

@@ -84,11 +84,38 @@ def _pinned(template: str | None, data: Data, say: Callable[[str], None]) -> str
     return pinned
 
 
-def need_embeddings(model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer with more tokens than the model has embeddings, before a row that uses one of them."""
+def need_embeddings(model: Any, tokenizer: Any, who: str = "the model") -> None:
+    """Refuse a tokenizer with more tokens than a model has embeddings, before a row that uses one of them."""
     tokens = len(tokenizer)
-    embeddings = model.get_input_embeddings().num_embeddings
+    embeddings = model.get_input_embeddings().weight.shape[0]
     if tokens > embeddings:
         raise RecipeError(
-            f"The tokenizer has {tokens} tokens, but the model {embeddings} embeddings: they do not match."
+            f"The tokenizer has {tokens} tokens, but {who} {embeddings} embeddings: they do not match. "
+            "Take the tokenizer that the model was trained with, or resize the model to this one "
+            "(resize_token_embeddings) and save it."
         )
+
+
+def need_same_tokens(tokenizer: Any, reference_path: str, trust_remote_code: bool) -> None:
+    """Refuse a reference that reads the policy's token ids as other words.
+
+    A reference that comes without a tokenizer of its own is taken at its word.
+    """
+    try:
+        of_the_reference = AutoTokenizer.from_pretrained(reference_path, trust_remote_code=trust_remote_code)
+    except Exception:  # it may have none, and needs none
+        return
+    token_of_the_reference = {index: token for token, index in of_the_reference.get_vocab().items()}
+    different = []
+    for token, index in tokenizer.get_vocab().items():
+        other = token_of_the_reference.get(index, token)
+        if other != token:
+            different.append((index, token, other))
+    if not different:
+        return
+    index, token, other = min(different)
+    raise RecipeError(
+        f"reference={reference_path!r} has another vocabulary than the model: {len(different):,} token ids mean "
+        f"something else, such as {index}, {token!r} to the model and {other!r} to the reference. Its "
+        "log-probabilities would be of other texts. Take a reference with the model's own tokenizer."
+    )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import PeftConfig
+from transformers import AutoTokenizer
 
+from ..data.sources import is_path
 from ..errors import RecipeError
+from .adapter import put_on, refuse_other_adapter_weights
+from .checkpoint import load_checkpoint
 from .loading_errors import explained
 from .weights import keep_4bit_gradients_right, quantization
 
@@ -30,14 +34,22 @@ def load_trained(folder: Path, resolved: dict[str, Any]) -> tuple[Any, Any]:
         "trust_remote_code": values["trust_remote_code"],
         "dtype": getattr(torch, weights_dtype),
     }
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    with explained("tokenizer", str(model_folder)):
+        tokenizer = AutoTokenizer.from_pretrained(model_folder)
     if values["adapter"] is None:
-        return AutoModelForCausalLM.from_pretrained(model_folder, **options), tokenizer
+        return load_checkpoint(str(model_folder), **options), tokenizer
 
     base = PeftConfig.from_pretrained(str(model_folder)).base_model_name_or_path
+    if is_path(base) and not os.path.isdir(base):
+        raise RecipeError(
+            f"The adapter in {model_folder} was trained on {base}, and there is no such folder. Where that model has "
+            f"moved, write its new place in {model_folder / 'adapter_config.json'}: base_model_name_or_path."
+        )
     if values["adapter"] == "QLoRA":
         options["quantization_config"] = quantization(values["adapter.double_quant"], options["dtype"])
-    with explained("base model", base):
-        model = AutoModelForCausalLM.from_pretrained(base, revision=values["revision"], **options)
+    model = load_checkpoint(base, "base model", revision=values["revision"], **options)
     keep_4bit_gradients_right(model)
-    return PeftModel.from_pretrained(model, model_folder), tokenizer
+    with explained("adapter", str(model_folder)):
+        trained = put_on(model, str(model_folder))
+    refuse_other_adapter_weights(trained, str(model_folder))
+    return trained, tokenizer

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 
 from ..errors import RecipeError
 from ..recipe.recipe import QLoRA, Recipe
 from ..recipe.resolve import Settings
-from .adapter import continue_adapter
-from .loading_errors import explained
+from .adapter import continue_adapter, refuse_targets
+from .checkpoint import load_checkpoint
 
 # TRL and peft use the old name of this option themselves, so the warning says nothing to a user.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
@@ -39,8 +39,7 @@ def load_weights(
     options = loading_options(recipe, settings, trainable)
     if "quantization_config" in options:
         options |= _placement(use_cpu=bool(recipe.trl.get("use_cpu")))
-    with explained("model", path):
-        model: Any = AutoModelForCausalLM.from_pretrained(path, **options)
+    model = load_checkpoint(path, **options)
     keep_4bit_gradients_right(model)
     _refuse_numbers_that_are_not_finite(model, path, settings.weights)
     if not trainable:
@@ -53,9 +52,13 @@ def load_weights(
             f"To train it on, set model= to its base and adapter.continue_from={path}"
         )
     adapter = recipe.adapter
-    if adapter is not None and adapter.continue_from:
+    if adapter is None:
+        return model
+    if adapter.continue_from:
         model = continue_adapter(model, adapter, path, say)
         _refuse_numbers_that_are_not_finite(model, adapter.continue_from, settings.weights)
+        return model
+    refuse_targets(model, adapter)
     return model
 
 
@@ -78,11 +81,19 @@ def _refuse_numbers_that_are_not_finite(model: Any, path: str, dtype: str) -> No
 
 def not_finite(model: Any) -> list[str]:
     """The names of the tensors that hold a NaN or an infinity."""
-    return [name for name, parameter in model.named_parameters() if not _is_finite(parameter)]
+    names = []
+    for name, parameter in model.named_parameters():
+        tensors = [parameter]
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:  # packed 4-bit weights are whole numbers; their scales tell
+            tensors += [scales for scales in (state.absmax, state.offset) if scales is not None]
+        if not all(_is_finite(tensor) for tensor in tensors):
+            names.append(name)
+    return names
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """Found without a copy of the tensor. Packed 4-bit weights are whole numbers; a tensor on no device has none."""
+    """Found without a copy of the tensor. Whole numbers are finite; a tensor on no device has none."""
     if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
         return True
     low, high = tensor.detach().aminmax()

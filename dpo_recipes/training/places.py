@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from rich.console import Console
 
 from ..data.sources import files_of, is_path
-from ..errors import RecipeError
+from ..errors import RecipeError, nearest
 from ..recipe.recipe import Recipe
 from ..runs import environment, files
 
@@ -71,7 +71,14 @@ def _require_local(place: Place) -> None:
             files_of(place.name, place.key)  # which raises
         return
 
-    if is_path(place.name) and not os.path.isdir(os.path.expanduser(place.name)):
+    path = os.path.expanduser(place.name)
+    if os.path.isfile(path):
+        parent = os.path.dirname(place.name) or "."
+        raise RecipeError(
+            f"{place.key}={place.name!r} is a file. A model is a folder, or a hub id such as org/name; the folder that "
+            f"holds this file: {place.key}={parent}"
+        )
+    if is_path(place.name) and not os.path.isdir(path):
         raise RecipeError(
             f"{place.key}={place.name!r}: there is no such folder. A model is a folder, or a hub id such as org/name."
         )
@@ -113,8 +120,9 @@ def _require_copies(places: list[Place], hub_state: str) -> None:
 
     names = [f"data set {place.name}" if place.kind == "dataset" else f"model {place.name}" for place in missing]
     local_names = dict.fromkeys(_local_name(place) for place in missing)  # each once, in order
+    guesses = "".join(nearest(place.name, _names_at_hand(place.kind)) for place in missing)
     raise RecipeError(
-        f"{constants.ENDPOINT} {hub_state}, and this machine has no copy of {' and '.join(names)}. "
+        f"{constants.ENDPOINT} {hub_state}, and this machine has no copy of {' and '.join(names)}.{guesses} "
         f"Connect and run again, or name local ones: {' '.join(local_names)}"
     )
 
@@ -129,6 +137,16 @@ def _has_copy(place: Place) -> bool:
         kept = os.environ.get("HF_DATASETS_CACHE") or f"{constants.HF_HOME}/datasets"
         folders.append(Path(kept, place.name.replace("/", "___")))
     return any(any(folder.glob("*")) for folder in folders)
+
+
+def _names_at_hand(kind: str) -> list[str]:
+    """What a name may have been meant for: the repositories in the hub's cache, and the folders here."""
+    from huggingface_hub import constants
+
+    prefix = f"{kind}s--"
+    cached = [folder.name.removeprefix(prefix) for folder in Path(constants.HF_HUB_CACHE).glob(f"{prefix}*")]
+    folders = [folder.name for folder in Path().glob("*/")]
+    return [name.replace("--", "/") for name in cached] + folders
 
 
 def _local_name(place: Place) -> str:

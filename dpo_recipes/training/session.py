@@ -23,6 +23,7 @@ from rich.markup import escape
 
 from ..data.sources import files_of, is_path
 from ..errors import Finding, RecipeError
+from ..models.model_folder import refuse_adapter_folder, refuse_model_folder
 from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import here, resolve
@@ -63,6 +64,7 @@ class Session:
         self.recipe = recipe
         self.console = console
         self._find_places()
+        self._refuse_unusable_folders()
 
         with console.status("loading the libraries"):
             _quieten_libraries(console, self.data_paths)
@@ -85,7 +87,7 @@ class Session:
         def resolved(name: str) -> str:
             return os.path.expanduser(name.replace(PREPARED, str(folder)))
 
-        self.model_path = resolved(recipe.model)
+        self.model_path = _absolute(resolved(recipe.model))  # as an adapter made on it will name it
         self.reference_path = resolved(recipe.reference or "")  # empty where the reference is the start
         self.data_paths = {resolved(path): share for path, share in recipe.data.paths.items()}
 
@@ -100,6 +102,46 @@ class Session:
         from .trainer import config
 
         try_options(config(dpo_arguments(self.recipe, self.settings, os.curdir)))
+
+    def _refuse_unusable_folders(self) -> None:
+        """Folders that no library could load, before the libraries are imported."""
+        if os.path.isdir(self.model_path):
+            refuse_model_folder(self.model_path, "model")
+        if os.path.isdir(self.reference_path):
+            refuse_model_folder(self.reference_path, "reference", tokenizer=False)
+
+        adapter = self.recipe.adapter
+        if adapter is not None and adapter.continue_from:
+            folder = os.path.expanduser(adapter.continue_from)
+            if is_path(adapter.continue_from) or os.path.exists(folder):
+                refuse_adapter_folder(folder, "adapter.continue_from")
+
+    def check_model(self, *, here: bool = True) -> None:
+        """Refuse what the configurations, and the names in the files of weights, tell before a weight is read.
+
+        RecipeError where the model, its adapter or its reference cannot be what the recipe says. `here`: it is to
+        train on this machine, so that what it needs must be installed.
+        """
+        from ..models import checkpoint, limits
+        from ..models.skeleton import skeleton
+        from ..models.tokenizer import need_embeddings, need_same_tokens
+
+        recipe, tokenizer = self.recipe, self.tokenizer.tokenizer
+        if here:
+            limits.refuse_absent_attention(recipe.attn_implementation)
+        models = {self.model_path: "the model"}
+        if self.reference_path:
+            models[self.reference_path] = "the reference"
+            need_same_tokens(tokenizer, self.reference_path, recipe.trust_remote_code)
+
+        for path, who in models.items():
+            model = skeleton(recipe, self.settings, path, trainable=path == self.model_path)
+            limits.refuse_encoder(model.config, path)
+            need_embeddings(model, tokenizer, who)
+            if recipe.max_length:
+                limits.refuse_longer_pairs(recipe.max_length, f"max_length={recipe.max_length}", model.config, path)
+            if os.path.isdir(path):
+                checkpoint.refuse_unfit_files(path, trust_remote_code=recipe.trust_remote_code)
 
     def read_pairs(self) -> None:
         """Read, tokenise and judge the pairs. RecipeError where nothing can be judged; what was judged is a finding."""
@@ -139,6 +181,8 @@ class Session:
         self.eval = self._tokenized("eval", explicit.eval, explicit.text)
         self.findings += contradiction_findings(self.report, allow=data.allow, max_dropped=data.max_dropped)
         self.findings += length_findings(self.recipe, None if data.streaming else len(self.train))
+        if self.recipe.max_length is None and not data.streaming:
+            self._compare_with_positions()
 
         self.report["text"] = explicit.text
         self.report["template_sha256"] = None
@@ -160,6 +204,22 @@ class Session:
             f"System messages were put before the first question: as they are, the chat template {trial.system} them."
         )
         self.findings.append(Finding("pass", "system", text))
+
+    def _compare_with_positions(self) -> None:
+        """Where no max_length cuts the pairs, the longest must fit the model: else a finding."""
+        from transformers import AutoConfig
+
+        from ..models.limits import refuse_longer_pairs
+
+        recipe = self.recipe
+        config = AutoConfig.from_pretrained(
+            self.model_path, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
+        )
+        longest = max([0, *self.train["length"], *self.eval["length"]])
+        try:
+            refuse_longer_pairs(longest, f"A pair of {longest:,} tokens", config, self.model_path)
+        except RecipeError as error:
+            self.findings.append(Finding("fail", "positions", str(error)))
 
     def _template(self, text: bool) -> str | None:
         """The chat template that renders the pairs; None for plain strings, which need none."""
@@ -253,6 +313,11 @@ class Session:
         trainer.remove_callback(PrinterCallback)  # which prints every log; the bar shows them
         self.reference = Reference(trainer.model, settings, load_reference)
         return trainer
+
+
+def _absolute(name: str) -> str:
+    """A folder's whole path, which is right from every working folder; a hub id as it is."""
+    return os.path.abspath(name) if os.path.isdir(name) else name
 
 
 def _quieten_libraries(console: Console, data_paths: dict[str, float]) -> None:

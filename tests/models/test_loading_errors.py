@@ -6,7 +6,7 @@ import pytest
 from making import recipe_for
 
 from dpo_recipes import RecipeError
-from dpo_recipes.models.loading_errors import explained, first_line
+from dpo_recipes.models.loading_errors import explained, reason_of
 from dpo_recipes.models.tokenizer import load_tokenizer
 from dpo_recipes.models.weights import load_weights
 from dpo_recipes.recipe.resolve import Device, resolve
@@ -36,7 +36,11 @@ def test_the_remedy_is_that_of_what_went_wrong(message, remedy):
         raise ValueError(message)
 
 
-def test_of_a_librarys_message_the_first_line_is_shown():
-    assert first_line(ValueError("\n  It is broken.\nSee the manual.")) == "It is broken"
-    assert first_line(ValueError("x" * 1000)) == "x" * 300
-    assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+def test_of_a_librarys_message_what_matters_is_shown():
+    assert reason_of(ValueError("\n  It is broken.\nSee the manual.")) == "It is broken. See the manual"
+    assert reason_of(KeyboardInterrupt()) == "KeyboardInterrupt"
+    heading = "Error(s) in loading state_dict for Model:"
+    matter = "size mismatch for layers.0: " + "x" * 250
+    assert reason_of(RuntimeError(f"{heading}\n\t{matter}\n\tmore")).startswith(f"{heading} size mismatch for layers.0")
+    assert reason_of(ValueError("First line.\n" + "word " * 100)) == "First line"
+    assert reason_of(ValueError("word " * 100)).endswith("word ...")

@@ -45,13 +45,15 @@ def parameters_of(model, trained_in: torch.dtype | None = None) -> dict[str, tup
         pytest.param(None, id="full"),
         pytest.param(LoRA(r=4), id="lora"),
         pytest.param(LoRA(r=4, use_dora=True), id="dora"),
-        pytest.param(LoRA(use_rslora=True, target_modules=["dense", "q_proj", "o_proj"]), id="rslora on some"),
+        pytest.param(LoRA(use_rslora=True, target_modules=["o_proj"]), id="rslora on some"),
         pytest.param(QLoRA(r=4), id="qlora"),
         pytest.param(QLoRA(r=4, use_dora=True, double_quant=False), id="qlora dora"),
     ],
 )
 def test_a_skeleton_has_every_parameter_of_the_model_in_its_type(tiny, kind, adapter):
     """Names, shapes, dtypes and what trains, and the figures beside 4-bit weights: all equal, nothing allocated."""
+    if adapter and adapter.use_rslora and kind == "gpt_neox":
+        adapter = LoRA(use_rslora=True, target_modules=["dense"])  # its name of the same module
     changes = {"head_dim": 16} if kind == "gemma3_text" else {}
     folder = tiny(kind, tie_word_embeddings=kind == "qwen2", **changes)
     recipe = recipe_for(folder, adapter=adapter)
@@ -68,8 +70,8 @@ def test_a_skeleton_has_every_parameter_of_the_model_in_its_type(tiny, kind, ada
 
 def test_a_skeleton_refuses_the_adapter_that_its_model_cannot_have(tiny, tmp_path):
     refusals = {
-        "holds no LoRA adapter .* adapter_config.json": LoRA(continue_from=str(tmp_path)),
-        "This model takes no such adapter: Target modules .* not found": LoRA(target_modules=["nothing"]),
+        "holds no LoRA adapter.* adapter_config.json": LoRA(continue_from=str(tmp_path)),
+        "names 'nothing', and the model has no such module": LoRA(target_modules=["nothing"]),
     }
     for reason, adapter in refusals.items():
         recipe = recipe_for(tiny(), adapter=adapter)

@@ -118,7 +118,11 @@ def test_a_revision_reaches_model_tokenizer_and_reference(tiny, monkeypatch):
 
         def from_pretrained(path, **options):
             seen.append((name, options.get("revision"), options["trust_remote_code"]))
-            return real(path)
+            return (
+                real(path, output_loading_info=options.get("output_loading_info", False))
+                if name == "model"
+                else real(path)
+            )
 
         monkeypatch.setattr(loader, "from_pretrained", from_pretrained)
 

@@ -106,7 +106,7 @@ def test_a_model_folder_that_is_missing_is_named_before_anything_is_asked(model,
 
 
 def test_a_file_is_no_model_folder(pairs_file, world):
-    with pytest.raises(RecipeError, match="there is no such folder"):
+    with pytest.raises(RecipeError, match=f"is a file.* holds this file: model={pairs_file.parent}"):
         hub.require([str(pairs_file)], None, [str(pairs_file)], None)
 
 
@@ -230,6 +230,17 @@ def test_each_missing_data_set_of_a_mix_is_named_and_the_remedy_once(unreachable
     cached("dataset", DATA)
     cached("dataset", "other/pairs")
     hub.require([MODEL, "someone/reference"], None, [DATA, str(pairs_file), "other/pairs"], None)
+
+
+def test_a_name_misspelt_offline_is_compared_with_what_is_at_hand(unreachable, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_model").mkdir()
+    cached("model", MODEL)
+    cached("dataset", DATA)
+    with pytest.raises(RecipeError, match=f"no copy of model someone/smal-model. Did you mean '{MODEL}'"):
+        hub.require(["someone/smal-model"], None, [DATA], None)
+    with pytest.raises(RecipeError, match="no copy of model my_modle. Did you mean 'my_model'"):
+        hub.require(["my_modle"], None, [DATA], None)
 
 
 def test_an_empty_cache_folder_is_no_copy(unreachable):

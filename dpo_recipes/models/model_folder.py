@@ -1,0 +1,230 @@
+"""What is wrong with a folder that is to hold a model or an adapter, seen from its files and before a library is asked.
+
+Standard library only, so that it is known at once. Of a model on the hub nothing is looked at here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import RecipeError
+
+FILES_NAMED = 8  # of a folder that holds no model, enough to recognise it by
+LFS_POINTER = b"version https://git-lfs"
+OLD_WEIGHTS = (".bin", ".pt", ".pth")
+# Every tokenizer of Transformers has a file with one of these in its name.
+TOKENIZER_WORDS = ("token", "vocab", "spiece", "sentencepiece", "tekken", "merges", ".tiktoken", ".model")
+# How safetensors writes the types that a weight can be computed in as it stands.
+FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+class Folder(NamedTuple):
+    """A folder, and the field of a recipe that names it."""
+
+    path: str
+    field: str
+
+    def __str__(self) -> str:
+        return f"{self.field}={self.path!r}"
+
+
+def refuse_model_folder(path: str, field: str, *, tokenizer: bool = True) -> None:
+    """RecipeError where this folder cannot be loaded as a model, and what to do; `field` of the recipe names it."""
+    folder = Folder(path, field)
+    names = _readable_names(folder)
+    if "adapter_config.json" in names and "config.json" not in names:
+        _refuse_adapter(folder)
+
+    if "config.json" not in names:
+        raise RecipeError(f"{folder} holds no config.json, so it is no model folder. {_other_form(names)}")
+    config = _json_object(folder, "config.json")
+    if "model_type" not in config and "auto_map" not in config:  # which names code of its own
+        raise RecipeError(
+            f"{folder}: config.json has no model_type, so nothing says which architecture the weights are of. "
+            "Take the config.json that was saved with them."
+        )
+    _refuse_weights(folder, names, config)
+    if tokenizer and not any(word in name for name in names for word in TOKENIZER_WORDS):
+        raise RecipeError(
+            f"{folder} holds no tokenizer. Copy tokenizer.json and tokenizer_config.json of the model it was trained "
+            f"from into it; {_contents(names)}"
+        )
+
+
+def refuse_adapter_folder(path: str, field: str) -> None:
+    """RecipeError where this folder cannot be loaded as a LoRA adapter, and what to do."""
+    folder = Folder(path, field)
+    names = _readable_names(folder)
+    if "adapter_config.json" not in names:
+        what = "it is a whole model; set model= to it." if "config.json" in names else _contents(names)
+        raise RecipeError(f"{folder} holds no LoRA adapter: adapter_config.json is missing; {what}")
+
+    config = _json_object(folder, "adapter_config.json")
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise RecipeError(f"{folder} is a {kind} adapter, and only a LORA adapter can be trained on here.")
+    if not any(name in names for name in ("adapter_model.safetensors", "adapter_model.bin")):
+        raise RecipeError(f"{folder} has no weights: adapter_model.safetensors is missing beside adapter_config.json.")
+    if "adapter_model.safetensors" in names:
+        _tensors(folder, "adapter_model.safetensors")
+
+
+def _readable_names(folder: Folder) -> list[str]:
+    """The files of a folder; RecipeError where it is none, or where one of them has no data or may not be read."""
+    if os.path.isfile(folder.path):
+        parent = os.path.dirname(folder.path) or "."
+        raise RecipeError(f"{folder} is a file. Name the folder that holds it: {folder.field}={parent}")
+    if not os.path.isdir(folder.path):
+        raise RecipeError(f"{folder}: there is no such folder.")
+    try:
+        names = sorted(os.listdir(folder.path))
+    except OSError as error:
+        raise RecipeError(f"{folder} cannot be read: {error.strerror}.") from None
+
+    read = _files_read(names)
+    for name in read:
+        if not os.access(os.path.join(folder.path, name), os.R_OK):
+            raise RecipeError(f"{folder}: {name} cannot be read: permission denied. Try: chmod -R u+rX {folder.path}")
+    _refuse_lfs_pointers(folder, read)
+    return names
+
+
+def _files_read(names: list[str]) -> list[str]:
+    """Those that loading may read; where there are safetensors, weights of other formats are left alone."""
+    texts = [name for name in names if name.endswith((".json", ".txt", ".model", ".jinja"))]
+    return texts + _weight_files(names)
+
+
+def _weight_files(names: list[str]) -> list[str]:
+    """The files of the weights, in the format that Transformers and PEFT prefer."""
+    safetensors = [name for name in names if name.endswith(".safetensors")]
+    for whole in ("model.safetensors", "adapter_model.safetensors"):
+        if whole in safetensors:
+            return [whole]
+    shards = [name for name in safetensors if name.startswith("model-")]
+    return shards or safetensors or [name for name in names if name.endswith(OLD_WEIGHTS)]
+
+
+def _refuse_lfs_pointers(folder: Folder, names: list[str]) -> None:
+    """Of a repository that was cloned without git-lfs, the large files are a few lines that point to them."""
+    pointers = []
+    for name in names:
+        with open(os.path.join(folder.path, name), "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                pointers.append(name)
+    if pointers:
+        first = pointers[0]
+        if len(pointers) > 1:
+            first += f" and {len(pointers) - 1} more"
+        raise RecipeError(
+            f"{folder}: {first} without data, a pointer of Git LFS only. Fetch the file itself: "
+            f"git -C {folder.path} lfs pull"
+        )
+
+
+def _refuse_adapter(folder: Folder) -> None:
+    base = _json_object(folder, "adapter_config.json").get("base_model_name_or_path") or "its base"
+    if folder.field == "model":
+        raise RecipeError(
+            f"{folder} is an adapter, which a new one would replace. "
+            f"To train it on, set model={base} adapter.continue_from={folder.path}"
+        )
+    raise RecipeError(
+        f"{folder} is an adapter of {base}, not a whole model. Merge it with peft's merge_and_unload(), save that, and "
+        f"set {folder.field}= to it."
+    )
+
+
+def _refuse_weights(folder: Folder, names: list[str], config: dict[str, Any]) -> None:
+    weight_files = _weight_files(names)
+    if not weight_files:
+        raise RecipeError(f"{folder} holds no weights. {_other_form(names)}")
+
+    index = "model.safetensors.index.json"
+    if index in names and "model.safetensors" not in names:
+        weight_map = _json_object(folder, index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise RecipeError(f"{folder}: {index} has no weight_map. Download or copy the model whole.")
+        shards = set(weight_map.values())
+        missing = sorted(shards.difference(names))
+        if missing:
+            raise RecipeError(
+                f"{folder} lacks {len(missing)} of the {len(shards)} files of its weights: {', '.join(missing[:3])}. "
+                "Download or copy the model whole."
+            )
+    for name in weight_files:
+        if name.endswith(".safetensors"):
+            tensors = _tensors(folder, name)
+            if "quantization_config" not in config:
+                _refuse_unscaled_numbers(folder, name, tensors)
+        elif not os.path.getsize(os.path.join(folder.path, name)):
+            raise RecipeError(f"{folder}: {name} is empty. Download or copy it again.")
+
+
+def _tensors(folder: Folder, name: str) -> dict[str, Any]:
+    """Tensor -> dtype, shape and place, as the head of a safetensors file says; RecipeError where it is damaged.
+
+    The format: eight bytes with the length of the head, the head as JSON, and then the numbers.
+    """
+    path = Path(folder.path, name)
+    size = path.stat().st_size
+    if not size:
+        raise RecipeError(f"{folder}: {name} is empty. Download or copy it again.")
+
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        head = file.read(length) if length < size else b""
+    try:
+        tensors = json.loads(head)
+        tensors.pop("__metadata__", None)
+        end_of_numbers = max([0, *(tensor["data_offsets"][1] for tensor in tensors.values())])
+    except (ValueError, AttributeError, TypeError, KeyError):
+        raise RecipeError(
+            f"{folder}: {name} is damaged, or no safetensors file: its head cannot be read. Download or copy it again."
+        ) from None
+    expected = 8 + length + end_of_numbers
+    if size < expected:
+        raise RecipeError(
+            f"{folder}: {name} is cut short: {size:,} of {expected:,} bytes are there. Download or copy it again."
+        )
+    return tensors
+
+
+def _refuse_unscaled_numbers(folder: Folder, name: str, tensors: dict[str, Any]) -> None:
+    """8-bit and 4-bit weights mean nothing without their scales, and would be read as they stand."""
+    for tensor, entry in tensors.items():
+        if tensor.endswith(".weight") and entry["dtype"] not in FLOATS:
+            raise RecipeError(
+                f"{folder}: {tensor} in {name} is of type {entry['dtype']}, and config.json has no quantization_config "
+                "to say how it is scaled. Take the config.json that was saved with it, or the 16-bit model."
+            )
+
+
+def _json_object(folder: Folder, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(Path(folder.path, name).read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise RecipeError(f"{folder}: {name} is no valid JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise RecipeError(f"{folder}: {name} must hold a JSON object, and holds {type(value).__name__}.")
+    return value
+
+
+def _other_form(names: list[str]) -> str:
+    """What the folder is instead, as far as its names tell."""
+    if any(name.endswith(".gguf") for name in names):
+        return "GGUF files are for inference (llama.cpp, Ollama): take the original model, in safetensors."
+    checkpoints = [name for name in names if name.startswith("checkpoint-")]
+    if checkpoints:
+        return f"It holds checkpoints of a run: name one of them, such as {checkpoints[-1]}."
+    if "recipe.json" in names and "model" in names:
+        return "It is a run folder: name the folder model in it."
+    return f"A model folder has config.json, model.safetensors and tokenizer files; {_contents(names)}"
+
+
+def _contents(names: list[str]) -> str:
+    listed = ", ".join(names[:FILES_NAMED]) or "nothing"
+    return f"it holds {listed}."
