@@ -1,4 +1,7 @@
-"""Reference log-probabilities that outlast a run: found again by all that they depend on, and by nothing else."""
+"""Reference log-probabilities that outlast a run: found again by all that they depend on, and by nothing else.
+
+Leans on TRL 1.16: the columns of token ids, and all that `DPOTrainer.compute_ref_log_probs` makes numbers from.
+"""
 
 from __future__ import annotations
 

@@ -148,10 +148,11 @@ def longest_ids(recipe):
 )
 def test_the_planned_steps_are_those_that_the_trainer_takes(made, tmp_path, changes, steps):
     recipe = made(**changes)
+    # Before the trainer is made: a DPOConfig, which check makes too, resets the state that a living trainer uses.
+    assert check(recipe)["plan"]["steps"] == steps
     start = Session(recipe, Console(quiet=True))
     start.read_pairs()
     trainer = start.make_trainer(tmp_path, [])
-    assert check(recipe)["plan"]["steps"] == steps
     batches = len(trainer.get_train_dataloader())
     accumulation, epochs = trainer.args.gradient_accumulation_steps, trainer.args.num_train_epochs
     own = trainer.args.max_steps if trainer.args.max_steps > 0 else -(-batches // accumulation) * epochs

@@ -431,7 +431,9 @@ def test_a_broken_row_is_dropped_and_counted_or_named_in_the_error(tmp_path, goo
     assert (
         f"p.jsonl (train): 1 of 31 rows cannot be used, read as {form!r}. {reason}: 1 (rows 20 ...{shown})" in message
     )
-    assert message.endswith("Correct or remove them, or allow it: data.max_dropped=0.04.")
+    assert "Correct or remove them, or allow it: data.max_dropped=0.04." in message
+    if "rendered before" not in reason:  # which has ways out of its own behind that
+        assert message.endswith("data.max_dropped=0.04.")
 
 
 @pytest.mark.parametrize(("name", "content", "first"), ODD.values(), ids=ODD)

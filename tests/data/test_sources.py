@@ -169,9 +169,9 @@ def test_only_the_code_that_reads_a_row_makes_the_cached_pairs_stale(tmp_path, m
     monkeypatch.setattr(source_hash, "PACKAGE", package)
     read_anew = []
 
-    def counted(raw, form, *, strict):
+    def counted(raw, form, **options):
         read_anew.append(raw)
-        return explicit_pair(raw, form, strict=strict)
+        return explicit_pair(raw, form, **options)
 
     explicit_pair = preference_dataset.explicit_pair
     monkeypatch.setattr(preference_dataset, "explicit_pair", counted)

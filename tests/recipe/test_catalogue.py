@@ -175,4 +175,5 @@ def test_what_is_not_there_is_said(here, name, message):
     with pytest.raises(UsageError) as error:
         find(name)
     assert str(error.value).startswith(message) or message in str(error.value)
-    assert "quickstart" in str(error.value) and str(error.value).endswith("; by path: ./mine.py.")
+    if "is a folder" not in message:  # which lists its own files
+        assert "quickstart" in str(error.value) and str(error.value).endswith("; by path: ./mine.py.")

@@ -66,7 +66,7 @@ def test_what_was_written_is_read_back(tmp_path):
         files.write_json(run.path / f"{name}.json", value)
     again = Run(str(run.path))
     assert again.samples == [row, {"prompt": "q", "policy": ""}]
-    assert again.metrics == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": float("inf")}]
+    assert again.metrics == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]  # JSON has no infinity
     assert {name: getattr(again, name) for name in values} == values
 
 
