@@ -162,7 +162,7 @@ def refuse_other_adapter_weights(model: Any, folder: str) -> None:
     PEFT warns of the first, and is silent of the second.
     """
     tensors = load_peft_weights(folder, device="cpu")
-    result = set_peft_model_state_dict(model, tensors)
+    result: Any = set_peft_model_state_dict(model, tensors)
     missing = [name for name in result.missing_keys if ".lora_" in name and ".default" in name]
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     problems = {

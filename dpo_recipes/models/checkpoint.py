@@ -25,12 +25,13 @@ NAMED = 3  # weights of each kind that a message names
 def load_checkpoint(path: str, what: str = "model", **options: Any) -> Any:
     """`AutoModelForCausalLM.from_pretrained`, or a RecipeError that names what the files lack, or have too much."""
     with explained(what, path), _without_load_report():
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             **options,
         )
+    model, report = loaded
     if getattr(model, "peft_config", None):
         return model  # the folder of an adapter, of which the report is; the caller refuses it
     refuse_other_weights(model, report, path)
@@ -41,9 +42,10 @@ def load_checkpoint(path: str, what: str = "model", **options: Any) -> Any:
 def refuse_unfit_files(path: str, **options: Any) -> None:
     """The same from the names and shapes in the files alone: no weight is read."""
     with explained("model", path), _without_load_report():
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, device_map="meta", **options
         )
+    model, report = loaded
     refuse_other_weights(model, report, path)
 
 
