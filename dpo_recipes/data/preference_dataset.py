@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import RecipeError
 from ..formats.messages import Drop, Row
+from ..formats.oddities import ALL_SCORE_COLUMNS, ODDITIES, odd_bits
 from ..formats.readers import FORMATS, PAIR, PASSED_ON, explicit_pair, is_repeated_header, may_hold_question
 from ..formats.recognise import choose_format
 from ..formats.rendered import ADVICE, RENDERED_BEFORE
@@ -32,7 +33,10 @@ IN_EVALUATION = "prompt is in the evaluation pairs"
 # Drops that say nothing against the data, and so do not count for data.max_dropped.
 HARMLESS = ("tie", BY_READER, DUPLICATE, OUTSIDE_SHARE, IN_EVALUATION)
 
+ODD = ("odd_bits", "chosen_key", "rejected_key")  # what may be odd about a pair: ODDITIES, and a hash of each side
 KEYS = ("prompt_key", "pair_key", "swapped_key")  # 64 bits of the SHA-256 of what they name
+ENOUGH_PAIRS = 20  # of fewer, two may well have the same side
+CONSTANT_ABOVE = 0.5  # share of pairs with the very same side
 SAMPLE = 100  # rows of a part from which its form is recognised
 
 
@@ -68,6 +72,7 @@ class _Rows:
     prompt_keys: np.ndarray
     pair_keys: np.ndarray
     swapped_keys: np.ndarray
+    odd: dict[str, np.ndarray]  # ODD
 
 
 @dataclass
@@ -305,14 +310,38 @@ def _usable_pairs(parts: list[_Part], data: Data, num_proc: int | None, *, barre
     kept = np.flatnonzero(rows.drop_reasons == "")
     if not len(kept):
         raise RecipeError(f"{parts[0].where}: no pair is left: the evaluation pairs have all the prompts. Use others.")
-    columns = ["dropped", "found", *KEYS, *_empty_columns(rows, parts)]
+    columns = ["dropped", "found", *KEYS, *ODD, *_empty_columns(rows, parts)]
+    counts = _counts(rows, 0, len(rows.drop_reasons))
+    oddities = _oddities(rows, kept)
+    if oddities:
+        counts["oddities"] = oddities
     return _Pairs(
         rows.pairs.remove_columns(columns).select(kept),
         rows.prompt_keys[kept],
         rows.pair_keys[kept],
         rows.swapped_keys[kept],
-        _counts(rows, 0, len(rows.drop_reasons)),
+        counts,
     )
+
+
+def _oddities(rows: _Rows, kept: np.ndarray) -> dict[str, Any]:
+    """What is odd about more pairs than may well be: name -> {"share", "count", "rows"}."""
+    having: dict[str, np.ndarray] = {}
+    for place, (name, oddity) in enumerate(ODDITIES.items()):
+        has_it = (rows.odd["odd_bits"][kept] >> place) & 1 == 1
+        if has_it.mean() > oddity.said_above:
+            having[name] = has_it
+    if len(kept) >= ENOUGH_PAIRS:
+        for side in ("chosen", "rejected"):
+            keys, counts = np.unique(rows.odd[f"{side}_key"][kept], return_counts=True)
+            if counts.max() > CONSTANT_ABOVE * len(kept):
+                having[f"constant {side}"] = rows.odd[f"{side}_key"][kept] == keys[counts.argmax()]
+
+    oddities = {}
+    for name, has_it in having.items():
+        names = rows.pairs.select_columns("row")[kept[has_it][:3]]["row"]
+        oddities[name] = {"share": float(has_it.mean()), "count": int(has_it.sum()), "rows": names}
+    return oddities
 
 
 def _explicit_rows(parts: list[_Part], data: Data, num_proc: int | None) -> tuple[_Rows, list[tuple[int, int]]]:
@@ -327,10 +356,19 @@ def _explicit_rows(parts: list[_Part], data: Data, num_proc: int | None) -> tupl
         end += len(pairs)
 
     pairs = datasets.concatenate_datasets(explicit)
-    table = pairs.select_columns(["dropped", *KEYS]).with_format("arrow")[:]
+    table = pairs.select_columns(["dropped", *KEYS, *ODD]).with_format("arrow")[:]
     reasons = table["dropped"].combine_chunks().dictionary_encode()  # few reasons of many rows
     drop_reasons = np.array(reasons.dictionary.to_pylist(), dtype=object)[reasons.indices.to_numpy()]
-    return _Rows(pairs, drop_reasons, *(table[key].to_numpy() for key in KEYS)), bounds
+    odd = {name: table[name].to_numpy() for name in ODD}
+    rows = _Rows(
+        pairs,
+        drop_reasons,
+        prompt_keys=table["prompt_key"].to_numpy(),
+        pair_keys=table["pair_key"].to_numpy(),
+        swapped_keys=table["swapped_key"].to_numpy(),
+        odd=odd,
+    )
+    return rows, bounds
 
 
 def _counts(rows: _Rows, first: int, end: int) -> dict[str, Any]:
@@ -483,7 +521,7 @@ def _streamed(part: _Part, data: Data, barred: set[int], dropped: dict[str, Row]
         fn_kwargs={**_reading(part, data), "reader": data.reader, "where": part.where},
         remove_columns=part.raw.column_names,
     )
-    return explicit.filter(is_usable).remove_columns(["dropped", "found", *KEYS])
+    return explicit.filter(is_usable).remove_columns(["dropped", "found", *KEYS, *ODD])
 
 
 def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
@@ -493,12 +531,12 @@ def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
     raw = part.raw
     if not data.reader and sources.RAW not in raw.column_names:
         reads = FORMATS[part.form].reads
-        raw = raw.select_columns([name for name in raw.column_names if name in reads or may_hold_question(name)])
+        raw = raw.select_columns([name for name in raw.column_names if name in reads or _is_looked_at(name)])
     kind = Value("string") if part.form == "text" else Json()
     features = {
         **dict.fromkeys(PAIR, kind),
         **dict.fromkeys(PASSED_ON, Json()),
-        **dict.fromkeys(KEYS, Value("int64")),
+        **dict.fromkeys((*KEYS, *ODD), Value("int64")),
         **dict.fromkeys(("row", "dropped", "found"), Value("string")),
     }
     return raw.map(
@@ -511,6 +549,11 @@ def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
         desc=f"Reading {part.where}",
         num_proc=_processes(num_proc, len(raw), data),
     )
+
+
+def _is_looked_at(column: str) -> bool:
+    """Whether a column says something of a pair, though the form does not read it."""
+    return may_hold_question(column) or column in ALL_SCORE_COLUMNS
 
 
 def _cache_key(raw: Any, part: _Part, data: Data) -> str:
@@ -568,10 +611,13 @@ def _read_row(
     pair = Drop(BY_READER) if row is None else explicit_pair(row, form, strict=strict, may_be_rendered=may_be_rendered)
     if isinstance(pair, Drop):
         reason, found = (*pair.args, "")[:2]
-        nothing = dict.fromkeys((*PAIR, *PASSED_ON)) | dict.fromkeys(KEYS, 0)
+        nothing = dict.fromkeys((*PAIR, *PASSED_ON)) | dict.fromkeys((*KEYS, *ODD), 0)
         return {**nothing, "row": name, "dropped": reason, "found": found}
     pair["chat_template_kwargs"] |= kwargs  # the recipe's over the row's own
-    return {**pair, **_keys(pair, form), "row": name, "dropped": "", "found": ""}
+    odd = {"odd_bits": odd_bits(pair, raw)}
+    for side in ("chosen", "rejected"):
+        odd[f"{side}_key"] = _hash(json.dumps(pair[side], sort_keys=True).encode())
+    return {**pair, **_keys(pair, form), **odd, "row": name, "dropped": "", "found": ""}
 
 
 def _row_name(number: int, label: str, spans: list[Span]) -> str:

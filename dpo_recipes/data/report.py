@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..errors import Finding
+from ..formats.oddities import ODDITIES
 from .preference_dataset import HARMLESS
 
 NO_LIMIT = 2**60  # tokens: longer than any sequence, for max_length=None
@@ -199,6 +200,7 @@ def split_findings(
     if "pairs" not in part:
         return []
     findings = [_finding(f"{split} dropped", _judge_drops(part, max_dropped, max_length))]
+    findings += oddity_findings(part, split)
     if not part["pairs"]:  # nothing is left that the other rules could judge
         return findings
 
@@ -206,6 +208,21 @@ def split_findings(
         judgement = _with_permission(rule(part, max_length), name, allow)
         findings.append(_finding(f"{split} {name}", judgement))
     findings.append(_finding(f"{split} length", _judge_length(part)))
+    return findings
+
+
+def oddity_findings(part: dict[str, Any], split: str) -> list[Finding]:
+    """What is odd about many pairs of a split: a warning each, since the data may be meant so."""
+    findings = []
+    for name, oddity in part.get("oddities", {}).items():
+        if name in ODDITIES:
+            what, advice = ODDITIES[name].what, ODDITIES[name].advice
+        else:
+            side = name.removeprefix("constant ")
+            what = f"have the very same {side} side."
+            advice = "What it is, and not what is asked, would be learned: is the column filled as it should be?"
+        amount = f"{oddity['count']:,} pairs ({oddity['share']:.1%}; rows {', '.join(oddity['rows'])})"
+        findings.append(Finding("warn", f"{split} {name}", f"{amount} {what} {advice}"))
     return findings
 
 

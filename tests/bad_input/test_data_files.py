@@ -20,6 +20,7 @@ from rich.console import Console
 
 from dpo_recipes import Data, Recipe, apply, check, cli, train
 from dpo_recipes.data import preference_dataset, sources
+from dpo_recipes.data.report import oddity_findings
 from dpo_recipes.errors import RecipeError
 
 ROWS = [{"prompt": f"q{number:02}", "chosen": f"good {number}", "rejected": f"bad {number}"} for number in range(30)]
@@ -303,3 +304,38 @@ def test_healthy_pairs_pass_check(model, pairs_file):
     result = check(Recipe(model=model, data=Data(str(pairs_file), eval=0.2)))
     fails = [finding.text for finding in result["findings"] if finding.level == "fail" and finding.name == "pairs"]
     assert fails == []
+
+
+# What is odd about all rows, and may be meant so
+
+# What is odd -> (the columns in which all rows are alike, what the warning says)
+ALIKE: dict[str, tuple[dict[str, object], str]] = {
+    "one rejected side": ({"rejected": "I cannot."}, "have the very same rejected side"),
+    "a word for nothing": ({"rejected": "nan"}, "only a word for nothing"),
+    "the prompt in a side": ({"prompt": "good"}, "have a side that starts with its prompt"),
+    "a wrong decoding": ({"rejected": "caf\ufffd"}, "hold text that was decoded wrongly"),
+    "scores the other way round": ({"score_chosen": 1, "score_rejected": 2}, "chosen and rejected are swapped"),
+    "equal scores": ({"chosen_score": 3.0, "rejected_score": 3.0}, "have the same score for both sides"),
+    "nothing": ({"score_chosen": 2, "score_rejected": 1}, ""),
+}
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+@pytest.mark.parametrize(("values", "words"), ALIKE.values(), ids=ALIKE)
+def test_what_is_odd_is_a_warning(tmp_path, values, words, ending):
+    import datasets
+
+    path = tmp_path / f"p.{ending}"
+    rows = [{**row, "prompt": f"{number}", **values} for number, row in enumerate(ROWS)]
+    if "prompt" in values:
+        rows = [{**row, "prompt": f"good {number}"} for number, row in enumerate(ROWS)]
+    if ending == "jsonl":
+        write_jsonl(path, rows)
+    else:
+        datasets.Dataset.from_list(rows).to_parquet(path)
+
+    pairs = preference_dataset.read(Data(str(path)), {str(path): 1.0})
+    findings = oddity_findings(pairs.report["train"], "train")
+    assert all(finding.level == "warn" for finding in findings)
+    assert any(words in finding.text for finding in findings) if words else not findings
+    assert pairs.train.column_names == ["prompt", "chosen", "rejected", "row"]

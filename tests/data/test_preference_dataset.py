@@ -268,7 +268,7 @@ def test_one_file_has_the_split_train_alone(tmp_path):
 
 
 def test_the_hold_out_is_the_same_for_every_file_and_shares_no_prompt(tmp_path):
-    rows = [{"prompt": f"q{i % 25}", "chosen": f"good {i}", "rejected": "bad"} for i in range(100)]
+    rows = [{"prompt": f"q{i % 25}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(100)]
     first, second = (read(save(tmp_path / name, rows), eval=0.1) for name in ("a.jsonl", "b.parquet"))
     assert first.eval.to_list() == second.eval.to_list()
     assert first.report["fingerprint"] == second.report["fingerprint"]
