@@ -25,7 +25,13 @@ COMMANDS = [line[2:] for block in BLOCKS for line in block.splitlines() if line.
 def checkout(tmp_path_factory) -> Path:
     """A copy of the project whose .venv is this interpreter's, so that make installs nothing."""
     folder = tmp_path_factory.mktemp("checkout") / "dpo-recipes"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".venv", ".git", "runs", ".*cache*", "__pycache__"))
+    anywhere = shutil.ignore_patterns(".venv", ".git", ".*cache*", "__pycache__")
+
+    def left_behind(place: str, names: list[str]) -> set[str]:
+        runs = {"runs"} if Path(place) == ROOT else set()  # not dpo_recipes/runs, which is code
+        return anywhere(place, names) | runs
+
+    shutil.copytree(ROOT, folder, ignore=left_behind)
     (folder / ".venv").mkdir()
     (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     (folder / ".venv" / ".installed").touch()

@@ -399,19 +399,37 @@ def test_only_what_was_looked_at_is_said_of_the_first_step(made, tmp_path):
     assert names(other) == BEFORE + PAIRS + PLAN + RUN[1:] and not by_level(other, "fail")
 
 
-def alone(pairs, *, beta):
-    """Passes the kit and breaks on a batch of one pair."""
-    if len(pairs.h) == 1:
-        raise ValueError("one pair is too few")
+def particular(pairs, *, beta):
+    """Passes the kit and breaks on real pairs, which are longer than the kit's."""
+    if real_pairs:
+        raise ValueError("these pairs are real")
     return (1 - beta * pairs.h).clamp(min=0)
+
+
+real_pairs = False
+
+
+def switched_on_after(make_trainer, monkeypatch):
+    """make_trainer, behind which the loss `particular` breaks."""
+
+    def make(self, *args, **kwargs):
+        trainer = make_trainer(self, *args, **kwargs)
+        monkeypatch.setitem(globals(), "real_pairs", True)
+        return trainer
+
+    return make
 
 
 @pytest.mark.slow
 def test_whatever_breaks_a_trial_is_a_fail(made, monkeypatch):
-    found = check(made(loss=alone, micro_batch_size=1), run=True)
-    assert by_level(found, "fail") == {"run": "ValueError: one pair is too few"} and found["run"] is None
+    monkeypatch.setattr(Session, "make_trainer", switched_on_after(Session.make_trainer, monkeypatch))
+    found = check(made(loss=particular, micro_batch_size=1), run=True)
+    assert "The loss particular fails on real pairs: ValueError: these pairs are real" in by_level(found, "fail")["run"]
+    assert list(by_level(found, "fail")) == ["run"] and found["run"] is None
+    monkeypatch.undo()
+
     found = check(made(trl={"lr_scheduler_type": "warmup_stable_decay"}), run=True)
-    assert "num_decay_steps" in by_level(found, "fail")["run"]
+    assert any("num_decay_steps" in text for text in by_level(found, "fail").values())
 
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")

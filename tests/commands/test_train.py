@@ -209,9 +209,20 @@ def test_what_dpoconfig_refuses_is_one_message(tiny, pairs_file, tmp_path):
         run_it(quick(tiny, pairs_file, trl=trl), tmp_path)
 
 
-def test_what_trl_refuses_later_is_one_message_too(tiny, pairs_file, tmp_path):
+def test_what_trl_refuses_later_is_one_message_too(tiny, pairs_file, tmp_path, monkeypatch):
+    from dpo_recipes.training import trainer
+
+    def refuse(self, **arguments):
+        raise ValueError("these two options do not go together")
+
+    monkeypatch.setattr(trainer.RecipeTrainer, "__init__", refuse)
+    with pytest.raises(RecipeError, match="TRL refuses the recipe: these two options do not go together"):
+        run_it(quick(tiny, pairs_file), tmp_path)
+
+
+def test_modules_that_the_model_does_not_have_are_refused(tiny, pairs_file, tmp_path):
     adapter = LoRA(r=4, target_modules=["no_such_layer"])
-    with pytest.raises(RecipeError, match="TRL refuses the recipe: Target modules .*no_such_layer.* not found"):
+    with pytest.raises(RecipeError, match="'no_such_layer', and the model has no such module"):
         run_it(quick(tiny, pairs_file, adapter=adapter), tmp_path)
 
 
