@@ -439,7 +439,8 @@ def test_ctrl_c_is_exit_code_130_without_a_traceback(dpo, mine, monkeypatch, ver
         raise KeyboardInterrupt
 
     monkeypatch.setattr(importlib.import_module(f"dpo_recipes.commands.{verb}"), verb, stopped)
-    code, out, err = dpo(verb, *["mine.py"] * (verb != "doctor"))
+    recipe = [] if verb == "doctor" else ["mine.py"]
+    code, out, err = dpo(verb, *recipe)
     assert (code, out) == (130, "") and "Traceback" not in err
 
 
