@@ -117,9 +117,25 @@ def in_float32(pairs, *, beta):
 
 
 HEALTHY = [
-    simpo, orpo, dpop, tdpo, cpo, kto_pair, beta_dpo, ipo, hinge, slic, robust, exo, length_controlled, weighted,
-    likelihood, sppo, nca, in_float32,
-]  # fmt: skip
+    simpo,
+    orpo,
+    dpop,
+    tdpo,
+    cpo,
+    kto_pair,
+    beta_dpo,
+    ipo,
+    hinge,
+    slic,
+    robust,
+    exo,
+    length_controlled,
+    weighted,
+    likelihood,
+    sppo,
+    nca,
+    in_float32,
+]
 
 
 @pytest.mark.parametrize("beta", [0.01, 0.1, 2.5])
