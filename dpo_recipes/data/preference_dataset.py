@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import secrets
@@ -14,18 +13,18 @@ from typing import Any
 import numpy as np
 
 from ..errors import RecipeError
-from ..formats.messages import Drop, Row
-from ..formats.oddities import ALL_SCORE_COLUMNS, ODDITIES, odd_bits
-from ..formats.readers import FORMATS, PAIR, PASSED_ON, explicit_pair, is_repeated_header, may_hold_question
+from ..formats.messages import Row
+from ..formats.oddities import ALL_SCORE_COLUMNS, ODDITIES
+from ..formats.readers import FORMATS, PAIR, PASSED_ON, may_hold_question
 from ..formats.recognise import choose_format
 from ..formats.rendered import ADVICE, RENDERED_BEFORE
 from ..recipe.recipe import Data
 from ..runs.source_hash import source_hash
 from . import sources
+from .read_row import BY_READER, KEYS, ODD, read_row, row_name
 from .sources import Span
 
 # Why a pair that can be read is not used.
-BY_READER = "dropped by the reader"
 OUTSIDE_SHARE = "outside its share of the mix"
 DUPLICATE = "exact duplicate"
 IN_EVALUATION = "prompt is in the evaluation pairs"
@@ -33,8 +32,6 @@ IN_EVALUATION = "prompt is in the evaluation pairs"
 # Drops that say nothing against the data, and so do not count for data.max_dropped.
 HARMLESS = ("tie", BY_READER, DUPLICATE, OUTSIDE_SHARE, IN_EVALUATION)
 
-ODD = ("odd_bits", "chosen_key", "rejected_key")  # what may be odd about a pair: ODDITIES, and a hash of each side
-KEYS = ("prompt_key", "pair_key", "swapped_key")  # 64 bits of the SHA-256 of what they name
 ENOUGH_PAIRS = 20  # of fewer, two may well have the same side
 CONSTANT_ABOVE = 0.5  # share of pairs with the very same side
 SAMPLE = 100  # rows of a part from which its form is recognised
@@ -233,7 +230,7 @@ def _recognise_forms(parts: list[_Part], data: Data) -> list[str]:
             named=data.format,
             max_dropped=data.max_dropped,
             may_be_rendered=_may_be_rendered(data),
-            row_names=[_row_name(number, part.label, part.spans) for number in range(len(sample))],
+            row_names=[row_name(number, part.label, part.spans) for number in range(len(sample))],
         )
         if part.form == "preference" and any(_has_text_prompt(row) for row in sample):
             notes.append(
@@ -516,7 +513,7 @@ def _streamed(part: _Part, data: Data, barred: set[int], dropped: dict[str, Row]
         return False
 
     explicit = part.raw.map(
-        _read_row,
+        read_row,
         with_indices=True,
         fn_kwargs={**_reading(part, data), "reader": data.reader, "where": part.where},
         remove_columns=part.raw.column_names,
@@ -540,7 +537,7 @@ def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
         **dict.fromkeys(("row", "dropped", "found"), Value("string")),
     }
     return raw.map(
-        _read_row,
+        read_row,
         with_indices=True,
         fn_kwargs={**_reading(part, data), "reader": data.reader, "where": part.where},
         new_fingerprint=_cache_key(raw, part, data),
@@ -558,7 +555,8 @@ def _is_looked_at(column: str) -> bool:
 
 def _cache_key(raw: Any, part: _Part, data: Data) -> str:
     """The name under which datasets finds the pairs of a part again."""
-    code = source_hash("formats", "data.sources", "data.preference_dataset")  # all that decides what a row becomes
+    # All that decides what a row becomes
+    code = source_hash("formats", "data.sources", "data.preference_dataset", "data.read_row")
     # What a user's function reads beside the row no cache can know: it is asked anew in every run.
     reader = secrets.token_hex() if data.reader else None
     return hashlib.sha256(repr([raw._fingerprint, _reading(part, data), code, reader]).encode()).hexdigest()[:32]
@@ -576,7 +574,7 @@ def _processes(num_proc: int | None, rows: int, data: Data) -> int | None:
 
 
 def _reading(part: _Part, data: Data) -> dict[str, Any]:
-    """What `_read_row` needs beside the row."""
+    """What `read_row` needs beside the row."""
     return {
         "form": part.form,
         "kwargs": data.chat_template_kwargs,
@@ -585,80 +583,3 @@ def _reading(part: _Part, data: Data) -> dict[str, Any]:
         "label": part.label,
         "spans": part.spans,
     }
-
-
-def _read_row(
-    example: Row,
-    number: int,
-    *,
-    form: str,
-    kwargs: Row,
-    strict: bool,
-    may_be_rendered: bool,
-    label: str,
-    spans: list[Span],
-    reader: Any,
-    where: str,
-) -> Row:
-    """One pair with its KEYS, or a row of None beside the reason to drop it and what was found."""
-    name = _row_name(number, label, spans)
-    raw = sources.row_of(example)
-    row: Row | None = raw
-    if reader and not is_repeated_header(raw):
-        row = _read_by_user(reader, raw, f"{where}, row {name}: data.reader")
-        form, strict = "preference", False
-
-    pair = Drop(BY_READER) if row is None else explicit_pair(row, form, strict=strict, may_be_rendered=may_be_rendered)
-    if isinstance(pair, Drop):
-        reason, found = (*pair.args, "")[:2]
-        nothing = dict.fromkeys((*PAIR, *PASSED_ON)) | dict.fromkeys((*KEYS, *ODD), 0)
-        return {**nothing, "row": name, "dropped": reason, "found": found}
-    pair["chat_template_kwargs"] |= kwargs  # the recipe's over the row's own
-    odd = {"odd_bits": odd_bits(pair, raw)}
-    for side in ("chosen", "rejected"):
-        odd[f"{side}_key"] = _hash(json.dumps(pair[side], sort_keys=True).encode())
-    return {**pair, **_keys(pair, form), **odd, "row": name, "dropped": "", "found": ""}
-
-
-def _row_name(number: int, label: str, spans: list[Span]) -> str:
-    """The number in the split, whatever slice of it was picked; behind the split's name where there are several."""
-    for split, first, count in spans:
-        if number < count:
-            split_label = f"{split}:" if len(spans) > 1 else ""
-            return f"{label}{split_label}{first + number}"
-        number -= count
-    return f"{label}{number}"
-
-
-def _read_by_user(reader: Any, row: Row, where: str) -> Row | None:
-    """What the user's own function makes of a row: prompt, chosen and rejected, or None to drop it."""
-    try:
-        pair = reader(row)
-    except Exception as error:
-        raise RecipeError(f"{where} raised {type(error).__name__}: {error}. None would drop the row.") from error
-    if pair is not None and not (isinstance(pair, dict) and {*PAIR} <= pair.keys()):
-        raise RecipeError(f"{where} returned {pair!r:.60}, not a dict with prompt, chosen and rejected, or None.")
-    return pair
-
-
-def _keys(pair: Row, form: str) -> dict[str, int]:
-    """The KEYS of a pair: of what it asks, of all of it, and of the same pair the other way round."""
-    prompt, chosen, rejected, *passed_on = (
-        json.dumps(pair[column], sort_keys=True).encode() for column in (*PAIR, *PASSED_ON)
-    )
-    if form == "text":
-        questions = [pair["prompt"]]
-    else:
-        questions = [message["content"] for message in pair["prompt"] if message["role"] == "user"]
-    # Prompts that differ in case and white space alone ask the same.
-    same_question = [" ".join(question.casefold().split()) for question in questions]
-    return {
-        "prompt_key": _hash(json.dumps(same_question).encode()),
-        "pair_key": _hash(prompt, chosen, rejected, *passed_on),
-        "swapped_key": _hash(prompt, rejected, chosen, *passed_on),
-    }
-
-
-def _hash(*texts: bytes) -> int:
-    """64 bits of the SHA-256 of the texts, as a signed integer."""
-    return int.from_bytes(hashlib.sha256(b"|".join(texts)).digest()[:8], "little", signed=True)

@@ -9,7 +9,7 @@ import shutil
 import datasets
 import pytest
 
-from dpo_recipes.data import preference_dataset, sources
+from dpo_recipes.data import preference_dataset, read_row, sources
 from dpo_recipes.errors import RecipeError
 from dpo_recipes.recipe.recipe import Data
 from dpo_recipes.runs import source_hash
@@ -173,8 +173,8 @@ def test_only_the_code_that_reads_a_row_makes_the_cached_pairs_stale(tmp_path, m
         read_anew.append(raw)
         return explicit_pair(raw, form, **options)
 
-    explicit_pair = preference_dataset.explicit_pair
-    monkeypatch.setattr(preference_dataset, "explicit_pair", counted)
+    explicit_pair = read_row.explicit_pair
+    monkeypatch.setattr(read_row, "explicit_pair", counted)
     path = str(written(tmp_path / "p.jsonl"))
 
     def rows_read_after_a_change_of(module: str) -> int:
@@ -187,6 +187,7 @@ def test_only_the_code_that_reads_a_row_makes_the_cached_pairs_stale(tmp_path, m
 
     try:
         assert rows_read_after_a_change_of("data/preference_dataset.py") == len(ROWS)
+        assert rows_read_after_a_change_of("data/read_row.py") == len(ROWS)
         assert rows_read_after_a_change_of("cli.py") == 0
         assert rows_read_after_a_change_of("recipe/overrides.py") == 0
         assert rows_read_after_a_change_of("formats/readers.py") == len(ROWS)
