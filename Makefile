@@ -28,8 +28,8 @@ train: .venv/.installed ## Train RECIPE (default: quickstart) with ARGS
 list: .venv/.installed ## List the recipes
 	@$(BIN)/dpo-recipes list
 
-test: .venv/.installed ## Run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+test: .venv/.installed ## Run the tests, one process a core
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: .venv/.installed ## Check style (ruff) and types (mypy)
 	@$(BIN)/ruff check .

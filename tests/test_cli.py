@@ -368,6 +368,7 @@ def test_check_exits_0_and_1_and_shows_every_finding(dpo, mine):
     assert "model='./nowhere': there is no such folder." in out
 
 
+@pytest.mark.slow
 def test_findings_fit_the_terminal_and_need_no_colour(dpo, mine, monkeypatch):
     module = importlib.import_module("dpo_recipes.commands.check")
     found = module.check(cli.overrides.apply(cli.catalogue.load("mine.py"), []), gpu="1KB")

@@ -113,6 +113,7 @@ def test_it_maps_onto_a_real_dpoconfig(path: Path, tmp_path):
     assert made.report_to == [] and not made.push_to_hub
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "quickstart"])
 def test_it_trains_two_steps_on_its_own_architecture_and_schema(name: str, tmp_path):
     recipe = load(name)

@@ -114,6 +114,7 @@ def test_the_planned_parameters_are_those_of_the_real_model(made, tmp_path, adap
     assert start.report == found["data"]
 
 
+@pytest.mark.slow
 def test_the_plan_is_made_for_the_longest_pair_of_either_split_as_max_length_cuts_it(made, files, tmp_path):
     longest = max(len(a) + len(b) for a, b in longest_ids(made()))
     assert check(made())["plan"]["tokens"] == longest < 128
@@ -159,6 +160,7 @@ def test_the_planned_steps_are_those_that_the_trainer_takes(made, tmp_path, chan
     assert steps == -(-own // 1)
 
 
+@pytest.mark.slow
 def test_what_check_says_is_what_train_does(made, tmp_path):
     recipe = made(global_batch_size=8, learning_rate=1e-3)
     found = check(recipe)
@@ -300,6 +302,7 @@ def test_a_gpu_that_is_no_amount_of_memory_is_a_typo(made, gpu):
         check(made(), gpu=gpu)
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_run_on_fake_tensors_is_skipped_and_still_tried(made, monkeypatch):
     def refuse(*args, **kwargs):
         raise Unplannable("This model does not run on fake tensors.")
@@ -351,6 +354,7 @@ def test_a_plan_for_another_device_stands_beside_a_run_on_this_one(made):
     assert plan["here"] == pytest.approx(found["run"]["peak"], rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_trial_leaves_nothing_on_the_disk(made, tmp_path, monkeypatch, fails):
     for name in ("here", "temporary"):
@@ -370,6 +374,7 @@ def interrupt(*args, **kwargs):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_adapter_that_does_not_start_at_zero_is_a_fail(made, monkeypatch):
     model = importlib.import_module("dpo_recipes.models.adapter")
     real = model.peft_config
@@ -385,6 +390,7 @@ def test_an_adapter_that_does_not_start_at_zero_is_a_fail(made, monkeypatch):
     assert "the policy must equal its reference, but they differ by" in of(found, "run").text
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_what_it_declares_is_a_fail_at_the_first_step_too(made):
     found = check(made(loss=lying), run=True)
     assert list(by_level(found, "fail")) == ["loss lying", "run"]
@@ -581,6 +587,7 @@ def test_pairs_that_truncation_makes_identical(with_rows, tmp_path):
     assert check(with_rows(rows, max_length=256))["data"]["train"]["dropped"] == {}
 
 
+@pytest.mark.slow
 def test_sides_that_lose_their_end_are_counted_with_the_length_that_would_keep_them(with_rows):
     rows = even_pairs(20)
     for row in rows[:6]:
@@ -594,6 +601,7 @@ def test_sides_that_lose_their_end_are_counted_with_the_length_that_would_keep_t
     assert not by_level(dropped, "fail") and dropped["data"]["train"]["kept"] == 14
 
 
+@pytest.mark.slow
 def test_a_generation_prompt_that_opens_thinking_is_no_prefix(made, with_tokenizer, tmp_path):
     thinking = CHATML.replace("<|im_start|>assistant\\n'", "<|im_start|>assistant\\n<think>\\n'")
     recipe = made(model=with_tokenizer(thinking))
@@ -605,6 +613,7 @@ def test_a_generation_prompt_that_opens_thinking_is_no_prefix(made, with_tokeniz
     assert of(check(allowed), "train border").level == "warn" and not by_level(check(allowed), "fail")
 
 
+@pytest.mark.slow
 def test_length_that_tells_the_sides_apart(with_rows):
     found = check(with_rows(make_pairs(20)))
     assert found["data"]["train"]["pick_longer_accuracy"] == found["data"]["train"]["longer_chosen"] == 1.0
@@ -614,6 +623,7 @@ def test_length_that_tells_the_sides_apart(with_rows):
     assert "in 0.0% of the pairs" in by_level(check(with_rows(swapped)), "warn")["train length"]
 
 
+@pytest.mark.slow
 def test_todays_date_and_an_unset_thinking_switch(made, tiny, files):
     dated = functools.partial(made, model=str(tiny(template=DATED)), max_length=192)
     said = [f.text for f in check(dated())["findings"] if (f.level, f.name) == ("warn", "template")]

@@ -96,6 +96,7 @@ def sequence_logp(model, tokenizer, row) -> float:
     return logp[len(prompt) - 1 :].sum().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [LoRA(r=4), QLoRA(r=4), None])
 def test_the_saved_model_is_the_one_that_was_measured(tiny, tmp_path, adapter):
     train_file = write_jsonl(tmp_path / "train.jsonl", make_pairs(12))
@@ -129,6 +130,7 @@ def test_full_fine_tuning_holds_one_model_and_says_so(tiny, pairs_file, tmp_path
     assert run.samples[0]["reference"] != run.samples[0]["policy"]
 
 
+@pytest.mark.slow
 def test_a_continued_adapter_is_compared_with_its_frozen_copy(tiny, pairs_file, tmp_path, lora_run):
     start = str(lora_run[0].path / "model")
     run, said = run_it(quick(tiny, pairs_file, adapter=LoRA(continue_from=start)), tmp_path)
@@ -292,6 +294,7 @@ def test_the_run_folder_keeps_the_recipe_file_and_can_train_again(tiny, pairs_fi
     assert again.evaluation == run.evaluation
 
 
+@pytest.mark.slow
 def test_answers_start_from_the_tokens_of_training_and_skip_dropped_prompts(tiny, tmp_path, monkeypatch):
     """Each row's own template switches are in the prompt that is answered; a dropped row is not asked at all."""
     from making import DATED
@@ -336,6 +339,7 @@ def test_a_reward_without_a_name_that_fails_is_still_one_message(tiny, pairs_fil
         run_it(quick(tiny, pairs_file, adapter=LoRA(r=4), reward=nameless), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_loses_neither_the_model_nor_the_numbers(tiny, pairs_file, tmp_path):
     calls = []
 

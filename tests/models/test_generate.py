@@ -92,6 +92,7 @@ def test_the_models_own_sampling_habits_do_not_leak_in(loaded):
         model.generation_config.update(**kept)
 
 
+@pytest.mark.slow
 def test_sampling_follows_the_softmax_at_the_temperature(loaded):
     model, tokenizer = loaded
     with torch.no_grad():

@@ -209,6 +209,7 @@ def test_qlora(tiny, tmp_path):
     assert off(our_gradient, their_gradient) < 0.05 and "read once" in mine.said[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, LoRA(r=4)], ids=["full", "LoRA"])
 def test_autocast(tiny, tmp_path, adapter):
     """Full: accelerate has wrapped the reference before it is shared, the policy it wraps afterwards."""

@@ -99,6 +99,7 @@ def test_computed_and_known_are_what_bare_trl_computes_to_the_bit(tiny, adapter,
     assert all(state.equal(states[0]) for state in states)  # what is drawn later is the same, known or not
 
 
+@pytest.mark.slow
 def test_a_run_on_known_numbers_goes_as_the_one_that_computed_them(tiny):
     losses = []
     for _ in range(2):
@@ -260,6 +261,7 @@ def adapter_folder(tiny, where, seed, **changes) -> str:
     return str(where)
 
 
+@pytest.mark.slow
 def test_the_frozen_copy_of_a_continued_adapter_belongs_to_the_reference(tiny, tmp_path):
     base = build(tiny())
     start = adapter_folder(tiny, tmp_path / "a", 0)

@@ -85,6 +85,7 @@ def test_what_is_logged_of_the_held_out_pairs_is_what_evaluation_json_says(tiny,
     assert before["rewards/accuracies"] == 0.5 == history(trainer, "rewards/accuracies")[0][0]
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_runs_bit_for_bit_as_in_bare_trl_with_a_precomputed_reference(tiny, tmp_path):
     changes = {"adapter": None, "trl": FAST | {"max_steps": 6}}
     bare = build(tiny(), tmp_path, cls=ours.DPOTrainer, **changes)
@@ -95,6 +96,7 @@ def test_full_fine_tuning_runs_bit_for_bit_as_in_bare_trl_with_a_precomputed_ref
     assert history(mine, "loss", "rewards/margins") == history(bare, "loss", "rewards/margins")
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_gives_the_gradient_of_the_whole_batch(tiny, tmp_path):
     runs = []
     for micro in (8, 2):
@@ -286,6 +288,7 @@ def test_nothing_is_sent(tiny, tmp_path, monkeypatch):
     assert trainer.args.report_to == [] and json.loads(trainer.args.to_json_string())["push_to_hub"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [LoRA(r=4), None], ids=["lora", "full"])
 def test_reading_each_pair_once_gives_the_same_losses(tiny, tmp_path, adapter):
     said: list[str] = []
