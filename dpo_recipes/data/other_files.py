@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..errors import RecipeError
 
-WHAT_IS_READ = "Files that are read end in .json, .jsonl, .csv (these also with .gz) or .parquet."
+WHAT_IS_READ = "Files that are read end in .json, .jsonl, .csv (these also with .gz, .xz or .zst) or .parquet."
 LOOKED_AT = 512  # bytes at the start of a file
 
 TO_LINES = "Write it as JSON lines: one object a row, with prompt, chosen and rejected."
@@ -25,7 +25,7 @@ class Ending(NamedTuple):
 
 ENDINGS = (
     Ending((".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar"), "an archive", UNPACK),
-    Ending((".zst", ".bz2", ".xz", ".lz4"), "a compressed file", "Unpack it, or compress it with gzip."),
+    Ending((".gz", ".zst", ".bz2", ".xz", ".lz4"), "a compressed file", "Unpack it, or compress .jsonl to .jsonl.gz."),
     Ending(
         (".tsv", ".tab"),
         "a table with tabs between its cells",
@@ -68,8 +68,8 @@ STARTS = (
     Start(b"\x1f\x8b", "compressed with gzip", "Add .gz to its name."),
     Start(b"PK\x03\x04", "a zip archive or a spreadsheet", f"{UNPACK} Save a spreadsheet as CSV in UTF-8."),
     Start(b"BZh", "compressed with bzip2", "Unpack it."),
-    Start(b"\xfd7zXZ", "compressed with xz", "Unpack it."),
-    Start(b"\x28\xb5\x2f\xfd", "compressed with zstd", "Unpack it."),
+    Start(b"\xfd7zXZ", "compressed with xz", "Add .xz to its name."),
+    Start(b"\x28\xb5\x2f\xfd", "compressed with zstd", "Add .zst to its name."),
     Start(b"SQLite format 3", "a database", "Write its table as parquet."),
     Start(b"\x89PNG", "an image", TO_LINES),
     Start(b"\xff\xd8\xff", "an image", TO_LINES),
@@ -82,7 +82,13 @@ STARTS = (
     Start(b"version https://git-lfs", "a pointer of Git LFS, not the file", "Fetch the file: git lfs pull"),
 )
 # How the files that are read begin, where that is always the same.
-OWN_STARTS = {".parquet": (b"PAR1",), ".gz": (b"\x1f\x8b",), ".arrow": (b"ARROW1", b"\xff\xff\xff\xff")}
+OWN_STARTS = {
+    ".parquet": (b"PAR1",),
+    ".gz": (b"\x1f\x8b",),
+    ".xz": (b"\xfd7zXZ",),
+    ".zst": (b"\x28\xb5\x2f\xfd",),
+    ".arrow": (b"ARROW1", b"\xff\xff\xff\xff"),
+}
 
 ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+]*)://(?P<rest>.*)", re.IGNORECASE)
 HUB_PAGE = re.compile(r"(www\.)?huggingface\.co/datasets/(?P<id>[^/?#]+/[^/?#]+)")

@@ -21,7 +21,7 @@ from ..formats.rendered import ADVICE, RENDERED_BEFORE
 from ..recipe.recipe import Data
 from ..runs.source_hash import source_hash
 from . import sources
-from .read_row import BY_READER, KEYS, ODD, read_row, row_name
+from .read_row import BY_READER, KEYS, NEAR, ODD, read_row, row_name
 from .sources import Span
 
 # Why a pair that can be read is not used.
@@ -69,6 +69,7 @@ class _Rows:
     prompt_keys: np.ndarray
     pair_keys: np.ndarray
     swapped_keys: np.ndarray
+    near: dict[str, np.ndarray]  # NEAR
     odd: dict[str, np.ndarray]  # ODD
 
 
@@ -80,6 +81,7 @@ class _Pairs:
     prompt_keys: np.ndarray
     pair_keys: np.ndarray
     swapped_keys: np.ndarray
+    near: dict[str, np.ndarray]  # NEAR
     counts: dict[str, Any]  # for the report: rows, kept, dropped
 
     def select(self, chosen: np.ndarray) -> _Pairs:
@@ -89,6 +91,7 @@ class _Pairs:
             self.prompt_keys[chosen],
             self.pair_keys[chosen],
             self.swapped_keys[chosen],
+            {name: keys[chosen] for name, keys in self.near.items()},
             self.counts,
         )
 
@@ -138,6 +141,8 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) ->
     report["eval"] = {"split": eval_split, **held_out.counts}
     report["fingerprint"] = _fingerprint(train, held_out)
     report["contradictions"] = _contradictions(train)
+    report["near_duplicates"] = _near_duplicates(train)
+    report["near_prompts"] = _near_prompts(train, held_out)
     if len(paths) > 1:
         report["sources"] = {part.path: part.form for part in (*train_parts, *eval_parts)}
     return Read(train.dataset, held_out.dataset, text, report)
@@ -307,7 +312,7 @@ def _usable_pairs(parts: list[_Part], data: Data, num_proc: int | None, *, barre
     kept = np.flatnonzero(rows.drop_reasons == "")
     if not len(kept):
         raise RecipeError(f"{parts[0].where}: no pair is left: the evaluation pairs have all the prompts. Use others.")
-    columns = ["dropped", "found", *KEYS, *ODD, *_empty_columns(rows, parts)]
+    columns = ["dropped", "found", *KEYS, *NEAR, *ODD, *_empty_columns(rows, parts)]
     counts = _counts(rows, 0, len(rows.drop_reasons))
     oddities = _oddities(rows, kept)
     if oddities:
@@ -317,16 +322,17 @@ def _usable_pairs(parts: list[_Part], data: Data, num_proc: int | None, *, barre
         rows.prompt_keys[kept],
         rows.pair_keys[kept],
         rows.swapped_keys[kept],
+        {name: keys[kept] for name, keys in rows.near.items()},
         counts,
     )
 
 
 def _oddities(rows: _Rows, kept: np.ndarray) -> dict[str, Any]:
-    """What is odd about more pairs than may well be: name -> {"share", "count", "rows"}."""
+    """What is odd about some pairs, whether or not it is said: name -> {"share", "count", "rows"}."""
     having: dict[str, np.ndarray] = {}
-    for place, (name, oddity) in enumerate(ODDITIES.items()):
+    for place, name in enumerate(ODDITIES):
         has_it = (rows.odd["odd_bits"][kept] >> place) & 1 == 1
-        if has_it.mean() > oddity.said_above:
+        if has_it.any():
             having[name] = has_it
     if len(kept) >= ENOUGH_PAIRS:
         for side in ("chosen", "rejected"):
@@ -353,17 +359,17 @@ def _explicit_rows(parts: list[_Part], data: Data, num_proc: int | None) -> tupl
         end += len(pairs)
 
     pairs = datasets.concatenate_datasets(explicit)
-    table = pairs.select_columns(["dropped", *KEYS, *ODD]).with_format("arrow")[:]
+    table = pairs.select_columns(["dropped", *KEYS, *NEAR, *ODD]).with_format("arrow")[:]
     reasons = table["dropped"].combine_chunks().dictionary_encode()  # few reasons of many rows
     drop_reasons = np.array(reasons.dictionary.to_pylist(), dtype=object)[reasons.indices.to_numpy()]
-    odd = {name: table[name].to_numpy() for name in ODD}
     rows = _Rows(
         pairs,
         drop_reasons,
         prompt_keys=table["prompt_key"].to_numpy(),
         pair_keys=table["pair_key"].to_numpy(),
         swapped_keys=table["swapped_key"].to_numpy(),
-        odd=odd,
+        near={name: table[name].to_numpy() for name in NEAR},
+        odd={name: table[name].to_numpy() for name in ODD},
     )
     return rows, bounds
 
@@ -479,6 +485,20 @@ def _contradictions(train: _Pairs) -> dict[str, Any]:
     return {"count": len(numbers), "rows": train.dataset.select_columns("row")[numbers[:3]]["row"]}
 
 
+def _near_duplicates(train: _Pairs) -> dict[str, Any]:
+    """The train pairs that differ from an earlier one in case, white space and punctuation alone."""
+    _, first_of_each = np.unique(train.near["near_pair_key"], return_index=True)
+    numbers = np.delete(np.arange(len(train.dataset)), first_of_each)
+    return {"count": len(numbers), "rows": train.dataset.select_columns("row")[numbers[:3]]["row"]}
+
+
+def _near_prompts(train: _Pairs, held_out: _Pairs) -> dict[str, Any]:
+    """The evaluation pairs whose prompt is trained on but for case, white space and punctuation."""
+    is_trained_on = np.isin(held_out.near["near_prompt_key"], train.near["near_prompt_key"])
+    numbers = np.flatnonzero(is_trained_on)
+    return {"count": len(numbers), "rows": held_out.dataset.select_columns("row")[numbers[:3]]["row"]}
+
+
 # A part, row by row
 
 
@@ -518,7 +538,7 @@ def _streamed(part: _Part, data: Data, barred: set[int], dropped: dict[str, Row]
         fn_kwargs={**_reading(part, data), "reader": data.reader, "where": part.where},
         remove_columns=part.raw.column_names,
     )
-    return explicit.filter(is_usable).remove_columns(["dropped", "found", *KEYS, *ODD])
+    return explicit.filter(is_usable).remove_columns(["dropped", "found", *KEYS, *NEAR, *ODD])
 
 
 def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
@@ -533,7 +553,7 @@ def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
     features = {
         **dict.fromkeys(PAIR, kind),
         **dict.fromkeys(PASSED_ON, Json()),
-        **dict.fromkeys((*KEYS, *ODD), Value("int64")),
+        **dict.fromkeys((*KEYS, *NEAR, *ODD), Value("int64")),
         **dict.fromkeys(("row", "dropped", "found"), Value("string")),
     }
     return raw.map(

@@ -14,7 +14,9 @@ from . import sources
 from .sources import Span
 
 BY_READER = "dropped by the reader"
+PUNCTUATION = ".,;:!?\"'`()[]*_\u2018\u2019\u201c\u201d\u2026\u3001\u3002\uff0c\uff01\uff1f\uff1a\uff1b"
 KEYS = ("prompt_key", "pair_key", "swapped_key")  # 64 bits of the SHA-256 of what they name
+NEAR = ("near_prompt_key", "near_pair_key")  # the same of what is left without punctuation: see `_near`
 ODD = ("odd_bits", "chosen_key", "rejected_key")  # what may be odd about a pair: ODDITIES, and a hash of each side
 
 
@@ -31,7 +33,7 @@ def read_row(
     reader: Any,
     where: str,
 ) -> Row:
-    """One pair with its KEYS, or a row of None beside the reason to drop it and what was found."""
+    """One pair with its KEYS and NEAR, or a row of None beside the reason to drop it and what was found."""
     name = row_name(number, label, spans)
     raw = sources.row_of(example)
     row: Row | None = raw
@@ -42,13 +44,13 @@ def read_row(
     pair = Drop(BY_READER) if row is None else explicit_pair(row, form, strict=strict, may_be_rendered=may_be_rendered)
     if isinstance(pair, Drop):
         reason, found = (*pair.args, "")[:2]
-        nothing = dict.fromkeys((*PAIR, *PASSED_ON)) | dict.fromkeys((*KEYS, *ODD), 0)
+        nothing = dict.fromkeys((*PAIR, *PASSED_ON)) | dict.fromkeys((*KEYS, *NEAR, *ODD), 0)
         return {**nothing, "row": name, "dropped": reason, "found": found}
     pair["chat_template_kwargs"] |= kwargs  # the recipe's over the row's own
     odd = {"odd_bits": odd_bits(pair, raw)}
     for side in ("chosen", "rejected"):
         odd[f"{side}_key"] = _hash(json.dumps(pair[side], sort_keys=True).encode())
-    return {**pair, **_keys(pair, form), **odd, "row": name, "dropped": "", "found": ""}
+    return {**pair, **_keys(pair, form), **_near_keys(pair), **odd, "row": name, "dropped": "", "found": ""}
 
 
 def row_name(number: int, label: str, spans: list[Span]) -> str:
@@ -77,17 +79,39 @@ def _keys(pair: Row, form: str) -> dict[str, int]:
     prompt, chosen, rejected, *passed_on = (
         json.dumps(pair[column], sort_keys=True).encode() for column in (*PAIR, *PASSED_ON)
     )
-    if form == "text":
-        questions = [pair["prompt"]]
-    else:
-        questions = [message["content"] for message in pair["prompt"] if message["role"] == "user"]
     # Prompts that differ in case and white space alone ask the same.
-    same_question = [" ".join(question.casefold().split()) for question in questions]
+    same_question = [" ".join(question.casefold().split()) for question in _questions(pair)]
     return {
         "prompt_key": _hash(json.dumps(same_question).encode()),
         "pair_key": _hash(prompt, chosen, rejected, *passed_on),
         "swapped_key": _hash(prompt, rejected, chosen, *passed_on),
     }
+
+
+def _questions(pair: Row) -> list[str]:
+    """What is asked: the user's messages, or all of a prompt of text."""
+    if isinstance(pair["prompt"], str):
+        return [pair["prompt"]]
+    return [message["content"] for message in pair["prompt"] if message["role"] == "user"]
+
+
+def _near_keys(pair: Row) -> dict[str, int]:
+    """The NEAR of a pair: the same for two that differ in case, white space and the punctuation around words alone."""
+    questions = [_near(question) for question in _questions(pair)]
+    sides = []
+    for side in ("chosen", "rejected"):
+        texts = [pair[side]] if isinstance(pair[side], str) else [message["content"] for message in pair[side]]
+        sides.append([_near(text) for text in texts])
+    return {
+        "near_prompt_key": _hash(json.dumps(questions).encode()),
+        "near_pair_key": _hash(json.dumps([questions, *sides]).encode()),
+    }
+
+
+def _near(text: str) -> str:
+    """The words in lower case, without the punctuation around them: what stands in a word, as in 3.5, stays."""
+    words = [word.strip(PUNCTUATION) for word in text.casefold().split()]
+    return " ".join(word for word in words if word)
 
 
 def _hash(*texts: bytes) -> int:

@@ -15,6 +15,7 @@ from ..errors import Finding
 from ..formats.oddities import ODDITIES
 from .preference_dataset import HARMLESS
 
+NEAR_ABOVE = 0.01  # share of pairs that are nearly others, above which it is said
 NO_LIMIT = 2**60  # tokens: longer than any sequence, for max_length=None
 
 
@@ -216,6 +217,8 @@ def oddity_findings(part: dict[str, Any], split: str) -> list[Finding]:
     findings = []
     for name, oddity in part.get("oddities", {}).items():
         if name in ODDITIES:
+            if oddity["share"] <= ODDITIES[name].said_above:
+                continue
             what, advice = ODDITIES[name].what, ODDITIES[name].advice
         else:
             side = name.removeprefix("constant ")
@@ -242,6 +245,29 @@ def contradiction_findings(report: dict[str, Any], *, allow: list[str], max_drop
         advice = "Keep one of each, or accept it: data.allow=['contradictions']."
         return [Finding("fail", "contradictions", f"{what} {advice}")]
     return [Finding("warn", "contradictions", f"{what} Keep one of each.")]
+
+
+def near_duplicate_findings(report: dict[str, Any]) -> list[Finding]:
+    """Train pairs, and prompts of evaluation pairs, that stand in the train pairs but for case, white space and
+    punctuation. Nothing where there are none; a warning above NEAR_ABOVE of the pairs. Of a stream they are not known.
+    """
+    findings = []
+    pairs = report.get("near_duplicates", {"count": 0})
+    if pairs["count"]:
+        amount = _of_pairs(pairs["count"], report["train"]["kept"], pairs["rows"])
+        what = f"{amount} differ from an earlier one in case, white space and punctuation alone."
+        level = _level(pairs["count"], report["train"]["kept"], warn_above=NEAR_ABOVE, fail_above=1)
+        advice = "They count twice in each epoch: keep one of each."
+        findings.append(_finding("train near duplicates", Judgement(level, what, advice)))
+
+    prompts = report.get("near_prompts", {"count": 0})
+    if prompts["count"]:
+        amount = _of_pairs(prompts["count"], report["eval"]["kept"], prompts["rows"])
+        what = f"{amount} ask what is trained on, but for case, white space and punctuation."
+        level = _level(prompts["count"], report["eval"]["kept"], warn_above=NEAR_ABOVE, fail_above=1)
+        advice = "The held-out numbers are too good by that: take these prompts out of one side."
+        findings.append(_finding("eval near prompts", Judgement(level, what, advice)))
+    return findings
 
 
 def _finding(name: str, judgement: Judgement) -> Finding:

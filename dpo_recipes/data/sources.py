@@ -6,12 +6,16 @@ import csv
 import glob
 import gzip
 import json
+import lzma
 import os
 import re
+import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -334,13 +338,37 @@ def _streamed_rows(names: list[str], **key: Any) -> Iterator[dict[str, str]]:
 def _raw_rows(names: list[str], stamps: list[str], code: str) -> Iterator[dict[str, str]]:
     """The rows of json, json lines and csv files, each as its JSON in the column RAW."""
     for name in names:
-        open_text = gzip.open if name.lower().endswith(".gz") else open
         rows_of = _csv_rows if ".csv" in _suffix(Path(name)) else _json_rows
-        with open_text(name, "rt", encoding="utf-8-sig", newline="") as file:
+        with _opened(name) as packed, TextIOWrapper(packed, encoding="utf-8-sig", newline="") as file:
             for place, row, text in rows_of(file):
                 if not isinstance(row, dict):
                     raise ValueError(f"{place} is {row!r:.40}, not an object with columns")
                 yield {RAW: text}
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[Any]:
+    """The bytes of a file, unpacked where its name says that it is compressed; they can be read twice."""
+    suffix = Path(name).suffix.lower()
+    if suffix == ".zst":
+        with _zstd_opened(name) as file:
+            yield file
+        return
+    open_bytes: Any = {".gz": gzip.open, ".xz": lzma.open}.get(suffix, open)
+    with open_bytes(name, "rb") as file:
+        yield file
+
+
+@contextmanager
+def _zstd_opened(name: str) -> Iterator[Any]:
+    """So too for zstd, which Python reads itself from 3.14 on; Arrow, which datasets needs anyway, is asked for it."""
+    import pyarrow
+
+    with tempfile.TemporaryFile() as unpacked:  # as Arrow's stream has no way back to its start
+        with pyarrow.input_stream(name, compression="zstd") as packed:
+            shutil.copyfileobj(packed, unpacked)
+        unpacked.seek(0)
+        yield unpacked
 
 
 def _csv_rows(file: Any) -> Iterator[tuple[str, Any, str]]:

@@ -155,8 +155,8 @@ def number(row: Row, column: str, *allowed: int) -> float:
 def messages(row: Row, column: str, role: str = "assistant") -> list[Message]:
     """The messages of a column; none where the row leaves it empty.
 
-    The column holds text, which becomes one message of `role`; or one message; or a list of them. A message is
-    {role, content} or ShareGPT's {from, value}.
+    The column holds text, which becomes one message of `role`; or typed blocks of text, which do so too; or one
+    message; or a list of them. A message is {role, content} or ShareGPT's {from, value}.
     """
     value = row.get(column)
     if is_empty(value):
@@ -166,8 +166,15 @@ def messages(row: Row, column: str, role: str = "assistant") -> list[Message]:
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     if isinstance(value, dict):
-        return [_message(value, column)]
+        value = [value]
+    if all(_is_block(item) for item in value):
+        return [{"role": role, "content": _text_of_blocks(value, column)}]
     return [_message(item, column) for item in value]
+
+
+def _is_block(item: Any) -> bool:
+    """Whether this is a typed block of content, such as {"type": "text", "text": "Hi"}, and no message."""
+    return isinstance(item, dict) and "type" in item and not item.keys() & {"role", "from"}
 
 
 def _message(value: Any, column: str) -> Message:
@@ -185,7 +192,8 @@ def _message(value: Any, column: str) -> Message:
     if str(role) not in ROLES:
         raise malformed(column, f"holds a role that is none of {', '.join(ROLES)}", role)
 
-    if isinstance(content, list):
+    is_list_of_calls = role == "function_call" and not _are_text_blocks(content)
+    if isinstance(content, list) and not is_list_of_calls:
         content = _text_of_blocks(content, column)
     if role == "function_call":
         message["tool_calls"] = _tool_calls(content, column)
@@ -193,13 +201,23 @@ def _message(value: Any, column: str) -> Message:
     return {"role": ROLES[role], "content": typed(content, f"{column} content", str), **message}
 
 
+def _are_text_blocks(content: Any) -> bool:
+    """Whether this is a list of typed blocks of text alone."""
+    return isinstance(content, list) and all(_is_block(item) and item["type"] == "text" for item in content)
+
+
 def _text_of_blocks(content: list[Any], column: str) -> str:
-    """The text of content in typed blocks, such as [{"type": "text", "text": "Hi"}]."""
-    blocks = [typed(block, column, dict) for block in content]
-    other_types = {str(block.get("type"))[:20] for block in blocks} - {"text"}
-    if other_types:
-        raise malformed(column, f"holds content of type {min(other_types)}, where text alone is read", blocks)
-    return "".join(typed(block.get("text"), f"{column} content", str) for block in blocks)
+    """The text of content in typed blocks: [{"type": "text", "text": "Hi"}], or with `value` in the place of `text`."""
+    texts: list[str] = []
+    for block in content:
+        block = typed(block, column, dict)
+        kind = str(block.get("type"))[:20]
+        if kind != "text":
+            raise malformed(column, f"holds content of type {kind}, where text alone is read", content)
+        if "text" in block and "value" in block:
+            raise malformed(column, "holds a block with both text and value", block)
+        texts.append(typed(block.get("text", block.get("value")), f"{column} content", str))
+    return "".join(texts)
 
 
 def _tool_calls(content: Any, column: str) -> list[Row]:

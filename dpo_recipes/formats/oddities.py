@@ -15,6 +15,7 @@ SCORE_COLUMNS = (
     ("chosen_rating", "rejected_rating"),
     ("chosen-rating", "rejected-rating"),
     ("rating_chosen", "rating_rejected"),
+    ("chosen_avg_rating", "rejected_avg_rating"),
     ("chosen_reward", "rejected_reward"),
     ("reward_chosen", "reward_rejected"),
 )
@@ -97,13 +98,13 @@ ODDITIES = {
     ),
     "scores": Oddity(
         _is_scored_lower,
-        0.1,
+        0.01,
         "have a chosen side that is scored below the rejected one.",
         "If higher is better, chosen and rejected are swapped.",
     ),
     "equal scores": Oddity(
         _is_scored_alike,
-        0.5,
+        0.05,
         "have the same score for both sides.",
         "Neither is better by it: drop ties with data.reader.",
     ),

@@ -123,6 +123,11 @@ def _ultrafeedback(row: Row) -> Row:
     return pair_of_conversations(**conversations)
 
 
+def _chosen_messages(row: Row) -> Row:
+    """Two whole conversations, of which the shared start is the prompt."""
+    return pair_of_conversations(messages(row, "chosen_messages"), messages(row, "rejected_messages"))
+
+
 def _hh_rlhf(row: Row) -> Row:
     """Transcripts, "Human:" and "Assistant:" turns each after an empty line: the last turn is the reply."""
     return pair_of_conversations(_transcript(row, "chosen"), _transcript(row, "rejected"))
@@ -273,6 +278,13 @@ FORMATS: dict[str, Format] = {
         ),
         whole_conversations=True,
     ),
+    "chosen_messages": Format(
+        reader=_chosen_messages,
+        required=("chosen_messages", "rejected_messages"),
+        optional=(),
+        seen_in=("LLaMA-Factory",),  # its second layout, which its own converters write
+        whole_conversations=True,
+    ),
     "hh_rlhf": Format(
         reader=_hh_rlhf,
         required=("chosen", "rejected"),
@@ -366,8 +378,14 @@ def explicit_pair(raw: Row, form: str, *, strict: bool, may_be_rendered: bool = 
 
 
 def is_repeated_header(raw: Row) -> bool:
-    """Whether every cell says its own column's name, as where csv files were appended to each other."""
-    return bool(raw) and all(value == column for column, value in raw.items())
+    """Whether every cell says its own column's name, as where csv files were appended to each other.
+
+    Each of them may begin with a byte-order mark, of which the first alone is no part of the rows.
+    """
+    if not raw:
+        return False
+    cells = [value.lstrip("\ufeff").strip() if isinstance(value, str) else value for value in raw.values()]
+    return cells == [column.strip() for column in raw]
 
 
 def _select_columns(raw: Row, data_format: Format) -> Row:
@@ -383,7 +401,7 @@ def _select_columns(raw: Row, data_format: Format) -> Row:
             source = filled[0] if filled else present[0]
             row[names[0]] = plain_json(raw[source], source)
         elif column in data_format.required:
-            raise malformed(column, "is missing", present, missing_column=column)
+            raise malformed(column, "is missing", [*raw], missing_column=column)
     return row
 
 

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 else:
     Format = Literal[tuple(FORMATS)]
 
-# The endings of files of rows that are read.
-FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet")
+# The endings of files of rows that are read: these also where they are compressed, as .jsonl.gz, and parquet.
+TEXT_SUFFIXES = (".json", ".jsonl", ".csv")
+COMPRESSED = (".gz", ".xz", ".zst")
+FILE_SUFFIXES = (*TEXT_SUFFIXES, *(text + packing for packing in COMPRESSED for text in TEXT_SUFFIXES), ".parquet")
 
 # Stops of the data report, by name.
 STOPS = ("border", "start_token", "end_token", "special_tokens", "lost_text", "truncated", "contradictions")

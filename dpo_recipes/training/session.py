@@ -162,7 +162,7 @@ class Session:
     def _read_pairs(self) -> None:
         from ..data import preference_dataset
         from ..data.chat_template import template_findings
-        from ..data.report import contradiction_findings
+        from ..data.report import contradiction_findings, near_duplicate_findings
         from ..data.template_trial import trial_findings, try_template
 
         data = self.recipe.data
@@ -180,6 +180,7 @@ class Session:
         self.train = self._tokenized("train", explicit.train, explicit.text)
         self.eval = self._tokenized("eval", explicit.eval, explicit.text)
         self.findings += contradiction_findings(self.report, allow=data.allow, max_dropped=data.max_dropped)
+        self.findings += near_duplicate_findings(self.report)
         self.findings += length_findings(self.recipe, None if data.streaming else len(self.train))
         if self.recipe.max_length is None and not data.streaming:
             self._compare_with_positions()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import random
 import time
 from pathlib import Path
@@ -50,6 +51,10 @@ def csv(*lines: str) -> bytes:
     return "\n".join(("prompt,chosen,rejected", *lines, "")).encode()
 
 
+def zstd(content: bytes) -> bytes:
+    return pa.Codec("zstd").compress(content, asbytes=True)
+
+
 def parquet(path: Path, rows: list[dict] = GOOD) -> bytes:
     datasets.Dataset.from_list(rows).to_parquet(path)
     return path.read_bytes()
@@ -89,6 +94,12 @@ UNREADABLE: dict[str, tuple[str, object, str]] = {
     "semicolons": ("p.csv", b"prompt;chosen;rejected\nq;a;b\n", "line 1 has semicolons between its columns"),
     "gzip cut": ("p.jsonl.gz", gzip.compress(LINES)[:-20], "is not readable as jsonl.gz: "),
     "no gzip": ("p.csv.gz", csv("q,a,b"), "is not readable as csv.gz: Not a gzipped file"),
+    "xz cut": ("p.jsonl.xz", lzma.compress(LINES)[:-20], "is not readable as jsonl.xz: "),
+    "no xz": ("p.csv.xz", csv("q,a,b"), "is not readable as csv.xz: "),
+    "zstd cut": ("p.jsonl.zst", zstd(LINES)[:-20], "is not readable as jsonl.zst: "),
+    "no zstd": ("p.json.zst", LINES, "is not readable as json.zst: "),
+    "zstd under another name": ("p.jsonl", zstd(LINES), "is compressed with zstd, not what its name says. Add .zst"),
+    "parquet packed": ("p.parquet.gz", gzip.compress(LINES), "is a compressed file"),
     "parquet cut": ("p.parquet", lambda path: parquet(path)[:-50], "is not readable as parquet: "),
     "parquet by name": ("p.parquet", LINES, "is not readable as parquet: "),
     "parquet of nothing": ("p.parquet", b"", "has no rows: it is an empty file"),
@@ -182,7 +193,7 @@ DROPPED: dict[str, tuple[list[dict], object, str, str]] = {
         "malformed: chosen holds a message without 'role'",
         "{}",
     ),
-    "a missing side": (GOOD, HALF, "malformed: rejected is missing", "[]"),
+    "a missing side": (GOOD, HALF, "malformed: rejected is missing", "['prompt', 'chosen']"),
     "a missing prompt": (
         GOOD,
         {"chosen": "a", "rejected": "b"},

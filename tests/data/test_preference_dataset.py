@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pytest
 from making import make_pairs, write_jsonl
 
@@ -205,6 +207,71 @@ def test_unicode_numbers_and_words_like_none_survive_every_file_type(tmp_path):
     assert [row["chosen"] for row in pairs_of(read(tmp_path / "p.jsonl.gz"))] == want
 
 
+@pytest.mark.parametrize("name", ["p.json", "p.jsonl", "p.csv"])
+def test_a_compressed_file_is_read_as_the_file_itself(tmp_path, name):
+    rows = three(6)
+    if name == "p.csv":
+        lines = [f"{row['prompt']},{row['chosen']},{row['rejected']}\n" for row in rows]
+        (tmp_path / name).write_text("prompt,chosen,rejected\n" + "".join(lines), encoding="utf-8-sig")
+    else:
+        save(tmp_path / name, rows)
+    plain = (tmp_path / name).read_bytes()
+    want = pairs_of(read(tmp_path / name, eval=0.2))
+    assert len(want) == 6
+
+    half = len(plain) // 2
+    zstd = pa.Codec("zstd").compress
+    packed = {
+        f"{name}.gz": gzip.compress(plain),
+        f"{name}.xz": lzma.compress(plain),
+        f"{name}.zst": zstd(plain, asbytes=True),
+        f"frames-{name}.zst": zstd(plain[:half], asbytes=True) + zstd(plain[half:], asbytes=True),
+    }
+    for packed_name, content in packed.items():
+        path = tmp_path / packed_name
+        path.write_bytes(content)
+        assert pairs_of(read(path, eval=0.2)) == want
+    streamed = read(path, eval=str(path), streaming=True, max_dropped=1)
+    assert len(list(streamed.eval)) == 6 and list(streamed.train) == []  # all of the prompts are in both
+
+
+def test_a_header_that_is_repeated_in_a_csv_file_is_dropped_and_counted(tmp_path):
+    header, rows = "prompt,chosen,rejected\n", [f"q{i},good {i},bad {i}\n" for i in range(60)]
+    text = header + "".join(rows[:20]) + header + "".join(rows[20:40]) + "\ufeff" + header + "".join(rows[40:])
+    (tmp_path / "p.csv").write_text(text, encoding="utf-8-sig")
+    train = read(tmp_path / "p.csv").report["train"]
+    assert train["dropped"] == {"repeated header line": {"count": 2, "rows": ["20", "41"]}}
+    assert (train["rows"], train["kept"] + train["held_out"]) == (62, 60)
+
+
+def test_pairs_and_prompts_that_are_nearly_the_same_are_counted(tmp_path):
+    rows = [{"prompt": f"What is {i} plus 1?", "chosen": f"It is {i + 1}", "rejected": "Who knows"} for i in range(40)]
+    nearly = {"prompt": "what is 3 plus 1", "chosen": "It is 4.", "rejected": "“Who knows…”"}
+    other = {"prompt": "What is 3.1 plus 1?", "chosen": "It is 4.1", "rejected": "Who knows"}
+    found = read(save(tmp_path / "a.jsonl", [*rows, nearly, other]), eval=save(tmp_path / "b.jsonl", rows[3:4]))
+    assert found.report["train"]["dropped"] == {LEAKED: {"count": 1, "rows": ["3"]}}
+    assert found.report["near_duplicates"] == {"count": 0, "rows": []}
+    assert found.report["near_prompts"] == {"count": 1, "rows": ["0"]}
+
+    again = {**nearly, "chosen": "It is 4 ..."}
+    train = save(tmp_path / "c.jsonl", [*rows, nearly, again])
+    far = save(tmp_path / "d.jsonl", [{**other, "prompt": "Why?"}])
+    report = read(train, eval=far).report
+    assert report["near_duplicates"] == {"count": 2, "rows": ["40", "41"]}
+    assert report["near_prompts"] == {"count": 0, "rows": []}
+
+
+def test_scores_against_the_labels_are_counted_however_few_they_are(tmp_path):
+    rows = [{**row, "score_chosen": 8.0, "score_rejected": 4.5} for row in three(300)]
+    rows[7] |= {"score_chosen": 1.0}
+    rows[9] |= {"score_chosen": 4.5}
+    found = read(save(tmp_path / "a.jsonl", rows), eval=0.1)
+    assert found.report["train"]["oddities"] == {
+        "scores": {"share": 1 / 300, "count": 1, "rows": ["7"]},
+        "equal scores": {"share": 1 / 300, "count": 1, "rows": ["9"]},
+    }
+
+
 def test_rows_that_differ_in_keys_and_types_beside_the_pair_are_read(tmp_path):
     rows = three(4)
     rows[0]["score"], rows[1]["score"], rows[2]["extra"] = 1, 1.5, {"a": None}
@@ -304,6 +371,7 @@ def test_the_report_is_json_and_several_processes_read_the_same(tmp_path):
     one, two = read(path), read(path, num_proc=2)
     assert json.loads(json.dumps(one.report)) == one.report == two.report
     keys = {"path", "train", "eval", "format", "text", "fingerprint", "notes", "contradictions"}
+    keys |= {"near_duplicates", "near_prompts"}
     assert one.report.keys() == keys
 
 

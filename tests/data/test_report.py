@@ -18,7 +18,14 @@ from making import (
 )
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from dpo_recipes.data.report import STOPS, contradiction_findings, costs, split_findings
+from dpo_recipes.data.report import (
+    STOPS,
+    contradiction_findings,
+    costs,
+    near_duplicate_findings,
+    oddity_findings,
+    split_findings,
+)
 from dpo_recipes.data.tokenize import IDS
 from dpo_recipes.recipe.recipe import STOPS as MAY_BE_ALLOWED
 
@@ -248,6 +255,32 @@ def test_contradictions_stop_a_run_above_the_share_that_may_be_dropped(count, al
     [finding] = contradiction_findings(report, allow=allow, max_dropped=0.05)
     assert (finding.level, finding.name) == (level, "contradictions")
     assert finding.text.endswith(words)
+
+
+@pytest.mark.parametrize(("count", "level"), [(0, None), (1, "pass"), (2, "warn")])
+def test_what_is_nearly_the_same_is_said_and_warned_of_above_one_in_a_hundred(count, level):
+    near = {"count": count, "rows": ["3"]}
+    report = {"train": {"kept": 100}, "eval": {"kept": 100}, "near_duplicates": near, "near_prompts": near}
+    findings = near_duplicate_findings(report)
+    if level is None:
+        assert findings == []
+        return
+    assert [(finding.level, finding.name) for finding in findings] == [
+        (level, "train near duplicates"),
+        (level, "eval near prompts"),
+    ]
+    assert findings[0].text.startswith(f"{count} of 100 pairs ({count}.0%; rows 3) differ from an earlier one in case")
+    assert findings[1].text.endswith("out of one side.") == (level == "warn")
+
+
+def test_scores_are_said_where_more_than_a_few_are_against_the_labels():
+    def said(name, share):
+        part = {"oddities": {name: {"share": share, "count": 3, "rows": ["1", "2"]}}}
+        return [finding.text for finding in oddity_findings(part, "train")]
+
+    assert said("scores", 0.01) == [] == said("equal scores", 0.05)
+    assert said("scores", 0.02)[0].startswith("3 pairs (2.0%; rows 1, 2) have a chosen side that is scored below")
+    assert "same score for both sides" in said("equal scores", 0.06)[0]
 
 
 @pytest.mark.parametrize("report", [{"train": {}}, {"train": {"kept": 9}, "contradictions": {"count": 0, "rows": []}}])

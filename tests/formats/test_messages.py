@@ -118,6 +118,20 @@ def test_what_is_no_number_prefers_neither_side(value, allowed, reason, found):
             [{"role": "user", "content": "Ok?"}],
         ),
         (
+            [{"from": "human", "value": [{"type": "text", "value": "O"}, {"type": "text", "text": "k?"}]}],
+            [{"role": "user", "content": "Ok?"}],
+        ),
+        ([{"type": "text", "text": "O"}, {"type": "text", "value": "k?"}], [{"role": "user", "content": "Ok?"}]),
+        ({"type": "text", "text": "Ok?"}, [{"role": "user", "content": "Ok?"}]),
+        (
+            {"from": "function_call", "value": [{"name": "clock"}]},
+            [{"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "clock"}}]}],
+        ),
+        (
+            {"from": "function_call", "value": [{"type": "text", "text": '{"name": "clock"}'}]},
+            [{"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "clock"}}]}],
+        ),
+        (
             {"role": "assistant", "name": "clerk", "tool_calls": [{"type": "function"}]},
             [{"role": "assistant", "content": "", "name": "clerk", "tool_calls": [{"type": "function"}]}],
         ),
@@ -168,6 +182,21 @@ ROLES = "human, gpt, observation, function_call, system, user, assistant, tool, 
             [{"role": "user", "content": [{"type": "image", "url": "x"}]}],
             "holds content of type image, where text alone is read",
             "[{'type': 'image', 'url': 'x'}]",
+        ),
+        (
+            [{"type": "text", "text": "x"}, {"type": "image_url", "value": "x"}],
+            "holds content of type image_url, where text alone is read",
+            "[{'type': 'text', 'text': 'x'}, {'type': 'image_url', 'value",
+        ),
+        (
+            [{"role": "assistant", "content": [{"type": "reasoning", "value": "x"}, {"type": "text", "value": "y"}]}],
+            "holds content of type reasoning, where text alone is read",
+            "[{'type': 'reasoning', 'value': 'x'}, {'type': 'text', 'valu",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "x", "value": "y"}]}],
+            "holds a block with both text and value",
+            "{'type': 'text', 'text': 'x', 'value': 'y'}",
         ),
         ([{"role": "user", "content": [{"type": "text"}]}], "content is NoneType, not str", "None"),
     ],

@@ -39,6 +39,10 @@ def gpt(text):
     return {"from": "gpt", "value": text}
 
 
+def block(text):
+    return {"type": "text", "text": text}
+
+
 def pair(prompt, chosen="Yes.", rejected="No.", **own):
     """The pair of a prompt's messages and two replies, with what is passed on beside it."""
     sides = {"chosen": [said(chosen)], "rejected": [said(rejected)]}
@@ -177,6 +181,67 @@ SETS = {
             **SIDES,
         },
         pair([user("Ok?")]),
+    ),
+    "sides of typed text blocks": (
+        "preference",
+        {"prompt": [block("Ok?")], "chosen": [said([block("Yes.")])], "rejected": [{"type": "text", "value": "No."}]},
+        pair([user("Ok?")]),
+    ),
+    "ShareGPT's turns of typed text blocks": (
+        "sharegpt",
+        {
+            "conversations": [human([block("Hi")]), gpt([block("Hello")]), human([block("O"), block("k?")])],
+            "chosen": gpt([block("Yes.")]),
+            "rejected": gpt([block("No.")]),
+        },
+        pair(TALK),
+    ),
+    "a question of typed text blocks": (
+        "orca",
+        {"system": [block("Be brief.")], "question": [block("Ok?")], "chosen": "Yes.", "rejected": [block("No.")]},
+        pair([system("Be brief."), user("Ok?")]),
+    ),
+    "conversations of typed text blocks": (
+        "ultrafeedback",
+        {
+            "prompt": "Ok?",
+            "chosen": [user([block("Ok?")]), said([block("Yes.")])],
+            "rejected": [user([block("Ok?")]), said([block("No.")])],
+        },
+        pair([user("Ok?")]),
+    ),
+    "a context of typed text blocks": (
+        "helpsteer3",
+        {"context": [user([block("Ok?")])], "response1": [block("No.")], "response2": "Yes.", "overall_preference": 1},
+        pair([user("Ok?")]),
+    ),
+    "a trajectory of typed text blocks": (
+        "ultrainteract",
+        {"trajectory": [human([block("Ok?")])], **SIDES},
+        pair([user("Ok?")]),
+    ),
+    "LLaMA-Factory, its second layout": (
+        "chosen_messages",
+        {
+            "chosen_messages": [
+                {"role": "system", "content": [{"type": "text", "value": "Be brief."}]},
+                {"role": "user", "content": [{"type": "text", "value": "Ok?"}]},
+                {"role": "assistant", "content": [{"type": "text", "value": "Yes."}]},
+            ],
+            "rejected_messages": [
+                {"role": "system", "content": [{"type": "text", "value": "Be brief."}]},
+                {"role": "user", "content": [{"type": "text", "value": "Ok?"}]},
+                {"role": "assistant", "content": [{"type": "text", "value": "No."}]},
+            ],
+            "extra_info": "",
+            "_dataset_name": "mine",
+        },
+        pair([system("Be brief."), user("Ok?")]),
+    ),
+    "whole conversations under other names": (
+        "chosen_messages",
+        {"id": 7, "chosen_messages": LONG["chosen"], "rejected_messages": LONG["rejected"], "prompt": "Ok?"},
+        pair(TALK),
     ),
     "a list prompt beside text": ("preference", {"prompt": [user("Ok?")], **SIDES}, pair([user("Ok?")])),
     "tools as their JSON": (
@@ -498,7 +563,7 @@ DROPS = {
         "malformed: passage holds something, which preference does not read",
         "'p'",
     ),
-    "missing": ("preference", {"prompt": "q", "chosen": "a"}, "malformed: rejected is missing", "[]"),
+    "missing": ("preference", {"prompt": "q", "chosen": "a"}, "malformed: rejected is missing", "['prompt', 'chosen']"),
     "alpaca: nothing asked": ("alpaca", {"instruction": "", "input": "", **SIDES}, "empty prompt", ""),
     "alpaca: same": ("alpaca", {"instruction": "q", "chosen": "a", "rejected": "a"}, "identical sides", ""),
 }

@@ -259,8 +259,8 @@ def test_what_cannot_work_or_does_nothing_is_refused(changes, message):
         (
             Data,
             {"format": "texts"},
-            "must be one of preference, text, ultrafeedback, hh_rlhf, sharegpt, alpaca, orca, shp, helpsteer2, "
-            "helpsteer3, summarize, ultrainteract or none. Did you mean 'text'?",
+            "must be one of preference, text, ultrafeedback, chosen_messages, hh_rlhf, sharegpt, alpaca, orca, shp, "
+            "helpsteer2, helpsteer3, summarize, ultrainteract or none. Did you mean 'text'?",
         ),
         (
             Data,
