@@ -18,6 +18,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # "$ command" lines of the console blocks, each with the output printed under it.
 BLOCKS = re.findall(r"```console\n(.*?)```", README, re.S)
 NO_HUB = "http://127.0.0.1:9"  # where nothing listens: no test may reach a hub
+PATIENCE = 1800  # seconds: the longest takes a minute and a half on an idle machine, and on a busy one many times that
 COMMANDS = [line[2:] for block in BLOCKS for line in block.splitlines() if line.startswith("$ ")]
 
 
@@ -40,6 +41,10 @@ def checkout(tmp_path_factory) -> Path:
     return folder
 
 
+# The commands run once, and so in one process of several.
+one_process = pytest.mark.xdist_group("readme")
+
+
 @pytest.fixture(scope="session")
 def ran(checkout) -> dict[str, subprocess.CompletedProcess]:
     """Every command of the README, run in order in one checkout; test and lint are what CI runs, here only named."""
@@ -55,7 +60,7 @@ def ran(checkout) -> dict[str, subprocess.CompletedProcess]:
         if words.startswith(("git clone", "cd ", "pip install")):
             continue
         results[command] = subprocess.run(  # the README's own text, not a user's
-            ["bash", "-c", words], cwd=checkout, env=environment, capture_output=True, text=True, timeout=400
+            ["bash", "-c", words], cwd=checkout, env=environment, capture_output=True, text=True, timeout=PATIENCE
         )
     return results
 
@@ -65,6 +70,7 @@ def test_the_first_screen_holds_the_two_commands():
     assert words[:2] == ["make train", "make test"]
 
 
+@one_process
 @pytest.mark.slow
 def test_every_command_does_what_the_readme_says(ran):
     for command, result in ran.items():
@@ -78,6 +84,7 @@ def numbers_out(text: str) -> str:
     return re.sub(r"[\d.,:%+\-−–/~]+|\S*(?:runs|cache)\S*|[━╇┃│┏┓┗┛┡┩─]+|\s+", " ", text).strip()
 
 
+@one_process
 @pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_the_output_shown_is_the_output_printed(ran, block):
@@ -91,6 +98,7 @@ def test_the_output_shown_is_the_output_printed(ran, block):
             assert numbers_out(line) in printed, f"{command} does not print: {line}\n{printed}"
 
 
+@one_process
 @pytest.mark.slow
 def test_the_quickstart_reaches_what_the_readme_claims(ran, checkout):
     from dpo_recipes import Run
@@ -103,6 +111,7 @@ def test_the_quickstart_reaches_what_the_readme_claims(ran, checkout):
     assert after["rewards/accuracies_interval"][0] > 0.7
 
 
+@one_process
 @pytest.mark.slow
 def test_python_blocks_run(checkout, ran):
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -110,7 +119,7 @@ def test_python_blocks_run(checkout, ran):
     runnable = [b for b in blocks if "# recipes/" not in b.splitlines()[0]]
     for block in runnable:
         run = [sys.executable, "-c", block]
-        result = subprocess.run(run, cwd=checkout, capture_output=True, text=True, timeout=400)
+        result = subprocess.run(run, cwd=checkout, capture_output=True, text=True, timeout=PATIENCE)
         assert result.returncode == 0, f"{block}\n{result.stderr}"
 
 

@@ -138,5 +138,5 @@ def test_the_recipe_is_inert():
         "assert recipe.prepare and recipe.reward and '{prepared}' in recipe.model; "
         "print([m for m in ('torch', 'transformers', 'trl', 'peft', 'datasets') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

@@ -253,7 +253,7 @@ def command(*args: str, **changes: str) -> subprocess.CompletedProcess:
     """dpo-recipes in a process of its own, with changes of the environment; "" takes a variable away."""
     variables = {name: value for name, value in (os.environ | changes).items() if value}
     return subprocess.run(
-        [sys.executable, "-m", "dpo_recipes", *args], env=variables, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "dpo_recipes", *args], env=variables, capture_output=True, text=True, timeout=1200
     )
 
 
@@ -283,7 +283,7 @@ def test_output_that_nobody_reads_is_no_traceback(verb):
     reading, writing = os.pipe()
     os.close(reading)
     words = [sys.executable, "-m", "dpo_recipes", *verb.split()]
-    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=300)
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=1200)
     os.close(writing)
     assert "Traceback" not in done.stderr
 
@@ -309,7 +309,7 @@ def test_ctrl_c_while_a_recipe_file_runs_is_one_line(tmp_path):
     process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr is not None and process.stderr.readline() == "looping\n"
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=600)
     assert (process.returncode, said.strip()) == (130, "Stopped.")
 
 
@@ -356,7 +356,7 @@ def test_a_real_limit_on_file_sizes_is_one_message(recipe, tmp_path, pairs_file)
         "except RecipeError as error:\n"
         "    sys.stderr.write(f'MESSAGE {error}')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=os.environ)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1200, env=os.environ)
     assert "MESSAGE" in done.stderr and "Training had come to step 2 of 3." in done.stderr
     assert "No other place has room for the model, which is lost." in done.stderr
     assert not list(tmp_path.rglob("checkpoint-*")) and not list(tmp_path.rglob("*.tmp"))
