@@ -23,6 +23,7 @@ from ..planning.memory import (
 from ..planning.ways_out import ways_out
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import Device
+from ..recipe.unusual import unusual_findings
 from ..runs import environment
 from ..training import length
 from ..training.session import Session
@@ -42,6 +43,7 @@ def check(
 
     findings.append(environment.versions())
     findings.append(_check_values(recipe))
+    findings += unusual_findings(recipe)
     findings += loss_findings(recipe)
 
     # The model, without which nothing else can be looked at
@@ -58,8 +60,9 @@ def check(
     model_finding = _check_model(session, here=gpu is None)
     findings.append(model_finding)
 
-    _check_pairs(session, result)
-    if model_finding.level == "fail":
+    model_failed = model_finding.level == "fail"
+    _check_pairs(session, result, None if model_failed else session.positions())
+    if model_failed:
         findings.append(Finding("skipped", "plan", "it needs the model, which failed"))
         if run:
             findings.append(Finding("skipped", "run", "it needs the model, which failed"))
@@ -91,8 +94,8 @@ def _check_model(session: Session, here: bool) -> Finding:
 # ----------------------------------------------------------------------------------------------------------- the pairs
 
 
-def _check_pairs(session: Session, result: dict[str, Any]) -> None:
-    """Read, tokenise and judge the pairs, as training does."""
+def _check_pairs(session: Session, result: dict[str, Any], positions: int | None) -> None:
+    """Read, tokenise and judge the pairs, as training does; `positions`: tokens that the model reaches, where known."""
     try:
         session.read_pairs()
     except RecipeError as error:
@@ -101,10 +104,9 @@ def _check_pairs(session: Session, result: dict[str, Any]) -> None:
     result["data"] = session.report
     result["findings"] += session.findings
 
-    if session.recipe.reward or session.recipe.measures:
-        from ..evaluation.answers import rehearsed  # which imports TRL
+    from ..evaluation.answers import rehearsed  # which imports TRL
 
-        result["findings"] += rehearsed(session.recipe, session.eval)
+    result["findings"] += rehearsed(session.recipe, session.eval, positions)
 
 
 # ------------------------------------------------------------------------------------------------------------ the plan

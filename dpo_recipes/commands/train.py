@@ -17,6 +17,7 @@ from ..evaluation.held_out import METRICS, compared, held_out
 from ..guard.losses import loss_findings
 from ..recipe.origins import values_with_origins
 from ..recipe.recipe import PREPARED, QLoRA, Recipe
+from ..recipe.unusual import unusual_findings
 from ..runs import environment, files, folder
 from ..runs.model_card import model_card
 from ..runs.unwritable import places_with_room, unwritable_place, unwritable_reason
@@ -37,7 +38,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     losses = loss_findings(recipe)
     _stop_at_fails(losses)
     session = Session(recipe, console)
-    _say_warnings(session, losses)
+    _say_warnings(session, unusual_findings(recipe) + losses)
     session.check_model()
     # These import torch: what could be refused without it is refused by now.
     from ..evaluation.answers import answers, rehearsed
@@ -50,7 +51,8 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         session.try_options()
         session.read_pairs()
         _show_pairs(session)
-        scores = rehearsed(recipe, session.eval)
+        positions = session.positions()
+        scores = rehearsed(recipe, session.eval, positions)
         _stop_at_fails(scores)
         _say_warnings(session, scores)
         trainer = session.make_trainer(run.path / "checkpoints", [MetricsLog(run.path / "metrics.jsonl", bar)])
@@ -84,7 +86,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         _write_results(run, session, who, before, after)
 
         with console.status("answers of reference and policy"), trainer.accelerator.autocast():
-            samples, (truth_before, truth_after) = answers(recipe, trainer, session.reference)
+            samples, (truth_before, truth_after) = answers(recipe, trainer, session.reference, positions)
         files.write_jsonl(run.path / "samples.jsonl", samples)
         before.update(truth_before)
         after.update(truth_after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ Replies = list[list[Reply]]  # shape (prompts, samples)
 BeforeAfter = tuple[Numbers, Numbers]
 
 MAX_NEW_TOKENS = 256
+LEAST_NEW_TOKENS = 16  # a prompt with room for fewer is not asked
 SAMPLED_PROMPTS = 8  # held-out prompts whose answers land in samples.jsonl
 # Where the recipe has a reward, more prompts are asked and several answers are drawn to each.
 REWARDED_PROMPTS = 64
@@ -30,25 +32,72 @@ POLICY_SAMPLES = 8
 REFERENCE_SAMPLES = 24
 
 
-def rehearsed(recipe: Recipe, held_out: Any) -> list[Finding]:
-    """The recipe's reward and measures on a held-out pair, as `answers` will call them after training."""
+def rehearsed(recipe: Recipe, held_out: Any, positions: int | None) -> list[Finding]:
+    """What the evaluation of answers can do, known before training.
+
+    How long the answers can be where the model reaches `positions` tokens (None: nothing limits it), and the recipe's
+    reward and measures on a held-out pair, as `answers` will call them.
+    """
     scores = dict(recipe.measures)
     if recipe.reward:
         scores = {name_of(recipe.reward): recipe.reward} | scores
         calls = min(REWARDED_PROMPTS, len(held_out)) * (POLICY_SAMPLES + REFERENCE_SAMPLES)
     else:
         calls = min(SAMPLED_PROMPTS, len(held_out)) * 2
-    return rehearse(scores, held_out, calls)
+    return _length_findings(recipe, held_out, positions) + rehearse(scores, held_out, calls)
 
 
-def answers(recipe: Recipe, trainer: RecipeTrainer, reference: Reference) -> tuple[list[Numbers], BeforeAfter]:
+def _length_findings(recipe: Recipe, held_out: Any, positions: int | None) -> list[Finding]:
+    """A finding where the model's positions shorten the answers, or leave none."""
+    lengths = [len(ids) for ids in held_out["prompt_ids"]]
+    if positions is None or not lengths:
+        return []
+    usual = _new_tokens(recipe, lengths, None)
+    new_tokens = _new_tokens(recipe, lengths, positions)
+    with_room = sum(length + new_tokens <= positions for length in lengths)
+    wanted = REWARDED_PROMPTS if recipe.reward else SAMPLED_PROMPTS
+    if new_tokens == usual and with_room >= min(wanted, len(lengths)):
+        return []
+
+    reach = f"The model has {positions:,} positions, for prompt and answer together"
+    if not with_room:
+        text = f"{reach}: no held-out prompt leaves room for an answer of {new_tokens} tokens."
+        if recipe.reward or recipe.measures:
+            text += " The reward and the measures need answers: shorten the prompts, or delete reward and measures."
+            return [Finding("fail", "answers", text)]
+        return [Finding("warn", "answers", f"{text} samples.jsonl will be empty.")]
+
+    text = f"{reach}: an answer gets at most {new_tokens} new tokens"
+    if new_tokens < usual:
+        text += f" instead of {usual}"
+    if with_room < len(lengths):
+        text += f", and only the {with_room:,} of {len(lengths):,} held-out prompts that leave room for it are asked"
+    return [Finding("warn", "answers", f"{text}.")]
+
+
+def _new_tokens(recipe: Recipe, prompt_lengths: list[int], positions: int | None) -> int:
+    """How long an answer may be, tokens: what the positions leave behind at least half of the prompts, if that is less.
+
+    Behind learned positions there are no others, and rotary ones are far from all that the model was trained on.
+    """
+    usual = min(MAX_NEW_TOKENS, recipe.max_length or MAX_NEW_TOKENS)
+    if positions is None or not prompt_lengths:
+        return usual
+    room = positions - statistics.median_high(prompt_lengths)
+    return min(usual, max(room, LEAST_NEW_TOKENS))
+
+
+def answers(
+    recipe: Recipe, trainer: RecipeTrainer, reference: Reference, positions: int | None
+) -> tuple[list[Numbers], BeforeAfter]:
     """(rows for samples.jsonl, what the recipe's reward and measures say before and after), on the same prompts.
 
+    `positions`: how many tokens policy and reference reach, prompt and answer together; None: nothing limits them.
     The likeliest answer to a few held-out prompts, with a reward random ones to more; prompts are training's tokens.
     """
-    new_tokens = min(MAX_NEW_TOKENS, recipe.max_length or MAX_NEW_TOKENS)
+    new_tokens = _new_tokens(recipe, [len(ids) for ids in trainer.eval_dataset["prompt_ids"]], positions)
     wanted = REWARDED_PROMPTS if recipe.reward else SAMPLED_PROMPTS
-    asked = _held_out_prompts(trainer, wanted, new_tokens)
+    asked = _held_out_prompts(trainer, wanted, math.inf if positions is None else positions - new_tokens)
     if not asked:  # none leaves room for an answer
         return [], ({}, {})
     prompts = [row["prompt"] for row in asked]
@@ -83,16 +132,14 @@ def answers(recipe: Recipe, trainer: RecipeTrainer, reference: Reference) -> tup
     return samples[:SAMPLED_PROMPTS], (before, after)
 
 
-def _held_out_prompts(trainer: RecipeTrainer, wanted: int, new_tokens: int) -> list[dict[str, Any]]:
-    """The first held-out prompts, each once, that leave the model room for an answer: rows of `prompt`, `prompt_ids`.
+def _held_out_prompts(trainer: RecipeTrainer, wanted: int, longest: float) -> list[dict[str, Any]]:
+    """The first held-out prompts, each once, of at most `longest` tokens: rows of `prompt`, `prompt_ids`.
 
     Their tokens are those of training, so that what the template did there is done here.
     """
-    config = trainer.model.config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None) or math.inf
     asked: list[dict[str, Any]] = []
     for row in trainer.eval_dataset.select_columns(["prompt", "prompt_ids"]):
-        fits = len(row["prompt_ids"]) + new_tokens <= context
+        fits = len(row["prompt_ids"]) <= longest
         known = any(row["prompt"] == other["prompt"] for other in asked)
         if fits and not known:
             asked.append(row)

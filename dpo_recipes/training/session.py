@@ -206,21 +206,33 @@ class Session:
         )
         self.findings.append(Finding("pass", "system", text))
 
+    def positions(self) -> int | None:
+        """How many tokens policy and reference reach, prompt and answer together; None where nothing limits them."""
+        from ..models.limits import longest_usable
+
+        reaches = [longest_usable(self._config(path)) for path in (self.model_path, self.reference_path) if path]
+        return min([reach for reach in reaches if reach is not None], default=None)
+
     def _compare_with_positions(self) -> None:
         """Where no max_length cuts the pairs, the longest must fit the model: else a finding."""
-        from transformers import AutoConfig
-
         from ..models.limits import refuse_longer_pairs
 
-        recipe = self.recipe
-        config = AutoConfig.from_pretrained(
-            self.model_path, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
-        )
         longest = max([0, *self.train["length"], *self.eval["length"]])
         try:
-            refuse_longer_pairs(longest, f"A pair of {longest:,} tokens", config, self.model_path)
+            refuse_longer_pairs(
+                longest, f"A pair of {longest:,} tokens", self._config(self.model_path), self.model_path
+            )
         except RecipeError as error:
             self.findings.append(Finding("fail", "positions", str(error)))
+
+    def _config(self, path: str) -> Any:
+        """The configuration of the model or of the reference."""
+        from transformers import AutoConfig
+
+        recipe = self.recipe
+        # The revision is the model's; another model as the reference has none.
+        revision = recipe.revision if path == self.model_path else None
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=recipe.trust_remote_code)
 
     def _template(self, text: bool) -> str | None:
         """The chat template that renders the pairs; None for plain strings, which need none."""

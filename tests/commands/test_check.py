@@ -102,6 +102,15 @@ def test_a_healthy_recipe_passes_in_one_order_and_prints_nothing(made, capsys):
     assert json.loads(json.dumps(found)).keys() == {"findings", "data", "plan", "run"}
 
 
+def test_unusual_values_are_warnings_that_let_a_run_go_on(made, tmp_path):
+    recipe = made(learning_rate=0.05, beta=20.0, trl={"max_steps": 1})
+    warnings = by_level(check(recipe), "warn")
+    assert {"learning_rate", "beta"} <= warnings.keys()
+    said = io.StringIO()
+    train(recipe, runs=tmp_path, console=Console(file=said, width=200))
+    assert f"learning_rate: {warnings['learning_rate']}" in said.getvalue()
+
+
 @pytest.mark.parametrize("adapter", [LoRA(r=4), QLoRA(r=4), None], ids=["lora", "qlora", "full"])
 def test_the_planned_parameters_are_those_of_the_real_model(made, tmp_path, adapter):
     recipe = made(adapter=adapter)

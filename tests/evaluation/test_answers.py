@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import statistics
 from contextlib import contextmanager
@@ -11,11 +12,12 @@ import pytest
 import torch
 from datasets import Dataset
 from making import model_state, perturb, recipe_for
+from rich.console import Console
 
-from dpo_recipes import RecipeError
+from dpo_recipes import Data, LoRA, Recipe, RecipeError, train
 from dpo_recipes.data.replies import Reply
 from dpo_recipes.evaluation import answers as evaluation
-from dpo_recipes.evaluation.answers import against_truth, answers, side_by_side
+from dpo_recipes.evaluation.answers import _length_findings, against_truth, answers, side_by_side
 from dpo_recipes.evaluation.held_out import compared
 from dpo_recipes.models.generate import prompt_ids
 
@@ -136,7 +138,7 @@ def test_a_measure_of_the_recipe_is_a_row_of_the_closing_table(trainer_with_refe
     perturb(trainer.model)
     recipe = recipe_for("unused", max_length=16, measures={"variety of characters": variety})
 
-    samples, (before, after) = answers(recipe, trainer, reference)
+    samples, (before, after) = answers(recipe, trainer, reference, 2048)
     (row,) = compared(before, after)
 
     of_reference = [variety("", sample["reference"]) for sample in samples]
@@ -152,7 +154,7 @@ def test_each_prompt_is_asked_once_and_only_where_an_answer_has_room(trainer_wit
     trainer, reference, _ = trainer_with_reference("adapter off")
     long = [{"role": "user", "content": "long " * 500}]
     with_held_out_prompts(trainer, [ASKED[0], long, ASKED[0], *ASKED])
-    samples, numbers = answers(recipe_for("unused", max_length=16), trainer, reference)
+    samples, numbers = answers(recipe_for("unused", max_length=16), trainer, reference, 2048)
     assert [sample["prompt"] for sample in samples] == ASKED and numbers == ({}, {})
     assert all(sample.keys() >= {"reference_ended", "policy_ended"} for sample in samples)
 
@@ -161,7 +163,55 @@ def test_where_no_prompt_leaves_room_nothing_is_asked(trainer_with_reference):
     trainer, reference, _ = trainer_with_reference("adapter off")
     with_held_out_prompts(trainer, [[{"role": "user", "content": "long " * 500}]])
     recipe = recipe_for("unused", max_length=16, reward=variety, measures={"length": variety})
-    assert answers(recipe, trainer, reference) == ([], ({}, {}))
+    assert answers(recipe, trainer, reference, 2048) == ([], ({}, {}))
+
+
+PROMPTS_OF_100 = {"prompt_ids": [[1] * 100 for _ in range(10)]}
+
+
+@pytest.mark.parametrize(
+    ("positions", "scores", "level", "words"),
+    [
+        (None, {}, None, ""),
+        (2048, {}, None, ""),
+        (356, {}, None, ""),  # exactly the room of 256 tokens
+        (355, {}, "warn", "has 355 positions, for prompt and answer together: an answer gets at most 255 new tokens"),
+        (116, {}, "warn", "at most 16 new tokens instead of 256."),
+        (115, {}, "warn", "no held-out prompt leaves room for an answer of 16 tokens. samples.jsonl will be empty."),
+        (115, {"reward": variety}, "fail", "The reward and the measures need answers"),
+        (115, {"measures": {"variety": variety}}, "fail", "The reward and the measures need answers"),
+    ],
+)
+def test_answers_that_the_positions_shorten_are_known_before_training(positions, scores, level, words):
+    findings = _length_findings(recipe_for("unused", **scores), PROMPTS_OF_100, positions)
+    assert [finding.level for finding in findings] == ([level] if level else [])
+    assert words in "".join(finding.text for finding in findings)
+
+
+def test_a_few_long_prompts_do_not_shorten_the_answers_to_the_others():
+    lengths = [100] * 6 + [340] * 4
+    [finding] = _length_findings(recipe_for("unused"), {"prompt_ids": [[1] * n for n in lengths]}, 356)
+    assert "at most 256 new tokens, and only the 6 of 10 held-out prompts that leave room" in finding.text
+    lengths = [100] * 30 + [340] * 4  # of which enough are left to ask
+    assert not _length_findings(recipe_for("unused"), {"prompt_ids": [[1] * n for n in lengths]}, 356)
+
+
+def test_learned_positions_are_never_exceeded(tiny, pairs_file, tmp_path):
+    """GPT-2's are a table of so many rows: whatever lies behind is an IndexError."""
+    folder = tiny("gpt2", max_position_embeddings=128)
+    recipe = Recipe(
+        model=str(folder),
+        data=Data(str(pairs_file), eval=0.25),
+        adapter=LoRA(r=4),
+        global_batch_size=6,
+        max_length=128,
+        measures={"variety": variety},
+        trl={"max_steps": 1, "gradient_checkpointing": False},
+    )
+    said = io.StringIO()
+    run = train(recipe, runs=tmp_path, console=Console(file=said, width=200))
+    assert "answers: The model has 128 positions" in said.getvalue() and len(run.samples) > 0
+    assert run.evaluation["after"]["measures/variety"] > 0
 
 
 # -------------------------------------------------------------------------------------------------- the truth, by hand

@@ -8,7 +8,7 @@ import pytest
 from making import CHATML, DATED, make_pairs, write_jsonl
 from rich.console import Console
 
-from dpo_recipes import Data, LoRA, Recipe, RecipeError
+from dpo_recipes import Data, LoRA, Recipe, RecipeError, train
 from dpo_recipes.terminal import data_table
 from dpo_recipes.training.session import Session
 
@@ -81,6 +81,27 @@ def test_the_table_shows_both_splits(tiny, tmp_path):
     assert cells["dropped: exact duplicate"] == ("1 (rows 8)", "0")
     assert cells["prompt tokens, 50/95/99/100 %"][0].count("/") == 3
     assert cells['accuracy of "pick the longer"'][0].endswith("%")
+
+
+def test_system_messages_of_a_stream_are_put_before_the_question(tiny, tmp_path):
+    rows = make_pairs(6)
+    for row in rows[1:]:
+        row["prompt"].insert(0, {"role": "system", "content": "Be brief."})
+    paths = [write_jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("train", rows[:4]), ("eval", rows[4:]))]
+    no_system = "{{ raise_exception('no system role') if messages[0].role == 'system' }}"
+    data = Data(str(paths[0]), eval=str(paths[1]), streaming=True, system="merge", chat_template=no_system + CHATML)
+    recipe = Recipe(
+        model=str(tiny()), data=data, adapter=LoRA(r=4), global_batch_size=2, max_length=96, trl={"max_steps": 2}
+    )
+    session = Session(recipe, Console(file=io.StringIO()))
+    session.read_pairs()
+    stream = list(session.train)
+    assert [row["row"] for row in stream] == ["0", "1", "2", "3"] and not session.report["train"]["dropped"]
+    prompts = [session.tokenizer.tokenizer.decode(row["prompt_ids"]) for row in [*stream, *session.eval]]
+    assert prompts[0].startswith("<|im_start|>user\nQuestion 0")
+    assert all(prompt.startswith("<|im_start|>user\nBe brief.\n\nQuestion") for prompt in prompts[1:])
+    run = train(recipe, runs=tmp_path / "runs", console=Console(file=io.StringIO()))
+    assert run.metrics[-1]["step"] == 2
 
 
 def test_a_stream_is_trained_on_and_its_drops_are_counted(tiny, tmp_path):
