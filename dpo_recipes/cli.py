@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,7 +84,8 @@ def top(version: Version = False) -> None:
 @app.command("list", rich_help_panel=LOOK)
 def list_(as_json: AsJson = False) -> None:
     """The recipes: name, model, data, loss, adapter, and what each is."""
-    recipes = recipe_files.list_()
+    with _other_output_apart(as_json):
+        recipes = recipe_files.list_()
     if as_json:
         _print_json(recipes)
     else:
@@ -93,10 +95,11 @@ def list_(as_json: AsJson = False) -> None:
 @app.command(rich_help_panel=LOOK, context_settings=LENIENT)
 def show(recipe: RecipeName, changes: Changes = None, changed: Changed = False, as_json: AsJson = False) -> None:
     """Every value of a recipe with its origin, then what differs from TRL's own defaults."""
-    value = _recipe(recipe, changes)
-    from .commands.show import show as resolved_values
+    with _other_output_apart(as_json):
+        value = _recipe(recipe, changes)
+        from .commands.show import show as resolved_values
 
-    shown = resolved_values(value, changed=changed)
+        shown = resolved_values(value, changed=changed)
     if as_json:
         _print_json(shown)
         return
@@ -123,10 +126,11 @@ def new(name: NewName, source: Source = recipe_files.TEMPLATE) -> None:
 @app.command(rich_help_panel=LOOK, context_settings=LENIENT)
 def preview(recipe: RecipeName, changes: Changes = None, count: PairCount = 3, as_json: AsJson = False) -> None:
     """A few pairs as the model sees them; exit 1 where a run would stop."""
-    value = _recipe(recipe, changes)
-    from .commands.preview import preview as preview_pairs
+    with _other_output_apart(as_json):
+        value = _recipe(recipe, changes)
+        from .commands.preview import preview as preview_pairs
 
-    seen = preview_pairs(value, count=count, console=Console(quiet=as_json))
+        seen = preview_pairs(value, count=count, console=Console(quiet=as_json))
     _report(as_json=as_json, **seen)
 
 
@@ -139,10 +143,11 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """All that can be known before training; exit 1 on a fail."""
-    value = _recipe(recipe, changes)
-    from .commands.check import check as check_recipe
+    with _other_output_apart(as_json):
+        value = _recipe(recipe, changes)
+        from .commands.check import check as check_recipe
 
-    result = check_recipe(value, gpu=gpu, run=run, console=Console(quiet=as_json))
+        result = check_recipe(value, gpu=gpu, run=run, console=Console(quiet=as_json))
     if result["data"] and not as_json:
         Console().print(terminal.data_table(result["data"]))
     _report(as_json=as_json, **result)
@@ -151,9 +156,11 @@ def check(
 @app.command(rich_help_panel=LOOK)
 def doctor(as_json: AsJson = False) -> None:
     """This machine: versions, devices, hub, caches, known problems."""
-    from .commands.doctor import doctor as look_at_this_machine
+    with _other_output_apart(as_json):
+        from .commands.doctor import doctor as look_at_this_machine
 
-    _report(look_at_this_machine(), as_json)
+        findings = list(look_at_this_machine())
+    _report(findings, as_json)
 
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)
@@ -178,6 +185,28 @@ def train(recipe: RecipeName, changes: Changes = None, runs: RunsFolder = Path("
 def _recipe(name: str, changes: list[str] | None) -> Recipe:
     """The recipe of a name or a path, with the changes that were typed behind it."""
     return overrides.apply(catalogue.load(name), changes or [])
+
+
+@contextlib.contextmanager
+def _other_output_apart(as_json: bool) -> Iterator[None]:
+    """Where JSON is asked for, what a recipe's own functions or a library print goes to standard error meanwhile.
+
+    So does what a program prints that they start: the file descriptor itself points there.
+    """
+    if not as_json or sys.stdout is None:  # it is None where standard output was closed from the start
+        yield
+        return
+
+    sys.stdout.flush()
+    standard_output = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stdout.flush()  # what was printed past the redirection, as by a function that kept the stream
+        os.dup2(standard_output, 1)
+        os.close(standard_output)
 
 
 def _print_json(value: Any) -> None:

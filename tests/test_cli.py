@@ -413,6 +413,74 @@ def test_a_trial_in_a_process_of_its_own_is_one_value_too(mine, here):
     assert [path.name for path in here.iterdir() if path.name != "__pycache__"] == ["mine.py"]
 
 
+def json_row_in_readme(verb: str) -> str:
+    """What the README says that a verb prints as JSON."""
+    readme = (Path(cli.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    table = readme.split("| `--json` of |")[1].split("\n\n")[0]
+    [row] = [line for line in table.splitlines() if line.startswith(f"| `{verb}` |")]
+    return row
+
+
+def keys_in_readme(verb: str) -> list[str]:
+    """The keys of the first {...} that the README writes for a verb."""
+    return re.findall(r'"(\w+)"', json_row_in_readme(verb).split("{")[1].split("}")[0])
+
+
+TALKING = """
+from dpo_recipes import *
+
+print("imported")
+
+
+def talking_loss(pairs, *, beta):
+    print("loss", pairs.h.shape)
+    return (1 - beta * pairs.h).clamp(min=0)
+
+
+def talking_reward(prompt, completion):
+    print("reward")
+    return float(len(completion))
+
+
+def talking_reader(row):
+    print("reader")
+    return row
+
+
+recipe = Recipe(model={model!r}, data=Data({data!r}, reader=talking_reader), adapter=LoRA(r=4), loss=talking_loss,
+    global_batch_size=4, max_length=128, reward=talking_reward, measures={{"talk": talking_reward}})
+"""
+
+
+@pytest.mark.parametrize("verb", ["list", "show talking.py", "preview talking.py", "check talking.py --run"])
+def test_what_functions_of_a_recipe_print_does_not_mix_with_json(dpo, here, tiny, pairs_file, verb):
+    text = TALKING.format(model=str(tiny()), data=str(pairs_file))
+    for name in ("talking.py", "recipes/talking.py"):  # the second is for `list`
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_text(text)
+    code, out, err = dpo(*verb.split(), "--json")
+    printed = json.loads(out)
+    assert code == 0 and "imported" in err
+    assert list(printed[0] if verb == "list" else printed) == keys_in_readme(verb.split()[0])
+    if verb.startswith("preview"):
+        assert all(f'"{key}"' in json_row_in_readme("preview") for key in printed["pairs"][0]["chosen"])
+    assert ("reader" in err) == verb.startswith(("preview", "check"))
+    assert ("loss" in err) == verb.startswith("check")
+
+
+def test_what_a_program_started_by_a_recipe_prints_does_not_mix_with_json(here):
+    import subprocess
+
+    text = (
+        'import os\nos.system("echo started")\nfrom dpo_recipes import *\nrecipe = Recipe(model="m", data=Data("d"))\n'
+    )
+    (here / "starting.py").write_text(text)
+    env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    command = [sys.executable, "-m", "dpo_recipes", "show", "./starting.py", "--json"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=here)
+    assert json.loads(done.stdout)["name"] == "starting" and done.stderr == "started\n"
+
+
 def test_verbs_bring_no_library_that_talks_before_it_can_be_silenced():
     """bitsandbytes announces at import what is not installed: the session silences it before it is imported."""
     import subprocess
@@ -459,5 +527,6 @@ def test_doctor_exits_1_where_training_cannot_work(dpo, monkeypatch):
     ]
     code, out, err = dpo("doctor", "--json")
     assert (code, err) == (1, "") and json.loads(out) == {"findings": [finding._asdict() for finding in found]}
+    assert list(json.loads(out)) == keys_in_readme("doctor")
     found.pop()
     assert dpo("doctor")[0] == 0
