@@ -26,6 +26,7 @@ _PUBLIC = {
     "check": ("commands.check", "check"),
     "doctor": ("commands.doctor", "doctor"),
     "train": ("commands.train", "train"),
+    "bench": ("commands.bench", "bench"),
     "Run": ("runs.folder", "Run"),
     "RecipeError": ("errors", "RecipeError"),
 }

@@ -17,6 +17,8 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from . import terminal
+from .benchmark.lengths import PROFILES
+from .benchmark.random_models import SIZES
 from .commands import recipes as recipe_files
 from .errors import Finding, RecipeError, UsageError
 from .recipe import catalogue, overrides
@@ -60,6 +62,9 @@ CHANGES_HELP = "Changes: beta=0.05 adapter.r=64 data.train=train trl.max_grad_no
 
 SOURCE_HELP = f"The recipe to copy: {', '.join(catalogue.shipped_names())}, or one of yours by name or path."
 
+LENGTHS_HELP = f"Random words in these lengths, in place of the recipe's pairs: {', '.join(PROFILES)}."
+RANDOM_MODEL_HELP = f"Random weights of this size, in place of the recipe's model: {', '.join(SIZES)}."
+
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name, or the path of a file.", show_default=False)]
 Changes = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=CHANGES_HELP, show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
@@ -70,6 +75,11 @@ PairCount = Annotated[int, typer.Option("-n", min=1, help="How many pairs.")]
 GpuMemory = Annotated[str | None, typer.Option("--gpu", metavar="MEMORY", help="Plan for a device of e.g. 24GB.")]
 RealSteps = Annotated[bool, typer.Option("--run", help="Load the model and take a few real steps beside the plan.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders are made.")]
+Lengths = Annotated[str | None, typer.Option("--lengths", metavar="KIND", help=LENGTHS_HELP)]
+RandomModel = Annotated[str | None, typer.Option("--random-model", metavar="SIZE", help=RANDOM_MODEL_HELP)]
+AgainstDefaults = Annotated[bool, typer.Option("--against-defaults", help="TRL with its own defaults for speed.")]
+CompactHead = Annotated[bool, typer.Option("--compact-head", help="TRL scores answers alone, as it does on a GPU.")]
+Batches = Annotated[int, typer.Option("--batches", min=2, help="How many batches.")]
 Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
 
 # ------------------------------------------------------------------------------------------------- the verbs
@@ -177,6 +187,36 @@ def train(recipe: RecipeName, changes: Changes = None, runs: RunsFolder = Path("
             raise
         print("\nStopped. What a run folder holds by now stays there.", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+@app.command(rich_help_panel=RUN, context_settings=LENIENT)
+def bench(
+    recipe: RecipeName,
+    changes: Changes = None,
+    lengths: Lengths = None,
+    random_model: RandomModel = None,
+    against_defaults: AgainstDefaults = False,
+    compact_head: CompactHead = False,
+    batches: Batches = 8,
+    as_json: AsJson = False,
+) -> None:
+    """The recipe's steps in TRL's own trainer and in ours, in turns: seconds, memory, and whether they agree."""
+    value = _recipe(recipe, changes)
+    from .commands.bench import bench as measure
+
+    result = measure(
+        value,
+        lengths=lengths,
+        random_model=random_model,
+        against_defaults=against_defaults,
+        compact_head=compact_head,
+        batches=batches,
+        console=Console(quiet=as_json, stderr=as_json),
+    )
+    if as_json:
+        _print_json(result)
+    else:
+        Console().print(terminal.bench_table(result), *terminal.bench_lines(result), sep="\n", highlight=False)
 
 
 # ---------------------------------------------------------------------------------- what the verbs have alike

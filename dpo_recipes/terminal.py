@@ -118,6 +118,37 @@ def comparison_table(pairs: int, rows: Iterable[tuple[str, str, str, str]]) -> T
     return table
 
 
+def bench_table(result: Mapping[str, Any]) -> Table:
+    """What `bench` has measured of TRL's trainer and of ours."""
+    seconds = result["seconds_per_step"]
+    pairs = result["pairs_per_second"]
+    tokens = result["tokens_per_second"]
+    held = result["held_bytes"]
+    low, high = result["ratio_quartiles"]
+    columns = ("", Column("TRL", justify="right"), Column("ours", justify="right"), Column("ratio", justify="right"))
+    title = f"{result['recipe']} ({result['model']}) on {result['lengths']}"
+    table = Table(*columns, title=escape(title), title_justify="left")
+    ratio = f"{result['ratio']:.2f} ({low:.2f} to {high:.2f})"
+    table.add_row("seconds a step", f"{seconds['trl']:.3g}", f"{seconds['ours']:.3g}", ratio)
+    table.add_row("pairs a second", f"{pairs['trl']:.3g}", f"{pairs['ours']:.3g}", "")
+    table.add_row("tokens a second", f"{tokens['trl']:,.0f}", f"{tokens['ours']:,.0f}", "")
+    megabytes = [f"{held[side] / 1e6:,.0f} MB" for side in ("trl", "ours")]
+    table.add_row("held for backward", *megabytes, f"{result['memory_ratio']:.2f}")
+    return table
+
+
+def bench_lines(result: Mapping[str, Any]) -> list[str]:
+    """What stands below the table of `bench`: how near the limit it is, whether both agree, and what was compared."""
+    threads = f" ({result['threads']} thread(s))" if result["device"] == "cpu" else ""
+    return [
+        f"Reading each token once would give {result['limit']:.2f}; {result['share_of_limit']:.0%} of it is reached.",
+        f"Largest difference: loss {result['loss_difference']:.0e}, gradient {result['gradient_difference']:.0e}, "
+        "relative.",
+        f"Compared with {result['against']}, on {result['device']}{threads}: {result['batches']} steps of "
+        f"{result['pairs_per_batch']} pairs, in turns.",
+    ]
+
+
 class LastingConsole(Console):
     """A console for hours of work: where nobody reads any more, as behind `| head`, it is silent and work goes on."""
 

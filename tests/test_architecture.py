@@ -34,7 +34,7 @@ ORDER = [
     {"models"},
     {"guard", "shared_prefix"},
     {"training"},
-    {"evaluation", "planning", "report", "export"},
+    {"evaluation", "planning", "benchmark", "report", "export"},
     {"commands", "toyworld"},
     {"cli"},
     {"__main__"},
@@ -47,7 +47,7 @@ ONLY = {  # library -> the rooms or modules that may import it, also inside a fu
     "typer": {"cli"},
     "peft": {"models"},
     "bitsandbytes": {"models"},
-    "trl": {"training.trainer", "commands.bench", "export"},
+    "trl": {"training.trainer", "benchmark.bare", "export"},
 }
 VERB_MAY = {"commands.sweep": {"train", "evaluate"}, "commands.bench": {"train", "evaluate"}}
 

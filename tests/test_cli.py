@@ -130,7 +130,7 @@ def test_nothing_typed_is_the_help(dpo):
 
 def test_help_is_short_and_grouped(dpo):
     code, out, _ = dpo("--help", columns=80)
-    assert code == 0 and len(out.splitlines()) < 30 and max(map(len, out.splitlines())) <= 80
+    assert code == 0 and len(out.splitlines()) < 40 and max(map(len, out.splitlines())) <= 80
     assert [out.index(panel) for panel in ("Look", "Make your own", "Run")] == sorted(
         out.index(panel) for panel in ("Look", "Make your own", "Run")
     )

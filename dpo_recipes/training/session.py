@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,13 +57,16 @@ class Session:
     # From make_trainer()
     reference: Reference
 
-    def __init__(self, recipe: Recipe, console: Console):
-        """RecipeError for whatever cannot be had or does not work on this machine."""
+    def __init__(self, recipe: Recipe, console: Console, *, with_pairs: bool = True):
+        """RecipeError for whatever cannot be had or does not work on this machine.
+
+        `with_pairs=False`: the recipe's pairs will not be read, so that they need not be there.
+        """
         resolve(recipe, here())  # what can be refused is refused before anything is loaded
         require_options(recipe.trl)
         self.recipe = recipe
         self.console = console
-        self._find_places()
+        self._find_places(with_pairs)
         self._refuse_unusable_folders()
 
         with console.status("loading the libraries"):
@@ -79,7 +82,7 @@ class Session:
         """Print a sentence: folded in a terminal, one line in a log."""
         self.console.print(escape(text), highlight=False, soft_wrap=not self.console.is_terminal)
 
-    def _find_places(self) -> None:
+    def _find_places(self, with_pairs: bool) -> None:
         """Resolve the names of models and data, and refuse those that cannot be had."""
         recipe = self.recipe
         folder = prepared(recipe, self.console)
@@ -89,12 +92,14 @@ class Session:
 
         self.model_path = _absolute(resolved(recipe.model))  # as an adapter made on it will name it
         self.reference_path = resolved(recipe.reference or "")  # empty where the reference is the start
-        self.data_paths = {resolved(path): share for path, share in recipe.data.paths.items()}
+        self.data_paths = {}
+        if with_pairs:
+            self.data_paths = {resolved(path): share for path, share in recipe.data.paths.items()}
 
         models = [path for path in (self.model_path, self.reference_path) if path]
         require(models, recipe.revision, list(self.data_paths), recipe.data.revision)
         eval_path = str(recipe.data.eval).partition("[")[0]
-        if is_path(eval_path) and isinstance(recipe.data.eval, str):
+        if with_pairs and is_path(eval_path) and isinstance(recipe.data.eval, str):
             files_of(eval_path, "data.eval")  # which raises where it is not there
 
     def try_options(self) -> None:
@@ -280,8 +285,20 @@ class Session:
         )
         return tokenized
 
-    def make_trainer(self, output: Path, callbacks: list[Any], **changes: Any) -> RecipeTrainer:
-        """The trainer of this recipe, which writes checkpoints to `output`; `changes` go over its DPOConfig."""
+    def make_trainer(
+        self,
+        output: Path,
+        callbacks: list[Any],
+        *,
+        kind: Callable[..., Any] | None = None,
+        options: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> RecipeTrainer:
+        """The trainer of this recipe, which writes checkpoints to `output`; `changes` go over its DPOConfig.
+
+        In place of ours, `kind` makes another trainer of DPOTrainer's arguments, and in place of the recipe's,
+        `options` are those of DPOConfig.
+        """
         from transformers import PrinterCallback
 
         from ..models.adapter import peft_config
@@ -304,15 +321,16 @@ class Session:
         if settings.reference in ("other model", "moving copy"):
             ref_model = load_reference()
 
+        if kind is None:
+            kind = functools.partial(RecipeTrainer, recipe=recipe, settings=settings, say=self.say)
+        if options is None:
+            options = dpo_arguments(recipe, settings, str(output))
         try:
-            trainer = RecipeTrainer(
-                recipe=recipe,
-                settings=settings,
-                say=self.say,
+            trainer = kind(
                 model=policy,
                 ref_model=ref_model,
                 callbacks=callbacks,
-                args=config(dpo_arguments(recipe, settings, str(output)) | changes),
+                args=config(options | changes),
                 train_dataset=self.train,
                 eval_dataset=self.eval,
                 processing_class=tokenizer,

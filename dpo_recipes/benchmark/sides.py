@@ -1,0 +1,110 @@
+"""Two trainers side by side: TRL's own and ours, on the same weights and the same batches, timed in turns.
+
+Leans on TRL 1.16: the columns of its batches, and what `benchmark/bare.py` leans on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from ..guard.callback import Watch
+from ..recipe.dpo_arguments import dpo_arguments
+from ..shared_prefix.layout import Row
+from ..training.session import Session
+from .bare import BareTrainer, score_answers_only, with_trl_defaults
+from .steps import COMPARED, Side, Watcher, compare_first_steps, time_steps
+
+# Two rounds, each side first in one of them: what drifts meets both alike.
+ROUNDS = 2
+# A step is one micro-batch, as the accumulated ones are all alike; nothing is written, and nothing moves.
+STEP_OPTIONS: dict[str, Any] = {
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 0.0,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "train_sampling_strategy": "sequential",
+    "num_train_epochs": 1,
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "load_best_model_at_end": False,
+    "report_to": "none",
+    "push_to_hub": False,
+}
+
+
+def make_sides(
+    session: Session, folder: Path, *, against_defaults: bool, compact_head: bool
+) -> tuple[dict[str, Side], dict[str, Watcher]]:
+    """Both trainers on the same weights, a little away from the reference, so that no loss stands at its start."""
+    watchers = {"trl": Watcher(), "ours": Watcher()}
+    options = dpo_arguments(session.recipe, session.settings, str(folder))
+    bare = session.make_trainer(
+        folder,
+        [watchers["trl"]],
+        kind=BareTrainer,
+        options=with_trl_defaults(options) if against_defaults else options,
+        **STEP_OPTIONS,
+    )
+    ours = session.make_trainer(folder, [watchers["ours"]], **STEP_OPTIONS)
+    ours.health.same_start = False  # it is not, from here on
+    ours.remove_callback(Watch)  # which stops a run whose weights stay where they are, as they are to do here
+    _move_away(bare.model)
+    _copy_trained(bare.model, ours.model)
+    if compact_head:
+        policy = bare.model
+        score_answers_only(policy.get_base_model() if hasattr(policy, "peft_config") else policy)
+    return {"trl": Side(bare), "ours": Side(ours)}, watchers
+
+
+def _move_away(model: Any) -> None:
+    """Shift each trained parameter at random by a hundredth of its spread, or by 0.001 where it has none."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            spread = parameter.detach().float().std(correction=0).item()
+            shift = torch.randn(parameter.shape, generator=generator) * (0.01 * spread or 0.001)
+            parameter.data += shift.to(parameter)
+
+
+def _copy_trained(source: Any, target: Any) -> None:
+    weights = dict(source.named_parameters())
+    for name, parameter in target.named_parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(weights[name].data)
+
+
+def run(sides: dict[str, Side], watchers: dict[str, Watcher], batches: int, console: Console) -> None:
+    """The compared steps of each side, which warm up too, and then the timed rounds, each side first in turn."""
+    steps = len(sides) * (min(COMPARED, batches) + ROUNDS * batches)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("comparing", total=steps)
+        for name, side in sides.items():
+            compare_first_steps(side, watchers[name])
+            progress.advance(task, COMPARED)
+
+        order = list(sides)
+        for number in range(ROUNDS):
+            for name in order:
+                progress.update(task, description=f"timing, round {number + 1} of {ROUNDS}")
+                time_steps(sides[name], watchers[name], batches, lambda: progress.advance(task))
+            order.reverse()
+
+
+def count_tokens(trainer: Any, micro_batch_size: int, batches: int) -> tuple[int, int, int]:
+    """(tokens without padding, tokens with padding, tokens in rows in which each pair stands once) of all batches."""
+    tokens = padded = read = 0
+    pairs = trainer.train_dataset
+    for batch in range(batches):
+        examples = [pairs[index] for index in range(batch * micro_batch_size, (batch + 1) * micro_batch_size)]
+        inputs = trainer.data_collator(examples)
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        row = Row.of(inputs["input_ids"], inputs["attention_mask"], labels, fused_lm_head=True)
+        tokens += int(inputs["attention_mask"].sum())
+        padded += inputs["input_ids"].numel()
+        read += row.tokens.numel() if row is not None else inputs["input_ids"].numel()
+    return tokens, padded, read

@@ -1,0 +1,159 @@
+"""The same pairs, weights and settings through TRL's own trainer and through ours: seconds, memory, and agreement."""
+
+from __future__ import annotations
+
+import copy
+import random
+import statistics
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ..benchmark.lengths import PROFILES, drawn_pairs
+from ..benchmark.random_models import SIZES, make
+from ..errors import RecipeError, UsageError, nearest
+from ..recipe.recipe import PREPARED, Data, Recipe
+from ..runs import environment
+from ..training.session import Session
+
+
+def bench(
+    recipe: Recipe,
+    *,
+    lengths: str | None = None,
+    random_model: str | None = None,
+    against_defaults: bool = False,
+    compact_head: bool = False,
+    batches: int = 8,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Time the steps of a recipe in TRL's own trainer and in ours, in turns, in this process.
+
+    `lengths`: random words in the lengths of a kind of data (PROFILES) in place of the recipe's pairs, under the
+    max_length of that kind. `random_model`: random weights of a size (SIZES) in place of the recipe's model, on drawn
+    pairs too. `against_defaults`: TRL's side leaves to TRL what makes it fast or slow (precision, checkpointing, the
+    reference computed beforehand) in place of the recipe's settings. `compact_head`: TRL's side scores answers alone,
+    as it does on a GPU with Triton, so that a figure from a CPU says something of a GPU.
+
+    Returns, among the settings: `ratio` (TRL's seconds over ours, the median over the batches), `ratio_quartiles`,
+    `limit` (padded tokens over tokens that are read), `share_of_limit`, `memory_ratio` (bytes held for backward),
+    `loss_difference` and `gradient_difference` (relative, the largest), `seconds_per_step`, `pairs_per_second` and
+    `tokens_per_second`, each {"trl", "ours"}. RecipeError where the recipe cannot train.
+    """
+    console = console or Console()
+    _refuse_unknown("lengths", lengths, PROFILES)
+    _refuse_unknown("random models", random_model, SIZES)
+    if random_model is not None and lengths is None:
+        lengths = "ultrafeedback"
+    if lengths is not None:
+        recipe = replace(recipe, max_length=PROFILES[lengths].max_length)
+
+    with tempfile.TemporaryDirectory() as folder:
+        if random_model is not None:
+            recipe = _on_random_weights(recipe, random_model, Path(folder) / "model")
+        session = Session(recipe, console, with_pairs=lengths is None)
+        session.check_model()
+        session.try_options()
+        micro_batch_size = session.settings.micro_batch_size
+        few = copy.copy(session)
+        few.train = _pairs(session, lengths, batches * micro_batch_size)
+        few.eval = few.train.select(range(1))
+        batches = len(few.train) // micro_batch_size
+        figures = _measure(few, Path(folder) / "run", batches, against_defaults, compact_head)
+
+    return {
+        "recipe": recipe.name,
+        "model": f"{random_model} of random weights" if random_model else recipe.model,
+        "lengths": lengths or _name_of_pairs(recipe),
+        "against": _against(against_defaults, compact_head),
+        "batches": batches,
+        "pairs_per_batch": micro_batch_size,
+        **figures,
+        "versions": environment.installed(),
+    }
+
+
+def _measure(
+    session: Session, folder: Path, batches: int, against_defaults: bool, compact_head: bool
+) -> dict[str, Any]:
+    """What `bench` returns of what it measures; the session holds as many pairs as the batches take."""
+    import torch
+
+    from ..benchmark.sides import count_tokens, make_sides, run
+    from ..benchmark.steps import agreement
+
+    sides, watchers = make_sides(session, folder, against_defaults=against_defaults, compact_head=compact_head)
+    run(sides, watchers, batches, session.console)
+    trl, ours = sides["trl"], sides["ours"]
+
+    micro_batch_size = session.settings.micro_batch_size
+    tokens, padded, read = count_tokens(ours.trainer, micro_batch_size, batches)
+    limit = padded / read
+    ratios = [a / b for a, b in zip(trl.seconds(), ours.seconds(), strict=True)]
+    ratio = statistics.median(ratios)
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    seconds = {name: statistics.median(side.seconds()) for name, side in sides.items()}
+    held = {name: max(side.held) for name, side in sides.items()}
+    differences = agreement(trl, ours)
+    return {
+        "device": str(ours.trainer.accelerator.device),
+        "threads": torch.get_num_threads(),
+        "ratio": ratio,
+        "ratio_quartiles": [low, high],
+        "limit": limit,
+        "share_of_limit": ratio / limit,
+        "memory_ratio": held["trl"] / held["ours"],
+        "held_bytes": held,
+        "loss_difference": differences.loss,
+        "gradient_difference": differences.gradient,
+        "seconds_per_step": seconds,
+        "pairs_per_second": {name: micro_batch_size / value for name, value in seconds.items()},
+        "tokens_per_second": {name: tokens / batches / value for name, value in seconds.items()},
+    }
+
+
+def _refuse_unknown(what: str, name: str | None, names: Iterable[str]) -> None:
+    if name is not None and name not in names:
+        raise UsageError(f"There are no {what} named {name!r}, but {', '.join(names)}.{nearest(name, names)}")
+
+
+def _on_random_weights(recipe: Recipe, size: str, folder: Path) -> Recipe:
+    """The recipe on a model of random weights, which is made in `folder`, and on no pairs of its own."""
+    if recipe.adapter is not None and recipe.adapter.continue_from:
+        raise UsageError("adapter.continue_from is an adapter of another model than one of random weights.")
+    make(SIZES[size], folder)
+    return replace(recipe, model=str(folder), revision=None, reference=None, prepare=None, data=Data("drawn"))
+
+
+def _name_of_pairs(recipe: Recipe) -> str:
+    return recipe.data.name.replace(PREPARED, f"{recipe.name}'s own")
+
+
+def _against(against_defaults: bool, compact_head: bool) -> str:
+    words = "TRL with its own defaults" if against_defaults else "TRL with the same settings"
+    return f"{words}, scoring answers alone" if compact_head else words
+
+
+def _pairs(session: Session, lengths: str | None, count: int) -> Any:
+    """`count` tokenised pairs: drawn ones, or some of the recipe's, in an order of their own."""
+    recipe = session.recipe
+    if lengths is not None:
+        return drawn_pairs(PROFILES[lengths], count, len(session.tokenizer.tokenizer), recipe.seed)
+    session.read_pairs()
+    if recipe.data.streaming:
+        raise RecipeError(
+            "The pairs of a stream are not all at hand: draw some with --lengths, or data.streaming=false."
+        )
+    at_least = 2 * session.settings.micro_batch_size
+    if len(session.train) < at_least:
+        raise RecipeError(
+            f"{len(session.train):,} pairs are too few for two batches of {session.settings.micro_batch_size}. Lower "
+            "micro_batch_size, or draw pairs with --lengths."
+        )
+    rows = list(range(len(session.train)))
+    random.Random(recipe.seed).shuffle(rows)
+    return session.train.select(rows[:count])

@@ -1,0 +1,109 @@
+"""`bench`: both sides really train the same, and what it says follows from what it measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from making import make_pairs, recipe_for, write_jsonl
+
+from dpo_recipes import Data, LoRA, load
+from dpo_recipes.benchmark.bare import with_trl_defaults
+from dpo_recipes.commands.bench import bench
+from dpo_recipes.errors import RecipeError, UsageError
+from dpo_recipes.terminal import bench_lines, bench_table
+
+NUMBERS = {"ratio", "limit", "share_of_limit", "memory_ratio", "loss_difference", "gradient_difference"}
+
+
+@pytest.fixture
+def made(tiny, pairs_file):
+    def build(**changes):
+        changes = {"adapter": LoRA(r=4), "data": Data(str(pairs_file)), "max_length": 96} | changes
+        return recipe_for(tiny(), micro_batch_size=4, global_batch_size=8, **changes)
+
+    return build
+
+
+def check_arithmetic(result: dict) -> None:
+    seconds = result["seconds_per_step"]
+    assert result["share_of_limit"] == pytest.approx(result["ratio"] / result["limit"])
+    low, high = result["ratio_quartiles"]
+    assert 0 < low <= result["ratio"] <= high
+    for side in ("trl", "ours"):
+        assert result["pairs_per_second"][side] == pytest.approx(4 / seconds[side])
+    ratio_of_tokens = result["tokens_per_second"]["ours"] / result["tokens_per_second"]["trl"]
+    assert ratio_of_tokens == pytest.approx(seconds["trl"] / seconds["ours"])
+    assert result["memory_ratio"] == pytest.approx(result["held_bytes"]["trl"] / result["held_bytes"]["ours"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [LoRA(r=4), None], ids=["LoRA", "full"])
+def test_without_sharing_both_sides_are_the_same_to_the_last_bit(made, adapter):
+    result = bench(made(adapter=adapter, pair_sharing="off"), batches=2)
+    assert result.keys() >= NUMBERS
+    assert result["loss_difference"] == result["gradient_difference"] == 0
+    assert result["memory_ratio"] == pytest.approx(1, abs=0.02)
+    check_arithmetic(result)
+
+
+@pytest.mark.slow
+def test_with_sharing_they_agree_and_less_is_held(made):
+    result = bench(made(pair_sharing="require"), batches=3)
+    assert 0 < result["loss_difference"] < 5e-6
+    assert 0 < result["gradient_difference"] < 5e-6
+    assert result["limit"] > 1.2 and result["memory_ratio"] > 1.2
+    assert result["batches"] == 3
+    check_arithmetic(result)
+
+    table, lines = bench_table(result), bench_lines(result)
+    assert table.row_count == 4 and len(lines) == 3
+    assert f"{result['limit']:.2f}" in lines[0] and "TRL with the same settings" in lines[2]
+
+
+@pytest.mark.slow
+def test_answers_alone_are_scored_to_the_same_loss_and_gradient(made):
+    result = bench(made(pair_sharing="off"), batches=2, compact_head=True)
+    assert result["loss_difference"] < 1e-6 and result["gradient_difference"] < 2e-6
+    assert result["against"].endswith("scoring answers alone")
+
+
+@pytest.mark.slow
+def test_against_trls_defaults_it_computes_in_16_bits_with_checkpoints_and_a_reference_in_each_step(made):
+    recipe = made(pair_sharing="off", trl={"precompute_ref_log_probs": True, "gradient_checkpointing": False})
+    result = bench(recipe, batches=2, against_defaults=True)
+    assert 1e-5 < result["gradient_difference"] < 0.1  # bf16 is TRL's default
+    assert result["held_bytes"]["trl"] < 0.7 * result["held_bytes"]["ours"]  # and so are checkpoints
+    assert result["against"] == "TRL with its own defaults"
+
+
+def test_the_defaults_keep_what_decides_the_maths():
+    options = {"beta": 0.3, "loss_type": ["ipo"], "bf16": False, "gradient_checkpointing": False, "max_length": 7}
+    assert with_trl_defaults(options) == {"beta": 0.3, "loss_type": ["ipo"], "max_length": 7}
+
+
+@pytest.mark.slow
+def test_drawn_lengths_need_no_pairs_and_a_model_that_reaches_so_far(made, tiny):
+    recipe = made(data=Data("no/such/data"), pair_sharing="auto")
+    with pytest.raises(UsageError, match="no lengths named 'hhh', but ultrafeedback, hh, rag. Did you mean 'hh'"):
+        bench(recipe, lengths="hhh")
+    short = recipe_for(tiny(max_position_embeddings=128), data=Data("no/such/data"), adapter=None, micro_batch_size=4)
+    with pytest.raises(RecipeError, match="max_length=1024 is beyond the 128 positions"):
+        bench(short, lengths="hh")
+
+
+def test_too_few_pairs_are_said(made, tmp_path):
+    few = write_jsonl(tmp_path / "few.jsonl", make_pairs(6))
+    with pytest.raises(RecipeError, match="pairs are too few for two batches of 4"):
+        bench(made(data=Data(str(few), eval=0.2)))
+
+
+@pytest.mark.slow
+def test_random_weights_need_neither_model_nor_pairs():
+    recipe = load("quickstart")
+    with pytest.raises(UsageError, match="no random models named '8M', but 7M"):
+        bench(recipe, random_model="8M")
+    result = bench(replace(recipe, micro_batch_size=1, pair_sharing="auto"), random_model="7M", batches=2, lengths="hh")
+    assert (result["model"], result["lengths"], result["pairs_per_batch"]) == ("7M of random weights", "hh", 1)
+    # beta is 1.5 and the two sides' gradients nearly cancel, so that their rounding weighs more.
+    assert result["gradient_difference"] < 1e-4 and result["limit"] > 1.2
