@@ -201,18 +201,19 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """The recipe's steps in TRL's own trainer and in ours, in turns: seconds, memory, and whether they agree."""
-    value = _recipe(recipe, changes)
-    from .commands.bench import bench as measure
+    with _other_output_apart(as_json):
+        value = _recipe(recipe, changes)
+        from .commands.bench import bench as measure
 
-    result = measure(
-        value,
-        lengths=lengths,
-        random_model=random_model,
-        against_defaults=against_defaults,
-        compact_head=compact_head,
-        batches=batches,
-        console=Console(quiet=as_json, stderr=as_json),
-    )
+        result = measure(
+            value,
+            lengths=lengths,
+            random_model=random_model,
+            against_defaults=against_defaults,
+            compact_head=compact_head,
+            batches=batches,
+            console=Console(stderr=as_json),
+        )
     if as_json:
         _print_json(result)
     else:
