@@ -11,7 +11,7 @@ from ..losses.trl_losses import COUPLED_LOSSES
 from .recipe import LoRA, QLoRA, Recipe
 
 
-def _processes() -> int:
+def processes() -> int:
     """How many the launcher (accelerate, torchrun) has started."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
@@ -22,7 +22,7 @@ class Device:
 
     kind: str = "cpu"
     bf16: bool = False
-    processes: int = field(default_factory=_processes)
+    processes: int = field(default_factory=processes)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Leans on TRL 1.16: how its Trainer, which is Transformers', makes the optimizer 
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Mapping
@@ -13,8 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
+from ..recipe.resolve import processes
 from ..recipe.trl_options import PACKAGES
 
+# Optimizers that can be made without a model, so that it can be seen what they read.
+MADE_WITHOUT_MODEL = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
+# Options of which nothing is read where one process trains alone.
+OF_SEVERAL_PROCESSES = (
+    "ddp_backend",
+    "ddp_broadcast_buffers",
+    "ddp_bucket_cap_mb",
+    "ddp_find_unused_parameters",
+    "ddp_static_graph",
+    "ddp_timeout",
+    "log_level_replica",
+    "log_on_each_node",
+    "save_on_each_node",
+)
 CONFIGURATION_FILES = ("deepspeed", "fsdp_config", "accelerator_config")  # options that may name a JSON file
 
 
@@ -34,6 +50,12 @@ def require_options(trl: Mapping[str, Any]) -> None:
             f"trl.fsdp={trl['fsdp']!r} shards a model over several processes, and this version trains in one. "
             "Delete it."
         )
+    for option in OF_SEVERAL_PROCESSES:
+        if option in trl and processes() == 1:
+            raise RecipeError(
+                f"trl.{option}={trl[option]!r} would do nothing here: it is read where several processes train "
+                "together, and here is one. Delete it."
+            )
     if trl.get("push_to_hub"):
         _require_token(trl.get("hub_token"))
 
@@ -73,17 +95,18 @@ def _require_token(given: str | None) -> None:
         )
 
 
-def try_options(arguments: Any) -> None:
+def try_options(arguments: Any, trl: Mapping[str, Any]) -> None:
     """Make optimizer and schedule for one number, as the Trainer will for the model; RecipeError where one refuses.
 
-    `arguments` is the DPOConfig. An optimizer that cannot be made without a model is left to the Trainer.
+    `arguments` is the DPOConfig, `trl` what the recipe has set of it. An optimizer that cannot be made without a model
+    is left to the Trainer.
     """
     import torch
     from transformers import Trainer, get_scheduler
 
     number = torch.nn.Parameter(torch.zeros(1))
     optimizer: torch.optim.Optimizer = torch.optim.SGD([number], lr=1.0)
-    if arguments.optim in ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"):
+    if arguments.optim in MADE_WITHOUT_MODEL:
         try:
             optimizer_class, numbers = Trainer.get_optimizer_cls_and_kwargs(arguments)
             optimizer = optimizer_class([number], **numbers)
@@ -92,6 +115,7 @@ def try_options(arguments: Any) -> None:
                 f"trl.optim={_word(arguments.optim)!r} cannot be made: {_reason(error)} Its own numbers are in "
                 "trl.optim_args, as in optim_args=momentum=0.9."
             ) from error
+        _refuse_unread_numbers(arguments, trl)
 
     try:
         get_scheduler(
@@ -106,6 +130,33 @@ def try_options(arguments: Any) -> None:
             f"trl.lr_scheduler_type={_word(arguments.lr_scheduler_type)!r} cannot be made: {_reason(error)} Its own "
             "numbers go into trl.lr_scheduler_kwargs, as in lr_scheduler_kwargs={'min_lr_rate': 0.1}."
         ) from error
+
+
+def _refuse_unread_numbers(arguments: Any, trl: Mapping[str, Any]) -> None:
+    """Numbers that the optimizer is the same without: another optimizer's, or mistyped ones."""
+    optimizer = _word(arguments.optim)
+    for option in ("adam_beta1", "adam_beta2", "adam_epsilon"):
+        if option in trl and not _is_read(arguments, option, trl[option] / 2):
+            raise RecipeError(
+                f"trl.{option}={trl[option]!r} would do nothing here: optim={optimizer!r} does not read it. Delete it."
+            )
+
+    parts = str(trl.get("optim_args") or "").replace(" ", "").split(",")
+    for part in filter(None, parts):
+        without_it = ",".join(other for other in parts if other != part)
+        if not _is_read(arguments, "optim_args", without_it):
+            raise RecipeError(
+                f"trl.optim_args: {part} would do nothing here: optim={optimizer!r} reads no such number. Delete it."
+            )
+
+
+def _is_read(arguments: Any, option: str, other_value: Any) -> bool:
+    """Whether the optimizer would be another one if this option had another value."""
+    from transformers import Trainer
+
+    changed = copy.copy(arguments)
+    setattr(changed, option, other_value)
+    return Trainer.get_optimizer_cls_and_kwargs(changed) != Trainer.get_optimizer_cls_and_kwargs(arguments)
 
 
 def _word(value: Any) -> str:

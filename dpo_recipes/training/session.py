@@ -106,7 +106,7 @@ class Session:
         """Make of the options what can be made before the model: DPOConfig, the optimizer, the schedule."""
         from .trainer import config
 
-        try_options(config(dpo_arguments(self.recipe, self.settings, os.curdir)))
+        try_options(config(dpo_arguments(self.recipe, self.settings, os.curdir)), self.recipe.trl)
 
     def _refuse_unusable_folders(self) -> None:
         """Folders that no library could load, before the libraries are imported."""

@@ -137,6 +137,11 @@ REFUSED_BY_THE_MACHINE = [
     (["trl.accelerator_config=missing.json"], "there is no such file in"),
     (["trl.accelerator_config=no.json"], "is no JSON file"),
     (["trl.fsdp=full_shard"], "this version trains in one"),
+    (["trl.ddp_backend=gloo"], "trl.ddp_backend='gloo' would do nothing here: it is read where several processes"),
+    (["trl.log_on_each_node=false"], "read where several processes train together"),
+    (["trl.optim=sgd", "trl.adam_beta2=0.95"], "trl.adam_beta2=0.95 would do nothing here: optim='sgd' does not read"),
+    (["trl.optim_args=momentum=0.9"], "trl.optim_args: momentum=0.9 would do nothing here: optim='adamw_torch_fused'"),
+    (["trl.optim=sgd", "trl.optim_args=momentum=0.9,momentun=0.9"], "optim_args: momentun=0.9 would do nothing here"),
     (["trl.push_to_hub=true"], "sends the model to the hub, and HF_HUB_OFFLINE is set"),
     (["trl.lr_scheduler_type=cosine_with_min_lr"], "min_lr"),
     (["trl.lr_scheduler_type=cosine", "trl.lr_scheduler_kwargs={'cycles':2}"], "cannot be made: "),
@@ -161,6 +166,31 @@ def test_what_this_machine_cannot_do_is_refused_before_the_pairs(
         train(apply(recipe, overrides), runs=here / "runs")
     assert message in str(refused.value)
     assert not list(here.glob("runs/*"))
+
+
+HEALTHY_OPTIMIZERS = [
+    {"adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6},
+    {"adam_beta2": 0.999},  # as it is by default
+    {"optim": "sgd", "optim_args": "momentum=0.9, nesterov=true"},
+    {"optim": "rmsprop", "optim_args": "alpha=0.9"},
+    {"optim": "adafactor"},
+]
+
+
+@pytest.mark.parametrize("options", HEALTHY_OPTIMIZERS, ids=str)
+def test_numbers_that_the_optimizer_reads_are_taken(tmp_path, options):
+    from trl import DPOConfig
+
+    from dpo_recipes.training.options import try_options
+
+    try_options(DPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, **options), options)
+
+
+def test_what_several_processes_read_is_taken_where_they_are(monkeypatch):
+    from dpo_recipes.training.options import require_options
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    require_options({"ddp_backend": "gloo", "ddp_timeout": 60})
 
 
 # Known when the pairs are counted: 18 pairs, 3 steps.

@@ -158,6 +158,7 @@ SWITCHED_OFF = {
     "fsdp": None,
     "dataloader_num_workers": 0,
     "lr_scheduler_type": "linear",
+    "train_sampling_strategy": "random",
 }
 SWITCHED_ON = {
     "eval_strategy": "steps",
@@ -180,6 +181,8 @@ def other_than_the_default(name):
     for choice in option.choices:
         if choice != option.default:
             return choice
+    if option.annotation == "bool":
+        return not option.default
     for type_name, value in VALUES_OF_TYPES.items():
         if type_name in option.annotation and value != option.default:
             return value
@@ -196,7 +199,8 @@ def test_what_needs_another_option_is_refused_without_it_and_taken_with_each_alt
     for other, wanted in NEEDS[name].items():
         on = SWITCHED_ON.get(other, True) if wanted is True else wanted
         beside = {"eval_strategy": "epoch", "save_strategy": "epoch"} if other == "load_best_model_at_end" else {}
-        refuse_unusable_options({**off, **beside, other: on, name: value}, {"sigmoid"})
+        for value_of_other in on if isinstance(wanted, list) else [on]:
+            refuse_unusable_options({**off, **beside, other: value_of_other, name: value}, {"sigmoid"})
 
 
 @pytest.mark.parametrize(
