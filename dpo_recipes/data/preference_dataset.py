@@ -15,13 +15,15 @@ import numpy as np
 from ..errors import RecipeError
 from ..formats.messages import Row
 from ..formats.oddities import ALL_SCORE_COLUMNS, ODDITIES
-from ..formats.readers import FORMATS, PAIR, PASSED_ON, may_hold_question
+from ..formats.pair_weights import NOTHING, WEIGHT
+from ..formats.readers import FORMATS, PAIR, PASSED_ON, Reading, may_hold_question
 from ..formats.recognise import choose_format
 from ..formats.rendered import ADVICE, RENDERED_BEFORE
+from ..formats.several_replies import Pairing
 from ..recipe.recipe import Data
 from ..runs.source_hash import source_hash
 from . import sources
-from .read_row import BY_READER, KEYS, NEAR, ODD, read_row, row_name
+from .read_row import BY_READER, KEYS, NEAR, ODD, OF_ROW, SEVERAL_REPLIES, SEVERAL_TURNS, read_rows, row_name
 from .sources import Span
 
 # Why a pair that can be read is not used.
@@ -30,7 +32,7 @@ DUPLICATE = "exact duplicate"
 IN_EVALUATION = "prompt is in the evaluation pairs"
 
 # Drops that say nothing against the data, and so do not count for data.max_dropped.
-HARMLESS = ("tie", BY_READER, DUPLICATE, OUTSIDE_SHARE, IN_EVALUATION)
+HARMLESS = ("tie", NOTHING, BY_READER, DUPLICATE, OUTSIDE_SHARE, IN_EVALUATION)
 
 ENOUGH_PAIRS = 20  # of fewer, two may well have the same side
 CONSTANT_ABOVE = 0.5  # share of pairs with the very same side
@@ -39,7 +41,10 @@ SAMPLE = 100  # rows of a part from which its form is recognised
 
 @dataclass
 class Read:
-    """Pairs for TRL: columns prompt, chosen, rejected, row (its number) and, where any has them, those of PASSED_ON."""
+    """Pairs for TRL: columns prompt, chosen, rejected, row (its number) and, where any has them, those of PASSED_ON.
+
+    Where pairs weigh otherwise than 1, they have the column `weight`, too.
+    """
 
     train: Any  # datasets.Dataset, or an IterableDataset where data.streaming is set
     eval: Any
@@ -71,6 +76,8 @@ class _Rows:
     swapped_keys: np.ndarray
     near: dict[str, np.ndarray]  # NEAR
     odd: dict[str, np.ndarray]  # ODD
+    of_row: dict[str, np.ndarray]  # OF_ROW
+    weights: np.ndarray
 
 
 @dataclass
@@ -104,12 +111,12 @@ def count_drop(dropped: dict[str, Row], reason: str, row: str) -> None:
         drop["rows"].append(row)
 
 
-def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) -> Read:
+def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None, seed: int = 0) -> Read:
     """Load `paths` (data.paths with their placeholders resolved: path -> share) and make their pairs explicit.
 
-    What is held out depends on the pairs alone: it is the same for every seed. RecipeError for anything missing,
-    unreadable or ambiguous, and when more than data.max_dropped of a split cannot be used; the hub's OSError and
-    ConnectionError pass through.
+    What is held out depends on the prompts alone: it is the same for every `seed`, by which data.pairing draws.
+    RecipeError for anything missing, unreadable or ambiguous, and when more than data.max_dropped of a split cannot be
+    used; the hub's OSError and ConnectionError pass through.
     """
     if data.streaming and (len(paths) > 1 or not isinstance(data.eval, str)):
         raise _nothing_to_hold_out_of_a_stream()
@@ -121,21 +128,22 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None) ->
     report: dict[str, Any] = {"path": name, "format": form, "text": text, "notes": list(dict.fromkeys(notes))}
 
     # The evaluation pairs first: no prompt of theirs may be trained on.
-    held_out = _usable_pairs(eval_parts, data, num_proc) if eval_parts else None
+    held_out = _usable_pairs(eval_parts, data, num_proc, seed) if eval_parts else None
     if data.streaming:
         if held_out is None:
             raise _nothing_to_hold_out_of_a_stream()
         dropped: dict[str, Row] = {}
-        stream = _streamed(train_parts[0], data, {*held_out.prompt_keys.tolist()}, dropped)
+        stream = _streamed(train_parts[0], data, seed, {*held_out.prompt_keys.tolist()}, dropped)
         report["train"] = {"split": data.train, "dropped": dropped}
         report["eval"] = {"split": str(data.eval), **held_out.counts}
         return Read(stream, held_out.dataset, text, report)
 
-    train = _usable_pairs(train_parts, data, num_proc, barred=None if held_out is None else held_out.prompt_keys)
+    train = _usable_pairs(train_parts, data, num_proc, seed, barred=None if held_out is None else held_out.prompt_keys)
     if held_out is None:
         train, held_out, eval_split = _hold_out(train, data, name)
     else:
         eval_split = str(data.eval)
+    report["notes"] += _several_notes(train.counts, data, name)
 
     report["train"] = {"split": data.train, **train.counts}
     report["eval"] = {"split": eval_split, **held_out.counts}
@@ -295,12 +303,14 @@ def _refuse_idle_field(data: Data, field: str, why: str) -> None:
 # The usable pairs of a side
 
 
-def _usable_pairs(parts: list[_Part], data: Data, num_proc: int | None, *, barred: np.ndarray | None = None) -> _Pairs:
+def _usable_pairs(
+    parts: list[_Part], data: Data, num_proc: int | None, seed: int, *, barred: np.ndarray | None = None
+) -> _Pairs:
     """The usable pairs of the parts, each once and none with a prompt of `barred`, which are prompt keys.
 
     RecipeError when more than data.max_dropped of a part cannot be used, and when no pair is left.
     """
-    rows, bounds = _explicit_rows(parts, data, num_proc)
+    rows, bounds = _explicit_rows(parts, data, num_proc, seed)
     for part, (first, end) in zip(parts, bounds, strict=True):
         _refuse_too_many_drops(rows, first, end, part, data)
         _drop_outside_share(rows, first, end, part.share)
@@ -312,11 +322,16 @@ def _usable_pairs(parts: list[_Part], data: Data, num_proc: int | None, *, barre
     kept = np.flatnonzero(rows.drop_reasons == "")
     if not len(kept):
         raise RecipeError(f"{parts[0].where}: no pair is left: the evaluation pairs have all the prompts. Use others.")
-    columns = ["dropped", "found", *KEYS, *NEAR, *ODD, *_empty_columns(rows, parts)]
+    columns = ["dropped", "found", *KEYS, *NEAR, *ODD, *OF_ROW, *_empty_columns(rows, parts)]
+    if (rows.weights[kept] == 1).all():
+        columns.append(WEIGHT)
     counts = _counts(rows, 0, len(rows.drop_reasons))
     oddities = _oddities(rows, kept)
     if oddities:
         counts["oddities"] = oddities
+    several = _several(rows)
+    if several:
+        counts["several"] = several
     return _Pairs(
         rows.pairs.remove_columns(columns).select(kept),
         rows.prompt_keys[kept],
@@ -347,11 +362,44 @@ def _oddities(rows: _Rows, kept: np.ndarray) -> dict[str, Any]:
     return oddities
 
 
-def _explicit_rows(parts: list[_Part], data: Data, num_proc: int | None) -> tuple[_Rows, list[tuple[int, int]]]:
+def _several(rows: _Rows) -> dict[str, dict[str, int]]:
+    """How many rows have several replies and several turns, where any has, and how many pairs were made of them."""
+    is_new_row = np.diff(rows.of_row["number"], prepend=-1) != 0
+    counts: dict[str, dict[str, int]] = {}
+    for name, flag in (("replies", SEVERAL_REPLIES), ("turns", SEVERAL_TURNS)):
+        has_several = rows.of_row["several"] & flag > 0
+        is_pair = has_several & (rows.drop_reasons == "")
+        if has_several.any():
+            counts[name] = {"rows": int((has_several & is_new_row).sum()), "pairs": int(is_pair.sum())}
+    return counts
+
+
+def _several_notes(counts: dict[str, Any], data: Data, name: str) -> list[str]:
+    """What should be noted of rows that make several pairs; an error where a field that says how would do nothing."""
+    several = counts.get("several", {})
+    replies, turns = several.get("replies"), several.get("turns")
+    if not replies and data.pairing != "all":
+        _refuse_idle_field(data, "pairing", f"no row of {name} has several replies")
+    if not turns and data.turns != "last":
+        _refuse_idle_field(data, "turns", f"no row of {name} has several turns that differ")
+    notes: list[str] = []
+    if replies:
+        notes.append(
+            f"{replies['rows']:,} rows have several replies to a prompt; they make {replies['pairs']:,} pairs "
+            f"(data.pairing={data.pairing})."
+        )
+    if turns and data.turns == "all":
+        notes.append(f"{turns['rows']:,} rows have several turns that differ; they make {turns['pairs']:,} pairs.")
+    return notes
+
+
+def _explicit_rows(
+    parts: list[_Part], data: Data, num_proc: int | None, seed: int
+) -> tuple[_Rows, list[tuple[int, int]]]:
     """The rows of all parts, and for each part its first row among them and the one behind its last."""
     import datasets
 
-    explicit = [_explicit(part, data, num_proc) for part in parts]
+    explicit = [_explicit(part, data, num_proc, seed) for part in parts]
     bounds = []
     end = 0
     for pairs in explicit:
@@ -359,7 +407,7 @@ def _explicit_rows(parts: list[_Part], data: Data, num_proc: int | None) -> tupl
         end += len(pairs)
 
     pairs = datasets.concatenate_datasets(explicit)
-    table = pairs.select_columns(["dropped", *KEYS, *NEAR, *ODD]).with_format("arrow")[:]
+    table = pairs.select_columns(["dropped", *KEYS, *NEAR, *ODD, *OF_ROW, WEIGHT]).with_format("arrow")[:]
     reasons = table["dropped"].combine_chunks().dictionary_encode()  # few reasons of many rows
     drop_reasons = np.array(reasons.dictionary.to_pylist(), dtype=object)[reasons.indices.to_numpy()]
     rows = _Rows(
@@ -370,6 +418,8 @@ def _explicit_rows(parts: list[_Part], data: Data, num_proc: int | None) -> tupl
         swapped_keys=table["swapped_key"].to_numpy(),
         near={name: table[name].to_numpy() for name in NEAR},
         odd={name: table[name].to_numpy() for name in ODD},
+        of_row={name: table[name].to_numpy() for name in OF_ROW},
+        weights=table[WEIGHT].to_numpy(),
     )
     return rows, bounds
 
@@ -502,19 +552,22 @@ def _near_prompts(train: _Pairs, held_out: _Pairs) -> dict[str, Any]:
 # A part, row by row
 
 
-def _streamed(part: _Part, data: Data, barred: set[int], dropped: dict[str, Row]) -> Any:
+def _streamed(part: _Part, data: Data, seed: int, barred: set[int], dropped: dict[str, Row]) -> Any:
     """The pairs of a stream as they are read, none with a prompt of `barred`, which are prompt keys.
 
     What is dropped is counted in `dropped`, in every epoch again, and not where a data loader reads in processes of
     its own.
     """
-    lost = 0  # rows that cannot be used, in this pass
+    lost = 0  # pairs that cannot be used, in this pass
+    seen = 0
+    last_number = -1
 
     def is_usable(row: Row) -> bool:
-        nonlocal lost
-        number = int(row["row"])
-        if number == 0:  # a pass begins
-            lost = 0
+        nonlocal lost, seen, last_number
+        if row["number"] < last_number:  # a pass begins
+            lost = seen = 0
+        last_number = row["number"]
+        seen += 1
         reason = row["dropped"]
         if not reason and row["prompt_key"] in barred:
             reason = IN_EVALUATION
@@ -524,24 +577,25 @@ def _streamed(part: _Part, data: Data, barred: set[int], dropped: dict[str, Row]
         count_drop(dropped, reason, row["row"])
         if reason not in HARMLESS:
             lost += 1
-        rows_read = number + 1
-        if rows_read >= 100 and lost / rows_read > data.max_dropped:
+        if seen >= 100 and lost / seen > data.max_dropped:
             raise RecipeError(
-                f"{part.where}: {lost} of the first {rows_read} rows cannot be used. The last: {reason}: "
+                f"{part.where}: {lost} of the first {seen} rows cannot be used. The last: {reason}: "
                 f"{row['found']} Correct them, or allow it with data.max_dropped."
             )
         return False
 
     explicit = part.raw.map(
-        read_row,
+        read_rows,
+        batched=True,
+        batch_size=1,
         with_indices=True,
-        fn_kwargs={**_reading(part, data), "reader": data.reader, "where": part.where},
+        fn_kwargs={**_reading(part, data, seed), "reader": data.reader, "where": part.where},
         remove_columns=part.raw.column_names,
     )
-    return explicit.filter(is_usable).remove_columns(["dropped", "found", *KEYS, *NEAR, *ODD])
+    return explicit.filter(is_usable).remove_columns(["dropped", "found", *KEYS, *NEAR, *ODD, *OF_ROW])
 
 
-def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
+def _explicit(part: _Part, data: Data, num_proc: int | None, seed: int) -> Any:
     """The rows of a part as pairs, or as None beside the reason to drop them, with KEYS; cached by datasets."""
     from datasets import Features, Json, Value
 
@@ -553,14 +607,16 @@ def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
     features = {
         **dict.fromkeys(PAIR, kind),
         **dict.fromkeys(PASSED_ON, Json()),
-        **dict.fromkeys((*KEYS, *NEAR, *ODD), Value("int64")),
+        **dict.fromkeys((*KEYS, *NEAR, *ODD, *OF_ROW), Value("int64")),
+        WEIGHT: Value("float64"),
         **dict.fromkeys(("row", "dropped", "found"), Value("string")),
     }
     return raw.map(
-        read_row,
+        read_rows,
+        batched=True,
         with_indices=True,
-        fn_kwargs={**_reading(part, data), "reader": data.reader, "where": part.where},
-        new_fingerprint=_cache_key(raw, part, data),
+        fn_kwargs={**_reading(part, data, seed), "reader": data.reader, "where": part.where},
+        new_fingerprint=_cache_key(raw, part, data, seed),
         features=Features(features),
         remove_columns=raw.column_names,
         desc=f"Reading {part.where}",
@@ -570,16 +626,16 @@ def _explicit(part: _Part, data: Data, num_proc: int | None) -> Any:
 
 def _is_looked_at(column: str) -> bool:
     """Whether a column says something of a pair, though the form does not read it."""
-    return may_hold_question(column) or column in ALL_SCORE_COLUMNS
+    return may_hold_question(column) or column in ALL_SCORE_COLUMNS or column == WEIGHT
 
 
-def _cache_key(raw: Any, part: _Part, data: Data) -> str:
+def _cache_key(raw: Any, part: _Part, data: Data, seed: int) -> str:
     """The name under which datasets finds the pairs of a part again."""
     # All that decides what a row becomes
     code = source_hash("formats", "data.sources", "data.preference_dataset", "data.read_row")
     # What a user's function reads beside the row no cache can know: it is asked anew in every run.
     reader = secrets.token_hex() if data.reader else None
-    return hashlib.sha256(repr([raw._fingerprint, _reading(part, data), code, reader]).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr([raw._fingerprint, _reading(part, data, seed), code, reader]).encode()).hexdigest()[:32]
 
 
 def _processes(num_proc: int | None, rows: int, data: Data) -> int | None:
@@ -593,13 +649,19 @@ def _processes(num_proc: int | None, rows: int, data: Data) -> int | None:
     return num_proc if num_proc is not None and num_proc > 1 else None
 
 
-def _reading(part: _Part, data: Data) -> dict[str, Any]:
-    """What `read_row` needs beside the row."""
+def _reading(part: _Part, data: Data, seed: int) -> dict[str, Any]:
+    """What `read_rows` needs beside the rows."""
+    is_drawn = data.pairing == "best_random"
+    reading = Reading(
+        strict=not data.format,
+        may_be_rendered=_may_be_rendered(data),
+        pairing=Pairing(data.pairing, seed if is_drawn else 0),
+        every_turn=data.turns == "all",
+    )
     return {
         "form": part.form,
         "kwargs": data.chat_template_kwargs,
-        "strict": not data.format,
-        "may_be_rendered": _may_be_rendered(data),
+        "reading": reading,
         "label": part.label,
         "spans": part.spans,
     }

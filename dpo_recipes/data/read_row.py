@@ -1,4 +1,4 @@
-"""One raw row -> its pair with the hashes that tell it from others, or the reason to drop it."""
+"""One raw row -> its pairs with the hashes that tell them from others, or the reasons to drop them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import RecipeError
 from ..formats.messages import Drop, Row
 from ..formats.oddities import odd_bits
-from ..formats.readers import PAIR, PASSED_ON, explicit_pair, is_repeated_header
+from ..formats.readers import PAIR, PASSED_ON, Pair, Reading, explicit_pairs, is_repeated_header
 from . import sources
 from .sources import Span
 
@@ -17,7 +17,20 @@ BY_READER = "dropped by the reader"
 PUNCTUATION = ".,;:!?\"'`()[]*_\u2018\u2019\u201c\u201d\u2026\u3001\u3002\uff0c\uff01\uff1f\uff1a\uff1b"
 KEYS = ("prompt_key", "pair_key", "swapped_key")  # 64 bits of the SHA-256 of what they name
 NEAR = ("near_prompt_key", "near_pair_key")  # the same of what is left without punctuation: see `_near`
+OF_ROW = ("number", "several")  # the number of the raw row, and what it has several of: SEVERAL_REPLIES, SEVERAL_TURNS
+SEVERAL_REPLIES, SEVERAL_TURNS = 1, 2
 ODD = ("odd_bits", "chosen_key", "rejected_key")  # what may be odd about a pair: ODDITIES, and a hash of each side
+
+
+def read_rows(batch: dict[str, list[Any]], numbers: list[int], **how: Any) -> dict[str, list[Any]]:
+    """The pairs of a batch of raw rows, as columns; `how` is what `read_row` needs beside the row."""
+    columns: dict[str, list[Any]] = {}
+    for place, number in enumerate(numbers):
+        example = {name: values[place] for name, values in batch.items()}
+        for pair in read_row(example, number, **how):
+            for name, value in pair.items():
+                columns.setdefault(name, []).append(value)
+    return columns
 
 
 def read_row(
@@ -26,31 +39,58 @@ def read_row(
     *,
     form: str,
     kwargs: Row,
-    strict: bool,
-    may_be_rendered: bool,
+    reading: Reading,
     label: str,
     spans: list[Span],
     reader: Any,
     where: str,
-) -> Row:
-    """One pair with its KEYS and NEAR, or a row of None beside the reason to drop it and what was found."""
+) -> list[Row]:
+    """The pairs of a row with their KEYS, NEAR, OF_ROW and ODD; each may be a row of None beside the reason to drop it
+    and what was found.
+    """
     name = row_name(number, label, spans)
     raw = sources.row_of(example)
     row: Row | None = raw
     if reader and not is_repeated_header(raw):
         row = _read_by_user(reader, raw, f"{where}, row {name}: data.reader")
-        form, strict = "preference", False
+        form, reading = "preference", reading._replace(strict=False)
 
-    pair = Drop(BY_READER) if row is None else explicit_pair(row, form, strict=strict, may_be_rendered=may_be_rendered)
-    if isinstance(pair, Drop):
-        reason, found = (*pair.args, "")[:2]
-        nothing = dict.fromkeys((*PAIR, *PASSED_ON)) | dict.fromkeys((*KEYS, *NEAR, *ODD), 0)
-        return {**nothing, "row": name, "dropped": reason, "found": found}
-    pair["chat_template_kwargs"] |= kwargs  # the recipe's over the row's own
-    odd = {"odd_bits": odd_bits(pair, raw)}
+    pairs = [Pair("", Drop(BY_READER))] if row is None else explicit_pairs(row, form, reading)
+    several = _several(pairs)
+    prompt_key: int | None = None
+    read: list[Row] = []
+    for pair_label, pair in pairs:
+        of_row = {"row": name + pair_label, "number": number, "several": several}
+        if isinstance(pair, Drop):
+            nothing = dict.fromkeys((*PAIR, *PASSED_ON)) | dict.fromkeys((*KEYS, *NEAR, *ODD), 0)
+            read.append({**nothing, "weight": 0.0, **of_row, "dropped": pair.reason, "found": pair.found})
+            continue
+        keys = _keys(pair, reading.every_turn)
+        if prompt_key is None:
+            prompt_key = keys["prompt_key"]
+        keys["prompt_key"] = prompt_key  # the pairs of one row stay on one side of the hold-out
+        read.append({**_columns(pair, raw, kwargs), **keys, **of_row, "dropped": "", "found": ""})
+    return read
+
+
+def _several(pairs: list[Pair]) -> int:
+    """What a row has several of, as the sum of SEVERAL_REPLIES and SEVERAL_TURNS."""
+    several = 0
+    if any(label.startswith("[") for label, _ in pairs):
+        several += SEVERAL_REPLIES
+    if any(not isinstance(pair, Drop) and pair["turns"] > 1 for _, pair in pairs):
+        several += SEVERAL_TURNS
+    return several
+
+
+def _columns(pair: Row, raw: Row, kwargs: Row) -> Row:
+    """The columns of a pair that tell what it says, and what is odd about it."""
+    columns = {name: pair[name] for name in (*PAIR, *PASSED_ON, "weight")}
+    columns["chat_template_kwargs"] = pair["chat_template_kwargs"] | kwargs  # the recipe's over the row's own
+    columns["odd_bits"] = odd_bits(pair, raw)
     for side in ("chosen", "rejected"):
-        odd[f"{side}_key"] = _hash(json.dumps(pair[side], sort_keys=True).encode())
-    return {**pair, **_keys(pair, form), **_near_keys(pair), **odd, "row": name, "dropped": "", "found": ""}
+        columns[f"{side}_key"] = _hash(json.dumps(pair[side], sort_keys=True).encode())
+    return columns | _near_keys(pair)
 
 
 def row_name(number: int, label: str, spans: list[Span]) -> str:
@@ -74,13 +114,17 @@ def _read_by_user(reader: Any, row: Row, where: str) -> Row | None:
     return pair
 
 
-def _keys(pair: Row, form: str) -> dict[str, int]:
-    """The KEYS of a pair: of what it asks, of all of it, and of the same pair the other way round."""
+def _keys(pair: Row, every_turn: bool) -> dict[str, int]:
+    """The KEYS of a pair: of what it asks, of all of it, and of the same pair the other way round.
+
+    Where `every_turn` makes a pair, a conversation is known by its first question, which all of its turns have.
+    """
     prompt, chosen, rejected, *passed_on = (
         json.dumps(pair[column], sort_keys=True).encode() for column in (*PAIR, *PASSED_ON)
     )
     # Prompts that differ in case and white space alone ask the same.
-    same_question = [" ".join(question.casefold().split()) for question in _questions(pair)]
+    questions = _questions(pair)[:1] if every_turn else _questions(pair)
+    same_question = [" ".join(question.casefold().split()) for question in questions]
     return {
         "prompt_key": _hash(json.dumps(same_question).encode()),
         "pair_key": _hash(prompt, chosen, rejected, *passed_on),

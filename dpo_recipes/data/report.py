@@ -247,6 +247,27 @@ def contradiction_findings(report: dict[str, Any], *, allow: list[str], max_drop
     return [Finding("warn", "contradictions", f"{what} Keep one of each.")]
 
 
+def weight_findings(weights: np.ndarray, coupled: list[str]) -> list[Finding]:
+    """What it means that train pairs have these weights; `coupled` are the losses that cannot weigh a pair."""
+    what = (
+        f"Pairs weigh {weights.min():.3g} to {weights.max():.3g}, on average {weights.mean():.3g}; each pair's loss is "
+        "multiplied by its weight, and the sum divided by the number of pairs."
+    )
+    if coupled:
+        return [
+            Finding(
+                "fail",
+                "weights",
+                f"{what} loss={coupled[0]!r} is of all pairs of a batch together: none has a loss of its own to be "
+                "weighted. Choose another loss, such as 'sigmoid', or leave the column out.",
+            )
+        ]
+    if not 0.5 <= weights.mean() <= 2:
+        advice = "Gradients scale with that average: bring it to 1, or mind the learning rate."
+        return [Finding("warn", "weights", f"{what} {advice}")]
+    return [Finding("pass", "weights", what)]
+
+
 def near_duplicate_findings(report: dict[str, Any]) -> list[Finding]:
     """Train pairs, and prompts of evaluation pairs, that stand in the train pairs but for case, white space and
     punctuation. Nothing where there are none; a warning above NEAR_ABOVE of the pairs. Of a stream they are not known.

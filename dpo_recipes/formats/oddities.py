@@ -68,6 +68,10 @@ def _is_scored_alike(pair: Row, raw: Row) -> bool:
     return scores is not None and scores[0] == scores[1]
 
 
+def _differs_earlier(pair: Row, raw: Row) -> bool:
+    return bool(pair.get("differs_earlier"))
+
+
 class Oddity(NamedTuple):
     """Something odd: how a pair is known to have it, the share of pairs above which it is said, and what is said."""
 
@@ -107,6 +111,12 @@ ODDITIES = {
         0.05,
         "have the same score for both sides.",
         "Neither is better by it: drop ties with data.reader.",
+    ),
+    "earlier turns": Oddity(
+        _differs_earlier,
+        0.0,
+        "have sides that differ before their last turn; the earlier turns of the chosen side are the prompt of both.",
+        "The rejected reply was written behind others. data.turns=all makes a pair of each turn that differs.",
     ),
 }
 

@@ -20,8 +20,10 @@ from .messages import (
     text,
     typed,
 )
-from .pair import pair_of_conversations, pair_of_replies, shared_start
+from .pair import pair_of_conversations, pair_of_replies, pairs_of_turns, shared_start
+from .pair_weights import weight_of_row, without_weights
 from .rendered import RENDERED_BEFORE, rendered_by
+from .several_replies import Candidate, Pairing, candidates_of_lists, candidates_of_order
 
 PAIR = ("prompt", "chosen", "rejected")
 SIDES = ("chosen", "rejected")
@@ -65,7 +67,7 @@ def _question_and_replies(row: Row, question: str, chosen: str = "chosen", rejec
     system = messages(row, "system", "system")
     prompt = messages(row, question, "user")
     if system and prompt and prompt[0]["role"] == "system":
-        if system != prompt[:1]:
+        if without_weights(system) != without_weights(prompt[:1]):
             raise malformed("system", "differs from the system message of the conversation", row["system"])
         system = []
     return pair_of_replies(system + prompt, messages(row, chosen), messages(row, rejected))
@@ -107,8 +109,7 @@ def _text(row: Row) -> Row:
         chosen = chosen[len(prompt) :]
         rejected = rejected[len(prompt) :]
 
-    pair = _question_and_replies({"prompt": prompt, "chosen": chosen, "rejected": rejected}, "prompt")
-    return {column: pair[column][0]["content"] for column in PAIR}
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
 def _ultrafeedback(row: Row) -> Row:
@@ -118,7 +119,7 @@ def _ultrafeedback(row: Row) -> Row:
     for side, conversation in conversations.items():
         if conversation and all(message["role"] not in ("user", "system") for message in conversation):
             raise malformed(side, "is a reply, not a whole conversation", row[side])
-        if conversation and conversation[: len(start)] != start:
+        if without_weights(conversation[: len(start)]) != without_weights(start):
             raise Drop("prompts differ between sides")
     return pair_of_conversations(**conversations)
 
@@ -224,6 +225,11 @@ def _ultrainteract(row: Row) -> Row:
     return _question_and_replies(row, "trajectory")
 
 
+def _ranking(row: Row) -> Row:
+    """A question, and two of the replies to it that scores or ranks have put in an order."""
+    return _question_and_replies(row, "prompt")
+
+
 class Format(NamedTuple):
     """One form of raw rows: all that is known of it.
 
@@ -237,6 +243,9 @@ class Format(NamedTuple):
     seen_in: tuple[str, ...]  # data sets on the hub, or programs, whose rows have this form
     transcripts: bool = False  # its text is a whole conversation, with marks of who speaks
     whole_conversations: bool = False  # each side is a whole conversation, with the question and the system text
+    ordered: bool = (
+        False  # a row has several replies in an order; the reader gets them in pairs, as chosen and rejected
+    )
 
     @property
     def columns(self) -> str:
@@ -345,34 +354,109 @@ FORMATS: dict[str, Format] = {
         optional=(),
         seen_in=("openbmb/UltraInteract_pair",),
     ),
+    "ranking": Format(
+        reader=_ranking,
+        required=("prompt|instruction", "responses|completions"),
+        optional=("system", "scores", "ranks"),
+        seen_in=("openbmb/UltraFeedback",),
+        ordered=True,
+    ),
 }
 
 
 # A raw row -> its pair
 
 
-def explicit_pair(raw: Row, form: str, *, strict: bool, may_be_rendered: bool = False) -> Row | Drop:
-    """The prompt, chosen, rejected, tools (a list or None) and chat_template_kwargs of a raw row, or why it has none.
+class Reading(NamedTuple):
+    """How raw rows are read, beside their form."""
 
-    The prompt and the two sides are lists of messages, or strings where the form is `text`. `strict` is for a form that
-    was recognised, not named: then no part of a question may be left unread. `may_be_rendered`: the user accepts text
-    that a chat template has rendered before, which is otherwise for the form `text`, named, alone.
-    """
+    strict: bool = True  # the form was recognised, not named: then no part of a question may be left unread
+    # The user accepts text that a chat template has rendered before, which is otherwise for the form `text`, named,
+    # alone.
+    may_be_rendered: bool = False
+    pairing: Pairing = Pairing()
+    every_turn: bool = False  # a pair of each turn that differs, not of the last turn alone
+
+
+class Pair(NamedTuple):
+    """A pair of a raw row."""
+
+    label: str  # which of the row's pairs it is; "" where it has one
+    # prompt, chosen and rejected: lists of messages, or strings where the form is `text`; tools: a list or None;
+    # chat_template_kwargs; and what `pairs_of_turns` adds. Or why there is no pair.
+    pair: Row | Drop
+
+
+def explicit_pair(raw: Row, form: str, *, strict: bool, may_be_rendered: bool = False) -> Row | Drop:
+    """The first pair of a raw row, or why it has none."""
+    pairs = explicit_pairs(raw, form, Reading(strict, may_be_rendered))
+    usable = [pair for _, pair in pairs if not isinstance(pair, Drop)]
+    return usable[0] if usable else pairs[0].pair
+
+
+def explicit_pairs(raw: Row, form: str, reading: Reading) -> list[Pair]:
+    """The pairs of a raw row, one with most forms; each may be a Drop."""
     try:
         if is_repeated_header(raw):
             raise Drop("repeated header line")
         row = _select_columns(raw, FORMATS[form])
-        pair = FORMATS[form].reader(row)
-        is_named_text = form == "text" and not strict
+        candidates = _candidates(row, FORMATS[form], reading)
+        weight = weight_of_row(raw)
+    except RecursionError:
+        return [Pair("", Drop("malformed: row is nested too deeply"))]
+    except Drop as drop:
+        return [Pair("", drop)]
+
+    pairs: list[Pair] = []
+    for label, candidate in candidates:
+        pairs += _pairs_of_candidate(raw, candidate, form, reading, label, weight)
+    return pairs
+
+
+def _candidates(row: Row, data_format: Format, reading: Reading) -> list[Candidate]:
+    """The row itself, or one for each two of its replies that make a pair."""
+    if data_format.ordered:
+        return candidates_of_order(row, reading.pairing)
+    if "chosen" in row and "rejected" in row:
+        return candidates_of_lists(row, reading.pairing)
+    return [Candidate("", row)]
+
+
+def _pairs_of_candidate(
+    raw: Row, row: Row | Drop, form: str, reading: Reading, label: str, weight: float
+) -> list[Pair]:
+    """The pairs of one row of two sides: one, or of each turn that differs, whose labels have its number."""
+    if isinstance(row, Drop):
+        return [Pair(label, row)]
+    try:
+        turns = pairs_of_turns(FORMATS[form].reader(row), every_turn=reading.every_turn)
+    except RecursionError:
+        return [Pair(label, Drop("malformed: row is nested too deeply"))]
+    except Drop as drop:
+        return [Pair(label, drop)]
+
+    pairs: list[Pair] = []
+    for number_of_turn, pair in enumerate(turns):
+        turn = f" turn {number_of_turn}" if len(turns) > 1 else ""
+        if not isinstance(pair, Drop):
+            pair = _checked(raw, row, pair, form, reading)
+        if not isinstance(pair, Drop):
+            pair["weight"] *= weight
+        pairs.append(Pair(label + turn, pair))
+    return pairs
+
+
+def _checked(raw: Row, row: Row, pair: Row, form: str, reading: Reading) -> Row | Drop:
+    """The pair with what is passed on beside it, where nothing is rendered, written as text or left unread."""
+    is_named_text = form == "text" and not reading.strict
+    try:
         if not is_named_text and not FORMATS[form].transcripts:
             _refuse_messages_as_text(row)
-            if not may_be_rendered:
+            if not reading.may_be_rendered:
                 _refuse_rendered_text(pair)
-        if strict:
+        if reading.strict:
             _refuse_an_unread_question(raw, row, pair, form)
         return pair | _passed_on(row)
-    except RecursionError:
-        return Drop("malformed: row is nested too deeply")
     except Drop as drop:
         return drop
 

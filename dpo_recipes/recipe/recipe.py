@@ -104,6 +104,9 @@ class Data(Value):
     template_date: Annotated[str | None, ISO_DATE] = None  # for templates that print today's date
     # "merge": a system message goes before the first question where the chat template has no such role
     system: Literal["keep", "merge"] = "keep"
+    # of several replies to one prompt: each over each worse one; the best over the worst; the best over one drawn
+    pairing: Literal["all", "best_worst", "best_random"] = "all"
+    turns: Literal["last", "all"] = "last"  # of whole conversations: a pair of the last, or of each that differs
     drop_truncated: bool = False  # drop pairs of which max_length cuts a side, with its end token
     max_dropped: Annotated[float, SHARE] = 0.05  # of rows that may be unusable before the run is refused
     # stops of the data report that do not stop this run

@@ -23,6 +23,8 @@ from rich.markup import escape
 
 from ..data.sources import files_of, is_path
 from ..errors import Finding, RecipeError
+from ..formats.pair_weights import WEIGHT
+from ..losses.trl_losses import COUPLED_LOSSES
 from ..models.model_folder import refuse_adapter_folder, refuse_model_folder
 from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import PREPARED, Recipe
@@ -167,11 +169,13 @@ class Session:
     def _read_pairs(self) -> None:
         from ..data import preference_dataset
         from ..data.chat_template import template_findings
-        from ..data.report import contradiction_findings, near_duplicate_findings
+        from ..data.report import contradiction_findings, near_duplicate_findings, weight_findings
         from ..data.template_trial import trial_findings, try_template
 
         data = self.recipe.data
-        explicit = preference_dataset.read(data, self.data_paths, num_proc=self.recipe.trl.get("dataset_num_proc"))
+        explicit = preference_dataset.read(
+            data, self.data_paths, num_proc=self.recipe.trl.get("dataset_num_proc"), seed=self.recipe.seed
+        )
         template = self._template(explicit.text)
 
         self.report = explicit.report
@@ -186,6 +190,10 @@ class Session:
         self.eval = self._tokenized("eval", explicit.eval, explicit.text)
         self.findings += contradiction_findings(self.report, allow=data.allow, max_dropped=data.max_dropped)
         self.findings += near_duplicate_findings(self.report)
+        if not data.streaming and WEIGHT in self.train.column_names:
+            weights = self.train.with_format("numpy")[WEIGHT][:]
+            self.report["weights"] = {name: float(getattr(weights, name)()) for name in ("min", "max", "mean")}
+            self.findings += weight_findings(weights, sorted(self.recipe.loss_names & COUPLED_LOSSES))
         self.findings += length_findings(self.recipe, None if data.streaming else len(self.train))
         if self.recipe.max_length is None and not data.streaming:
             self._compare_with_positions()

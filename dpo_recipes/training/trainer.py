@@ -1,8 +1,9 @@
 """RecipeTrainer: TRL's trainer with plugin losses, the guard's stops and per-pair held-out numbers.
 
 Leans on TRL 1.16: `DPOTrainer._compute_loss`, which calls the model once and reads the reference from the batch where
-`precompute_ref_logps` is set, and adds one number a batch to each list of `_metrics`; `_precompute_ref_logps`,
-`_prepare_dataset`, `_send_telemetry` and `compute_ref_log_probs`; and the columns of its batches.
+`precompute_ref_logps` is set, adds one number a batch to each list of `_metrics`, and gives the mean of its pairs'
+losses, plus that of a router where `aux_loss_enabled` is set; `_precompute_ref_logps`, `_prepare_dataset`,
+`_send_telemetry`, `_set_signature_columns_if_needed` and `compute_ref_log_probs`; and the columns of its batches.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import functools
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +26,7 @@ from datasets import Dataset, concatenate_datasets
 from trl import DPOConfig, DPOTrainer
 
 from ..errors import RecipeError
+from ..formats.pair_weights import WEIGHT
 from ..guard.callback import Health, Watch
 from ..guard.not_finite import Circumstances, why_not_finite
 from ..guard.rules import first_bad_pair, stop
@@ -30,6 +35,7 @@ from ..losses.conformance import failure, wrong_result
 from ..losses.pair_logps import PairLogps
 from ..losses.plugins import Loss
 from ..losses.selection import name_of
+from ..losses.trl_losses import COUPLED_LOSSES
 from ..models.weights import not_finite
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
@@ -87,6 +93,7 @@ class RecipeTrainer(DPOTrainer):
 
         super().__init__(**arguments)  # which may already compute the reference
 
+        self.data_collator = WithWeights(self.data_collator)
         self._share_pairs()
         if self.aux_loss_enabled:
             self.health.declared_loss = None  # the router's balancing loss comes on top
@@ -184,8 +191,21 @@ class RecipeTrainer(DPOTrainer):
 
     # The loss
 
+    def _set_signature_columns_if_needed(self) -> None:
+        """The columns that reach the collator: TRL's, and the weight of a pair."""
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        if WEIGHT not in columns:
+            columns.append(WEIGHT)
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        """TRL's loss and metrics, plus the plugin terms computed from the log-probabilities that TRL's forward gave."""
+        """TRL's loss and metrics, plus the plugin terms computed from the log-probabilities that TRL's forward gave.
+
+        Where pairs have weights w, the loss of a batch is sum(w * loss of the pair) / pairs: TRL's where all are 1.
+        """
+        inputs = dict(inputs)
+        weights = inputs.pop(WEIGHT, None)
+        is_weighted = weights is not None and bool((weights != 1).any())
         if "ref_chosen_logps" not in inputs:
             chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
             inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
@@ -201,22 +221,58 @@ class RecipeTrainer(DPOTrainer):
         self.precompute_ref_logps = True  # which tells TRL that the batch carries the reference
         try:
             result = super()._compute_loss(recording_model, inputs, return_outputs)
+            loss = result[0] if return_outputs else result
+            if is_weighted:
+                loss = self._weighted_loss(outputs_of_policy[0], inputs, weights)
         finally:
             self.precompute_ref_logps = precompute_ref_logps
 
-        loss = result[0] if return_outputs else result
         pairs = self._pair_logps(outputs_of_policy[0], inputs)
         values: dict[str, torch.Tensor] = {}  # of each plugin loss, for each pair
         for plugin, weight, numbers in self.plugins:
             values[name_of(plugin)] = self._plugin_values(plugin, numbers, pairs)
-            loss = loss + weight * values[name_of(plugin)].mean()
+            weighted = values[name_of(plugin)] * weights if is_weighted else values[name_of(plugin)]
+            loss = loss + weight * weighted.mean()
 
         detached_pairs = pairs.map(torch.Tensor.detach)
-        self._watch(loss.detach(), detached_pairs, values, inputs)
+        mean_weight = weights.mean().item() if is_weighted else 1.0
+        self._watch(loss.detach(), detached_pairs, values, inputs, mean_weight)
         self._log_per_pair(detached_pairs)
         if return_outputs:
             return loss, result[1]
         return loss
+
+    def _weighted_loss(self, output: Any, inputs: dict[str, Any], weights: torch.Tensor) -> Any:
+        """TRL's losses of a batch, each pair's times its weight, over the number of pairs; the router's as it is.
+
+        TRL gives only the mean of a batch. So it is asked once more for the pairs of each weight, about the output that
+        the model has already given: a mean over pairs that weigh the same is theirs to be weighted.
+        """
+        refuse_coupled_losses(self.recipe)
+        total: Any = 0.0
+        for weight in weights.unique():
+            weighs_so = weights == weight
+            part = {name: _of_pairs(value, weighs_so) for name, value in output.items()}
+            part_of_inputs = {name: _of_pairs(value, weighs_so) for name, value in inputs.items()}
+            with self._asked_again():
+                mean = super()._compute_loss(functools.partial(_answer, SimpleNamespace(**part)), part_of_inputs, False)
+            total = total + weight * weighs_so.float().mean() * mean
+        if self.aux_loss_enabled:
+            total = total + self.router_aux_loss_coef * output.aux_loss
+        return total
+
+    @contextmanager
+    def _asked_again(self) -> Iterator[None]:
+        """TRL's method leaves nothing in the log, adds no loss of the router, and asks no other process for numbers."""
+        kept = self._metrics, self._total_train_tokens, self.accelerator, self.aux_loss_enabled
+        alone = SimpleNamespace(device=self.accelerator.device, gather=_unchanged, gather_for_metrics=_unchanged)
+        self._metrics = defaultdict(lambda: defaultdict(list))
+        self.accelerator = alone
+        self.aux_loss_enabled = False
+        try:
+            yield
+        finally:
+            self._metrics, self._total_train_tokens, self.accelerator, self.aux_loss_enabled = kept
 
     def _plugin_values(self, plugin: Loss, numbers: dict[str, Any], pairs: PairLogps) -> torch.Tensor:
         """A plugin loss of each pair; what the kit could not foresee, as another device, is one message too."""
@@ -261,14 +317,19 @@ class RecipeTrainer(DPOTrainer):
     # What is watched at every forward
 
     def _watch(
-        self, loss: torch.Tensor, pairs: PairLogps, values: dict[str, torch.Tensor], inputs: dict[str, Any]
+        self,
+        loss: torch.Tensor,
+        pairs: PairLogps,
+        values: dict[str, torch.Tensor],
+        inputs: dict[str, Any],
+        mean_weight: float,
     ) -> None:
         """Stop at a loss that is no number; look at the start and the rewards in training, record in evaluation."""
         if not bool(torch.isfinite(loss)):
             plugins = tuple(name for name, value in values.items() if not bool(value.isfinite().all()))
             self._stop_at_bad_pair(loss, pairs, plugins, inputs)
         if self.model.training:
-            self._watch_training(loss, pairs)
+            self._watch_training(loss, pairs, mean_weight)
         elif self.recorded is not None:
             self.recorded.append(pairs.map(self.accelerator.gather_for_metrics))
 
@@ -299,10 +360,11 @@ class RecipeTrainer(DPOTrainer):
         ids = inputs["input_ids"][row][is_token]
         return self._tokenizer.decode(ids)[:SHOWN_OF_A_BAD_PAIR]
 
-    def _watch_training(self, loss: torch.Tensor, pairs: PairLogps) -> None:
+    def _watch_training(self, loss: torch.Tensor, pairs: PairLogps, mean_weight: float) -> None:
         health = self.health
         if self.state.global_step == 0 and health.same_start:
-            stop(start_is_identity(pairs, loss.item(), health.declared_loss, self.half))
+            declared = None if health.declared_loss is None else mean_weight * health.declared_loss
+            stop(start_is_identity(pairs, loss.item(), declared, self.half))
         # Once a reward has moved, nothing more is to be learned: from there on no number leaves the device for it.
         if health.full_steps and not health.largest_reward:
             logratios = torch.cat([pairs.chosen_logratios, pairs.rejected_logratios])
@@ -364,6 +426,49 @@ class RecipeTrainer(DPOTrainer):
             if parameter.requires_grad:
                 trainable += size
         return trainable, total
+
+
+class WithWeights:
+    """TRL's collator, and the weights of the pairs, shape (pairs,), where the pairs have them."""
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]):
+        self.collate = collate
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collate(examples)
+        if WEIGHT in examples[0]:
+            batch[WEIGHT] = torch.tensor([example[WEIGHT] for example in examples], dtype=torch.float32)
+        return batch
+
+
+def refuse_coupled_losses(recipe: Recipe) -> None:
+    """RecipeError for losses in which a pair has no loss of its own that its weight could multiply."""
+    coupled = sorted(recipe.loss_names & COUPLED_LOSSES)
+    if coupled:
+        raise RecipeError(
+            f"The pairs have weights, and loss={coupled[0]!r} is of all pairs of a batch together, so that none has a "
+            "loss of its own to be weighted. Choose another loss, such as 'sigmoid', or leave the weights out."
+        )
+
+
+def _of_pairs(value: Any, chosen: torch.Tensor) -> Any:
+    """The rows of some pairs of a batch, by a flag for each, of a tensor with one row a pair, or with two as TRL's."""
+    if not isinstance(value, torch.Tensor) or not value.dim():
+        return value
+    if value.size(0) == len(chosen):
+        return value[chosen]
+    if value.size(0) == 2 * len(chosen):
+        return value[torch.cat([chosen, chosen])]
+    return value
+
+
+def _answer(output: Any, **model_inputs: Any) -> Any:
+    """What a model has answered before."""
+    return output
+
+
+def _unchanged(value: torch.Tensor) -> torch.Tensor:
+    return value
 
 
 def _joined(batches: list[PairLogps]) -> PairLogps:

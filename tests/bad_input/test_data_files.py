@@ -57,7 +57,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "rows for KTO": ("p.jsonl", lines([{"prompt": "q", "completion": "a", "label": True}] * 9), "as for KTO"),
     "rows for fine-tuning": ("p.jsonl", lines([{"messages": [QUESTION]}] * 9), "as for supervised fine-tuning"),
     "instructions with an output": ("p.jsonl", lines([{"instruction": "q", "output": "a"}] * 9), "as for supervised"),
-    "a list of replies": ("p.jsonl", lines([{"prompt": "q", "responses": ["a", "b"]}] * 9), "several replies to each"),
+    "a list of replies": ("p.jsonl", lines([{"prompt": "q", "responses": ["a", "b"]}] * 9), "neither scores nor ranks"),
     "two replies and a winner": (
         "p.jsonl",
         lines([{"prompt": "q", "response_a": "a", "response_b": "b", "winner": 1}] * 9),

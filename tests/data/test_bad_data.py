@@ -243,15 +243,45 @@ DROPPED: dict[str, tuple[list[dict], object, str, str]] = {
     ),
     "a nested list": (
         TALKS,
-        {"chosen": [[]], "rejected": TALKS[0]["rejected"]},
+        {"chosen": [[[]]], "rejected": TALKS[0]["rejected"]},
         "malformed: chosen is list, not dict",
         "[]",
     ),
     "strings as messages": (
         TALKS,
-        {"chosen": ["q", "a"], "rejected": TALKS[0]["rejected"]},
+        {"chosen": ["q", {"role": "assistant", "content": "a"}], "rejected": TALKS[0]["rejected"]},
         "malformed: chosen is str, not dict",
         "'q'",
+    ),
+    "a weight below 0": (
+        GOOD,
+        {"prompt": "q", "chosen": "a", "rejected": "b", "weight": -1},
+        "malformed: weight is not a number of 0 or more",
+        "-1",
+    ),
+    "a weight that is none": (
+        GOOD,
+        {"prompt": "q", "chosen": "a", "rejected": "b", "weight": float("nan")},
+        "malformed: weight is not a number of 0 or more",
+        "nan",
+    ),
+    "a weight in words": (
+        GOOD,
+        {"prompt": "q", "chosen": "a", "rejected": "b", "weight": "high"},
+        "malformed: weight is not a number of 0 or more",
+        "'high'",
+    ),
+    "a weight of infinity": (
+        GOOD,
+        {"prompt": "q", "chosen": "a", "rejected": "b", "weight": "inf"},
+        "malformed: weight is not a number of 0 or more",
+        "'inf'",
+    ),
+    "a weight that is a yes": (
+        GOOD,
+        {"prompt": "q", "chosen": "a", "rejected": "b", "weight": True},
+        "malformed: weight is not a number of 0 or more",
+        "True",
     ),
     "an unknown role": (
         TALKS,
@@ -511,7 +541,8 @@ def test_whatever_a_file_holds_is_a_pair_a_counted_drop_or_one_error(tmp_path, f
 
     report = pairs.report["train"]
     dropped = sum(drop["count"] for drop in report["dropped"].values())
-    assert report["kept"] + report["held_out"] + dropped == len(rows)
+    assert report["kept"] + report["held_out"] + dropped == report["rows"] >= len(rows)
+    assert report["rows"] == len(rows) or "several" in report
     assert len(pairs.train.to_list()) == report["kept"] and len(pairs.eval.to_list()) == report["held_out"]
 
 

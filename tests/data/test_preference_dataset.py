@@ -261,6 +261,114 @@ def test_pairs_and_prompts_that_are_nearly_the_same_are_counted(tmp_path):
     assert report["near_prompts"] == {"count": 0, "rows": []}
 
 
+# Several pairs of one row
+
+
+def ranked(n=40):
+    return [
+        {"prompt": f"q{i:02}", "responses": [f"a {i}", f"b {i}", f"c {i}", f"d {i}"], "scores": [i, 3, -1, 3]}
+        for i in range(n)
+    ]
+
+
+def prompts(side) -> set[str]:
+    return {row["prompt"][0]["content"] for row in side}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_ranking_makes_pairs_whose_prompt_stays_on_one_side_and_ties_are_counted(tmp_path, name):
+    found = read(save(tmp_path / name, ranked()), eval=0.2)
+    train = found.report["train"]
+    # Of 6 pairs a row, b and d tie always, and a ties with both where i is 3.
+    assert train["dropped"] == {"tie": {"count": 42, "rows": ["0[1=3]", "1[1=3]", "2[1=3]"]}}
+    assert (train["rows"], train["kept"] + train["held_out"]) == (240, 198)
+    assert train["several"] == {"replies": {"rows": 40, "pairs": 198}}
+    assert found.report["format"] == "ranking"
+    assert not prompts(found.train) & prompts(found.eval)
+    assert "40 rows have several replies to a prompt; they make 198 pairs (data.pairing=all)." in found.report["notes"]
+    assert all(row["row"].startswith(row["prompt"][0]["content"][1:].lstrip("0") or "0") for row in found.train)
+
+
+def test_the_pairing_is_the_recipes_and_its_draw_the_seeds(tmp_path):
+    path = save(tmp_path / "a.jsonl", ranked())
+
+    def labels(seed=0, **fields):
+        found = data.read(Data(path, eval=0.2, **fields), {path: 1.0}, seed=seed)
+        return [row["row"] for row in (*found.train, *found.eval)], prompts(found.eval)
+
+    one_a_row, _ = labels(pairing="best_worst")
+    assert len(one_a_row) == 40 and "0[1>2]" in one_a_row and "39[0>2]" in one_a_row
+    first, again, other = (labels(seed, pairing="best_random") for seed in (1, 1, 2))
+    assert first == again and sorted(first[0]) != sorted(other[0])
+    assert first[1] == other[1]  # the same prompts are held out
+    assert labels(1)[0] == labels(2)[0]  # where nothing is drawn, the seed decides nothing
+
+
+def test_lists_of_rejected_replies_are_read_from_files_and_readers(tmp_path):
+    rows = [{**row, "rejected": [row["rejected"], "never", "no"]} for row in three(10)]
+    found = read(save(tmp_path / "a.parquet", rows), eval=0.2)
+    assert len(found.train) + len(found.eval) == 30 and not prompts(found.train) & prompts(found.eval)
+    by_reader = read(save(tmp_path / "b.jsonl", rows), eval=0.2, reader=dict)
+    assert pairs_of(by_reader) == pairs_of(found)
+    streamed = read(save(tmp_path / "c.jsonl", rows), eval=save(tmp_path / "d.jsonl", rows[:2]), streaming=True)
+    assert len(list(streamed.train)) == 24 and len(streamed.eval) == 6
+
+
+def test_of_text_without_a_prompt_the_pairs_of_a_row_stay_on_one_side(tmp_path):
+    rows = [{"chosen": f"It is {i} so", "rejected": [f"It is {i} not", f"It was {i}"]} for i in range(30)]
+    found = read(save(tmp_path / "a.jsonl", rows), eval=0.3, format="text")
+    sides = [{row["row"].partition("[")[0] for row in side} for side in (found.train, found.eval)]
+    assert len(found.train) + len(found.eval) == 60 and sides[0] and sides[1] and not sides[0] & sides[1]
+
+
+def talks(n=30):
+    """Conversations of two turns, of which the first differs in all and the last in most."""
+    rows = []
+    for i in range(n):
+        start, then = user(f"q{i}"), user("And then?")
+        last = [said(f"c {i}"), said(f"d {i}" if i % 3 else f"c {i}")]
+        first = [said(f"a {i}"), said(f"b {i}")]
+        rows.append({"chosen": [start, first[0], then, last[0]], "rejected": [start, first[1], then, last[1]]})
+    return rows
+
+
+def test_the_last_turn_of_a_conversation_is_a_pair_or_each_that_differs(tmp_path):
+    path = save(tmp_path / "a.jsonl", talks())
+    last = read(path, eval=0.2, max_dropped=0.4)
+    reason = "only earlier turns differ, which data.turns='all' reads"
+    assert last.report["train"]["dropped"] == {reason: {"count": 10, "rows": ["0", "3", "6"]}}
+    assert last.report["train"]["oddities"]["earlier turns"] == {"share": 1.0, "count": 20, "rows": ["1", "2", "4"]}
+
+    every = read(path, eval=0.2, turns="all")
+    assert every.report["train"]["several"] == {"turns": {"rows": 30, "pairs": 50}}
+    assert "oddities" not in every.report["train"]
+    sides = [{row["prompt"][0]["content"] for row in side} for side in (every.train, every.eval)]
+    assert len(every.train) + len(every.eval) == 50 and sides[0] and sides[1] and not sides[0] & sides[1]
+    rows = {row["row"]: row for row in (*every.train, *every.eval)}
+    assert rows["1 turn 0"]["prompt"] == [user("q1")] and len(rows["1 turn 1"]["prompt"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("field", "why"),
+    [
+        ({"pairing": "best_worst"}, "data.pairing='best_worst' does nothing: no row of "),
+        ({"turns": "all"}, "data.turns='all' does nothing: no row of "),
+    ],
+)
+def test_a_pairing_or_turns_without_several_of_them_do_nothing(tmp_path, field, why):
+    assert why in refused(save(tmp_path / "a.jsonl", three()), **field)
+
+
+def test_weights_are_a_column_where_they_are_not_all_1(tmp_path):
+    rows = [{**row, "weight": weight} for row, weight in zip(three(10), [1, 2.5, 0, None, *[1] * 6], strict=True)]
+    found = read(save(tmp_path / "a.jsonl", rows), eval=0.2)
+    weights = {row["row"]: row["weight"] for row in (*found.train, *found.eval)}
+    assert weights == {"0": 1.0, "1": 2.5, **{str(number): 1.0 for number in range(3, 10)}}
+    assert found.report["train"]["dropped"] == {"weight is 0": {"count": 1, "rows": ["2"]}}
+    found = read(save(tmp_path / "b.parquet", [{**row, "weight": 1} for row in three(10)]), eval=0.2)
+    assert "weight" not in found.train.column_names
+
+
 def test_scores_against_the_labels_are_counted_however_few_they_are(tmp_path):
     rows = [{**row, "score_chosen": 8.0, "score_rejected": 4.5} for row in three(300)]
     rows[7] |= {"score_chosen": 1.0}

@@ -169,12 +169,12 @@ def test_only_the_code_that_reads_a_row_makes_the_cached_pairs_stale(tmp_path, m
     monkeypatch.setattr(source_hash, "PACKAGE", package)
     read_anew = []
 
-    def counted(raw, form, **options):
+    def counted(raw, form, reading):
         read_anew.append(raw)
-        return explicit_pair(raw, form, **options)
+        return explicit_pairs(raw, form, reading)
 
-    explicit_pair = read_row.explicit_pair
-    monkeypatch.setattr(read_row, "explicit_pair", counted)
+    explicit_pairs = read_row.explicit_pairs
+    monkeypatch.setattr(read_row, "explicit_pairs", counted)
     path = str(written(tmp_path / "p.jsonl"))
 
     def rows_read_after_a_change_of(module: str) -> int:

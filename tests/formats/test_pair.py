@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dpo_recipes.formats.messages import Drop
-from dpo_recipes.formats.pair import pair_of_conversations, pair_of_replies, shared_start
+from dpo_recipes.formats.pair import pair_of_conversations, pair_of_replies, pairs_of_turns, shared_start
 from dpo_recipes.formats.readers import explicit_pair
 
 
@@ -63,14 +63,54 @@ def test_a_shared_start_leaves_something_on_each_side(chosen, rejected, shared):
     ],
 )
 def test_a_pair_that_teaches_nothing_is_dropped(prompt, chosen, rejected, reason):
-    with pytest.raises(Drop) as caught:
-        pair_of_replies(prompt, chosen, rejected)
-    assert (caught.value.reason, caught.value.found) == (reason, "")
+    for every_turn in (False, True):
+        [drop] = pairs_of_turns(pair_of_replies(prompt, chosen, rejected), every_turn=every_turn)
+        assert isinstance(drop, Drop) and (drop.reason, drop.found) == (reason, "")
 
 
-def test_conversations_that_differ_before_their_last_reply_are_dropped():
-    with pytest.raises(Drop, match="prompts differ between sides"):
-        pair_of_conversations([user("q"), said("a")], [user("r"), said("b")])
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        ([user("q"), said("a")], [user("r"), said("b")]),
+        ([system("s"), user("q"), said("a")], [user("q"), said("b")]),
+        ([user("q"), said("a"), user("r"), said("c")], [user("q"), said("b"), user("s"), said("d")]),
+        ([user("q"), said("a"), user("r"), said("c")], [user("q"), said("b")]),
+    ],
+)
+def test_conversations_of_which_others_say_other_things_are_dropped(chosen, rejected):
+    for every_turn in (False, True):
+        [drop] = pairs_of_turns(pair_of_conversations(chosen, rejected), every_turn=every_turn)
+        assert drop.reason == "prompts differ between sides"
+
+
+def test_of_several_turns_the_last_is_a_pair_or_each_that_differs():
+    chosen = [user("q"), said("a"), user("r"), said("same"), user("s"), CALL, RESULT, said("b")]
+    rejected = [user("q"), said("c"), user("r"), said("same"), user("s"), said("d")]
+    sides = pair_of_conversations(chosen, rejected)
+    [last] = pairs_of_turns(sides, every_turn=False)
+    assert (last["prompt"], last["chosen"], last["rejected"]) == (chosen[:5], chosen[5:], rejected[5:])
+    assert last["differs_earlier"] and last["turns"] == 3
+
+    first, second = pairs_of_turns(sides, every_turn=True)
+    assert (first["prompt"], first["chosen"], first["rejected"]) == ([user("q")], [said("a")], [said("c")])
+    assert second == {**last, "differs_earlier": False}
+    assert not first["differs_earlier"]
+
+
+def test_replies_beside_a_prompt_may_go_on_with_turns():
+    chosen, rejected = [said("a"), user("r"), said("b")], [said("a"), user("r"), said("c")]
+    [pair] = pairs_of_turns(pair_of_replies([user("q")], chosen, rejected), every_turn=True)
+    assert (pair["prompt"], pair["chosen"]) == ([user("q"), said("a"), user("r")], [said("b")])
+
+
+def test_turns_of_which_only_earlier_ones_differ_say_how_they_are_read():
+    chosen, rejected = [user("q"), said("a"), user("r"), said("c")], [user("q"), said("b"), user("r"), said("c")]
+    [drop] = pairs_of_turns(pair_of_conversations(chosen, rejected), every_turn=False)
+    assert drop.reason == "only earlier turns differ, which data.turns='all' reads"
+    [pair] = pairs_of_turns(pair_of_conversations(chosen, rejected), every_turn=True)
+    assert (pair["prompt"], pair["chosen"], pair["rejected"]) == ([user("q")], [said("a")], [said("b")])
+    [drop] = pairs_of_turns({"prompt": [user("q")], "chosen": chosen[1:], "rejected": chosen[1:]}, every_turn=True)
+    assert drop.reason == "identical sides"
 
 
 def test_answers_that_repeat_a_long_prompt_are_dropped():

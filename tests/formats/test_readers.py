@@ -46,9 +46,10 @@ def block(text):
 def pair(prompt, chosen="Yes.", rejected="No.", **own):
     """The pair of a prompt's messages and two replies, with what is passed on beside it."""
     sides = {"chosen": [said(chosen)], "rejected": [said(rejected)]}
-    return {"prompt": prompt, **sides, "tools": None, "chat_template_kwargs": {}, **own}
+    return {"prompt": prompt, **sides, **BESIDE, **own}
 
 
+BESIDE = {"weight": 1.0, "turns": 1, "differs_earlier": False, "tools": None, "chat_template_kwargs": {}}
 TALK = [user("Hi"), said("Hello"), user("Ok?")]
 SIDES = {"chosen": "Yes.", "rejected": "No."}
 WHOLE = {"chosen": [user("Ok?"), said("Yes.")], "rejected": [user("Ok?"), said("No.")]}
@@ -417,6 +418,59 @@ SETS = {
         {"info": NEWS, "summaries": TWO, "choice": 0},
         pair([user("TITLE: A title\n\nIt rains.\nA lot.\n\nTL;DR:")], " One.", " Two."),
     ),
+    "openbmb/UltraFeedback": (
+        "ranking",
+        {
+            "source": "evol",
+            "instruction": "Ok?",
+            "models": ["m", "n"],
+            "completions": [
+                {"model": "m", "response": "No.", "overall_score": 2.5, "fine-grained_score": 4.0, "critique": "c"},
+                {"model": "n", "response": "Yes.", "overall_score": 8.0, "fine-grained_score": 3.0, "critique": "d"},
+            ],
+            "correct_answers": ["None"],
+        },
+        pair([user("Ok?")]),
+    ),
+    "replies with scores": (
+        "ranking",
+        {"system": "Be brief.", "prompt": "Ok?", "responses": ["Yes.", "No."], "scores": [0.5, -1]},
+        pair([system("Be brief."), user("Ok?")]),
+    ),
+    "replies with ranks, in a csv file": (
+        "ranking",
+        {"prompt": "Ok?", "responses": '["No.", "Yes."]', "ranks": "[2, 1]"},
+        pair([user("Ok?")]),
+    ),
+    "replies as messages, with ranks of their own": (
+        "ranking",
+        {"prompt": TALK, "responses": [{"answer": [said("Yes.")], "rank": 1}, {"answer": "No.", "rank": 2.0}]},
+        pair(TALK),
+    ),
+    "several rejected replies": (
+        "preference",
+        {"prompt": "Ok?", "chosen": "Yes.", "rejected": ["No."]},
+        pair([user("Ok?")]),
+    ),
+    "several rejected conversations": (
+        "preference",
+        {"chosen": WHOLE["chosen"], "rejected": [WHOLE["rejected"]]},
+        pair([user("Ok?")]),
+    ),
+    "a weight of the row": (
+        "preference",
+        {"prompt": "Ok?", **SIDES, "weight": "0.5"},
+        pair([user("Ok?")], weight=0.5),
+    ),
+    "LLaMA-Factory, its second layout with weights of messages": (
+        "chosen_messages",
+        {
+            "chosen_messages": [user("Ok?") | {"loss_weight": 0.0}, said("Yes.", loss_weight=2.0)],
+            "rejected_messages": [user("Ok?") | {"loss_weight": 1.0}, said("No.", loss_weight=2.0)],
+            "weight": 0.25,
+        },
+        pair([user("Ok?")], weight=0.5),
+    ),
     "openbmb/UltraInteract_pair": (
         "ultrainteract",
         {
@@ -436,7 +490,7 @@ SETS = {
     "strings without a prompt": (
         "text",
         {"chosen": "Is it? Yes.", "rejected": "Is it? No."},
-        {"prompt": "Is it?", "chosen": " Yes.", "rejected": " No.", "tools": None, "chat_template_kwargs": {}},
+        {"prompt": "Is it?", "chosen": " Yes.", "rejected": " No.", **BESIDE},
     ),
 }
 
@@ -494,7 +548,7 @@ def test_a_new_form_is_one_function_and_one_row(tmp_path, monkeypatch):
 
 
 def test_plain_text_is_read_as_it_is_where_it_is_named():
-    want = {"prompt": " Ok?", "chosen": "Yes.", "rejected": "No.", "tools": None, "chat_template_kwargs": {}}
+    want = {"prompt": " Ok?", "chosen": "Yes.", "rejected": "No.", **BESIDE}
     assert explicit_pair({"prompt": " Ok?", **SIDES}, "text", strict=False) == want
 
 

@@ -76,6 +76,8 @@ ACTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "Data.chat_template_kwargs": ({"enable_thinking": False}, {}, "models"),
     "Data.template_date": ("2025-07-08", {}, "models"),
     "Data.system": ("merge", {}, "training"),
+    "Data.pairing": ("best_worst", {}, "data"),
+    "Data.turns": ("all", {}, "data"),
     "Data.max_dropped": (0.5, {}, "data"),
     "LoRA.r": (64, {}, "models"),
     "LoRA.alpha": (8, {}, "models"),
@@ -260,7 +262,7 @@ def test_what_cannot_work_or_does_nothing_is_refused(changes, message):
             Data,
             {"format": "texts"},
             "must be one of preference, text, ultrafeedback, chosen_messages, hh_rlhf, sharegpt, alpaca, orca, shp, "
-            "helpsteer2, helpsteer3, summarize, ultrainteract or none. Did you mean 'text'?",
+            "helpsteer2, helpsteer3, summarize, ultrainteract, ranking or none. Did you mean 'text'?",
         ),
         (
             Data,
