@@ -1,5 +1,16 @@
-"""`python -m dpo_recipes` is `dpo-recipes`."""
+"""`dpo-recipes`, and `python -m dpo_recipes`. Importing the command line takes a moment, in which Ctrl-C may come."""
 
-from .cli import main
+import sys
 
-main()
+
+def main() -> None:
+    try:
+        from .cli import main as command_line
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        sys.exit(130)
+    command_line()
+
+
+if __name__ == "__main__":
+    main()

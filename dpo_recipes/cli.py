@@ -6,15 +6,15 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from typer.core import TyperGroup
 
 from . import terminal
 from .benchmark.lengths import PROFILES
@@ -25,23 +25,8 @@ from .recipe import catalogue, overrides
 from .recipe.recipe import Recipe
 from .runs.files import to_json
 
-
-class Verbs(TyperGroup):
-    """The verbs, each of which Ctrl-C ends with one line."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BaseException as error:
-            if isinstance(error, typer.Exit) or not _is_ctrl_c(error):
-                raise
-            print("\nStopped.", file=sys.stderr)
-            raise typer.Exit(130) from None
-
-
 app = typer.Typer(
     name="dpo-recipes",
-    cls=Verbs,
     help="Preference tuning recipes: one small Python file becomes a trained model, through Hugging Face TRL.",
     epilog="Start with: dpo-recipes train quickstart",
     no_args_is_help=True,
@@ -49,6 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+# Ctrl-C, what a scheduler or `kill` sends, and what a terminal sends that is closed. Not every system has them all.
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 # The panels of `dpo-recipes --help`.
 LOOK = "Look"
@@ -179,14 +167,7 @@ def train(recipe: RecipeName, changes: Changes = None, runs: RunsFolder = Path("
     value = _recipe(recipe, changes)
     from .commands.train import train as train_recipe
 
-    _let_ctrl_c_end_worker_processes()
-    try:
-        train_recipe(value, runs=runs, console=terminal.LastingConsole())
-    except BaseException as error:
-        if not _is_ctrl_c(error):
-            raise
-        print("\nStopped. What a run folder holds by now stays there.", file=sys.stderr)
-        raise typer.Exit(130) from None
+    train_recipe(value, runs=runs, console=terminal.LastingConsole())
 
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)
@@ -270,18 +251,69 @@ def _report(findings: Iterable[Finding], as_json: bool, **numbers: Any) -> None:
 # -------------------------------------------------------------------------------------------- how it all ends
 
 
-def _let_ctrl_c_end_worker_processes() -> None:
-    """A terminal sends Ctrl-C to the worker processes too: they end at once, without a traceback of each."""
-    if hasattr(os, "register_at_fork"):  # where there is no fork, no worker inherits this process's handler
-        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+@contextlib.contextmanager
+def _stopped_in_one_line() -> Iterator[None]:
+    """Signals that stop a program end it with one line, and with the exit code that a shell expects, such as 130.
 
-
-def _is_ctrl_c(error: BaseException) -> bool:
-    """Whether Ctrl-C ended a run: what breaks on the way out of the interrupt is no error of its own.
-
-    `datasets`, for one, waits for its workers and turns the interrupt into a time-out.
+    They are raised as KeyboardInterrupt, so that whatever is open is closed on the way out: a half-written folder is
+    taken away, a bar gives the cursor back. What breaks on that way is no error of its own; `datasets`, for one, waits
+    for its workers and turns the interrupt into a time-out.
     """
-    return isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    def send_again_where_lost(lost: Any) -> None:
+        """Python drops what is raised in a destructor."""
+        if received and isinstance(lost.exc_value, KeyboardInterrupt):
+            threading.Timer(0.05, os.kill, [os.getpid(), received[-1]]).start()
+        else:
+            hook_before(lost)
+
+    hook_before = sys.unraisablehook
+    sys.unraisablehook = send_again_where_lost
+
+    # What is ignored stays ignored: a run under nohup lives on when its terminal is closed.
+    before: dict[int, Any] = {}
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            before[number] = signal.signal(number, stop)
+
+    def die_at_once_in_a_worker() -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+
+    # A terminal sends Ctrl-C to the worker processes too: they end without a traceback of each.
+    if hasattr(os, "register_at_fork"):  # where there is no fork, no worker inherits this process's handlers
+        os.register_at_fork(after_in_child=die_at_once_in_a_worker)
+
+    try:
+        yield
+    except BaseException as error:
+        interrupted = isinstance(error, SystemExit) and error.code == 128 + signal.SIGINT  # as typer says it
+        if not received and not interrupted:
+            raise
+        number = received[0] if received else signal.SIGINT
+        words = " ".join(["Stopped.", *_notes(error)])
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            behind_ctrl_c = "\n" if sys.stderr.isatty() else ""  # which a terminal shows as ^C
+            print(f"{behind_ctrl_c}{words}", file=sys.stderr)
+        sys.exit(128 + number)
+    finally:
+        sys.unraisablehook = hook_before
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _notes(error: BaseException | None) -> list[str]:
+    """What has been noted of an error, or of one that it came from: what a run has left."""
+    notes: list[str] = []
+    while error is not None:
+        notes += getattr(error, "__notes__", [])
+        error = error.__context__
+    return notes
 
 
 def main() -> None:
@@ -289,7 +321,12 @@ def main() -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? instead of a traceback
     try:
-        app()
+        with _stopped_in_one_line():
+            app()
     except RecipeError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        console = Console(stderr=True)
+        if console.is_terminal:
+            console.print(terminal.Sentence(f" {error}", start="error:", style="bold red"))
+        else:  # one line, whatever its width
+            console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)

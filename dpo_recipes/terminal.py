@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: tables, findings and the progress bar."""
+"""What a person sees in a terminal: tables, findings and sentences."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
-from rich.progress import MofNCompleteColumn, Progress, TextColumn
+from rich.measure import Measurement
 from rich.table import Column, Table
+from rich.text import Text
 
 from .errors import Finding
 
@@ -47,7 +48,7 @@ def values_table(values: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table(_whole("field"), _folded("value"), _whole("origin"), box=None, header_style="bold", padding=GAP)
     for field, entry in values.items():
         style = ORIGIN_STYLES.get(entry["origin"])
-        table.add_row(field, escape(str(entry["value"])), entry["origin"], style=style)
+        table.add_row(field, Sentence(str(entry["value"])), entry["origin"], style=style)
     return table
 
 
@@ -56,7 +57,7 @@ def differences_table(options: Mapping[str, Mapping[str, Any]]) -> Table:
     columns = (_whole("DPOConfig"), _folded("this recipe"), _whole("TRL's default"))
     table = Table(*columns, box=None, header_style="bold", padding=GAP)
     for option, entry in options.items():
-        table.add_row(option, escape(str(entry["value"])), escape(str(entry["default"])))
+        table.add_row(option, Sentence(str(entry["value"])), escape(str(entry["default"])))
     return table
 
 
@@ -65,7 +66,7 @@ def findings_table(findings: Iterable[Finding]) -> Table:
     table = Table.grid("", Column(style="bold"), Column(overflow="fold"), padding=GAP)
     for finding in findings:
         level = f"[{LEVEL_STYLES[finding.level]}]{finding.level}[/]"
-        table.add_row(level, escape(finding.name), escape(finding.text))
+        table.add_row(level, escape(finding.name), Sentence(finding.text))
     return table
 
 
@@ -158,51 +159,48 @@ class LastingConsole(Console):
         print("Standard output is closed; the run goes on without it.", file=sys.stderr)
 
 
-class TrainingBar:
-    """How far training has come and how it goes: a bar in a terminal, elsewhere about ten plain lines.
+def print_line(console: Console, text: str) -> None:
+    """Print a sentence: folded between words in a terminal, one line in a log."""
+    if console.is_terminal:
+        console.print(Sentence(text))
+    else:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    `words` says which metrics are shown and what they are called: {"rewards/margins": "margin", ...}, in that order.
-    """
 
-    def __init__(self, console: Console, words: Mapping[str, str]):
-        self.console = console
-        self.words = words
-        self.progress: Progress | None = None
-        self.tenths = 0  # of all steps, that the last plain line told of
+class Sentence:
+    """Text that folds between words; a word that is longer than a line, as a path may be, folds behind its slashes."""
 
-    def begin(self, steps: int) -> None:
-        if not self.console.is_terminal:
-            return
-        self.progress = Progress(
-            *Progress.get_default_columns(),  # the task, the bar, percent and the time that is left
-            TextColumn("left"),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            console=self.console,
-        )
-        self.progress.add_task("training", total=steps, numbers="")
-        self.progress.start()
+    def __init__(self, text: str, start: str = "", style: str = ""):
+        """`start` is written before the text, in a style of its own."""
+        self.text = start + text
+        self.styled = len(start)  # characters
+        self.style = style
 
-    def show(self, step: int, steps: int, metrics: Mapping[str, Any]) -> None:
-        """Show the numbers of one step; metrics without a word are passed over."""
-        numbers = "  ".join(f"{word} {metrics[name]:.3g}" for name, word in self.words.items() if name in metrics)
-        if not numbers:
-            return
-        numbers = f"batch: {numbers}"  # and not of the held-out pairs, which the closing table is about
-        if self.progress is not None:
-            self.progress.update(self.progress.task_ids[0], completed=step, numbers=numbers)
-            return
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        text = Text(fold_paths(self.text, options.max_width), overflow="fold")
+        text.stylize(self.style, 0, self.styled)
+        yield text
 
-        tenths = step * 10 // max(1, steps)  # a run of no known length has 0 steps
-        if tenths > self.tenths:
-            self.tenths = tenths
-            self.console.print(f"step {step}/{steps}  {numbers}", highlight=False)
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, Text(self.text))
 
-    def close(self) -> None:
-        """End the bar, so that what is printed next stands below it. May be called again."""
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+
+def fold_paths(text: str, width: int) -> str:
+    """The text with a line break behind some slash of each word that is wider than a line."""
+    lines = []
+    for line in text.split("\n"):
+        words = [_fold_path(word, width) if len(word) > width else word for word in line.split(" ")]
+        lines.append(" ".join(words))
+    return "\n".join(lines)
+
+
+def _fold_path(path: str, width: int) -> str:
+    lines = [""]
+    for segment in path.split("/"):
+        if lines[-1] and len(lines[-1]) + len(segment) + 1 > width:
+            lines.append("")
+        lines[-1] += f"{segment}/"
+    return "\n".join(lines).removesuffix("/")
 
 
 def _cell(value: Any) -> str:

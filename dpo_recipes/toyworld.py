@@ -10,9 +10,12 @@ import json
 import random
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import RecipeError
+
+if TYPE_CHECKING:
+    from .progress import Stage
 
 # ------------------------------------------------------------------------------------------------------------ the words
 
@@ -265,8 +268,10 @@ def make(folder: Path, seed: int, *, small: bool = False) -> None:
     The eval pairs are about prompts that neither the model nor the train pairs have seen. About a minute on one core.
     """
     import torch
-    from rich import console, progress
+    from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
+
+    from .progress import Stage
 
     disable_progress_bar()  # of saving one small file
     size = SMALL if small else Size()
@@ -276,21 +281,20 @@ def make(folder: Path, seed: int, *, small: bool = False) -> None:
     corpus = _conversations(seen, size.steps * BATCH, draw)
     tokenizer = _tokenizer(corpus)
 
-    with progress.Progress(console=console.Console(stderr=True)) as bar:
-        bar.add_task("prepare: supervised stage", total=None)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # the CPU's alone
-            model = _supervised(tokenizer, corpus, size, draw, bar)
-        model.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
+    console = Console(stderr=True)
+    with Stage(console, "Teaching the model to answer", unit="batches") as stage, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # the CPU's alone
+        model = _supervised(tokenizer, corpus, size, draw, stage)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
 
-        (folder / "pairs").mkdir()
-        bar.add_task("prepare: train pairs", total=None)
-        train = _pairs(model, tokenizer, seen, size.train, 2 * seed, bar)
-        _write(folder / "pairs" / "train.jsonl", train)
-        bar.add_task("prepare: eval pairs", total=None)
-        evaluation = _pairs(model, tokenizer, held_out, size.eval, 2 * seed + 1, bar)
-        _write(folder / "pairs" / "eval.jsonl", evaluation)
+    (folder / "pairs").mkdir()
+    with Stage(console, "Answers for the train pairs", unit="answers") as stage:
+        train = _pairs(model, tokenizer, seen, size.train, 2 * seed, stage)
+    _write(folder / "pairs" / "train.jsonl", train)
+    with Stage(console, "Answers for the held-out pairs", unit="answers") as stage:
+        evaluation = _pairs(model, tokenizer, held_out, size.eval, 2 * seed + 1, stage)
+    _write(folder / "pairs" / "eval.jsonl", evaluation)
 
 
 def _conversations(prompts: list[str], count: int, draw: random.Random) -> list[tuple[str, str]]:
@@ -307,13 +311,12 @@ def _conversations(prompts: list[str], count: int, draw: random.Random) -> list[
     return corpus
 
 
-def _pairs(model: Any, tokenizer: Any, prompts: list[str], share: Share, seed: int, bar: Any) -> list[dict[str, Any]]:
+def _pairs(
+    model: Any, tokenizer: Any, prompts: list[str], share: Share, seed: int, stage: "Stage"
+) -> list[dict[str, Any]]:
     """Preference pairs, ranked by the reward, from replies that the model gives to the first of the prompts."""
     from .data.ranked_pairs import preference_pairs
     from .models.generate import generate
-
-    def show(done: int, total: int) -> None:
-        bar.update(bar.task_ids[-1], completed=done, total=total)
 
     questions = [_question(prompt) for prompt in prompts[: share.prompts]]
     replies = generate(
@@ -324,7 +327,7 @@ def _pairs(model: Any, tokenizer: Any, prompts: list[str], share: Share, seed: i
         max_new_tokens=64,
         batch_size=256,
         seed=seed,
-        progress=show,
+        progress=stage.show,
     )
     rows, _ = preference_pairs(questions, replies, reward, per_prompt=share.pairs, seed=seed)
     return rows
@@ -369,7 +372,7 @@ def _tokenizer(corpus: list[tuple[str, str]]) -> Any:
     )
 
 
-def _supervised(tokenizer: Any, corpus: list[tuple[str, str]], size: Size, draw: random.Random, bar: Any) -> Any:
+def _supervised(tokenizer: Any, corpus: list[tuple[str, str]], size: Size, draw: random.Random, stage: "Stage") -> Any:
     """A Llama of two layers (0.47 M parameters at full size), trained on the replies in about the corpus' order."""
     import torch
     from torch import nn, optim
@@ -387,7 +390,8 @@ def _supervised(tokenizer: Any, corpus: list[tuple[str, str]], size: Size, draw:
         rows.append(torch.tensor(prompt + reply))
         targets.append(torch.tensor([-100] * len(prompt) + reply))
 
-    for batch in bar.track(_batches(rows, draw), task_id=bar.task_ids[-1]):
+    batches = list(_batches(rows, draw))
+    for number, batch in enumerate(batches, 1):
         # Padding lies to the right, where causal attention does not look, so no mask is needed.
         ids = nn.utils.rnn.pad_sequence([rows[k] for k in batch], True, tokenizer.pad_token_id)
         labels = nn.utils.rnn.pad_sequence([targets[k] for k in batch], True, -100)[:, 1:]
@@ -399,6 +403,7 @@ def _supervised(tokenizer: Any, corpus: list[tuple[str, str]], size: Size, draw:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.step()
         rate.step()
+        stage.show(number, len(batches))
     return model
 
 

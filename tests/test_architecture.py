@@ -26,6 +26,7 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 ORDER = [
     {"errors"},
     {"terminal"},
+    {"progress"},
     {"losses"},
     {"formats"},
     {"recipe"},

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -285,11 +286,68 @@ def test_exit_codes_of_a_run(dpo, trained):
     trained.fails = RecipeError("the data are [gone]")
     assert dpo("train", RECIPE) == (1, "", "error: the data are [gone]\n")
     trained.fails = KeyboardInterrupt()
-    code, _, err = dpo("train", RECIPE)
-    assert code == 130 and err == "\nStopped. What a run folder holds by now stays there.\n"
-    trained.fails = TimeoutError()  # as `datasets` does on its way out of the interrupt
-    trained.fails.__context__ = KeyboardInterrupt()
-    assert dpo("train", RECIPE)[0] == 130
+    trained.fails.add_note("The trained model is in runs/x/model.")
+    assert dpo("train", RECIPE) == (130, "", "Stopped. The trained model is in runs/x/model.\n")
+
+
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+
+@pytest.mark.parametrize(("number", "expected"), SIGNALS)
+def test_what_breaks_on_the_way_out_of_a_signal_is_no_error_of_its_own(dpo, monkeypatch, number, expected):
+    def stopped(*_args, **_options):
+        try:
+            os.kill(os.getpid(), number)
+            signal.pause()
+        except KeyboardInterrupt:
+            raise TimeoutError from None  # as `datasets` does, which waits for its workers
+
+    monkeypatch.setattr(importlib.import_module("dpo_recipes.commands.train"), "train", stopped)
+    before = signal.getsignal(number)
+    assert dpo("train", RECIPE) == (expected, "", "Stopped.\n")
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_python_loses_in_a_destructor_is_sent_again(dpo, monkeypatch):
+    class Stopped:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    def runs_on(*_args, **_options):
+        Stopped()
+        time.sleep(20)
+        raise AssertionError("the signal was lost")
+
+    monkeypatch.setattr(importlib.import_module("dpo_recipes.commands.train"), "train", runs_on)
+    assert dpo("train", RECIPE) == (130, "", "Stopped.\n")
+
+
+def test_a_run_under_nohup_lives_on_when_its_terminal_is_closed(dpo, monkeypatch):
+    def closed(*_args, **_options):
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    monkeypatch.setattr(importlib.import_module("dpo_recipes.commands.train"), "train", closed)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert dpo("train", RECIPE)[0] == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line(monkeypatch, capsys):
+    class Interrupted:
+        def find_spec(self, name, path=None, target=None):
+            if name == "dpo_recipes.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "dpo_recipes.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    from dpo_recipes.__main__ import main
+
+    with pytest.raises(SystemExit) as exited:
+        main()
+    assert exited.value.code == 130 and capsys.readouterr().err == "Stopped.\n"
 
 
 def test_a_worker_process_ends_at_ctrl_c_without_a_word(dpo, trained):

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from ..guard.callback import Watch
+from ..progress import Stage
 from ..recipe.dpo_arguments import dpo_arguments
 from ..shared_prefix.layout import Row
 from ..training.session import Session
@@ -80,19 +80,18 @@ def _copy_trained(source: Any, target: Any) -> None:
 
 def run(sides: dict[str, Side], watchers: dict[str, Watcher], batches: int, console: Console) -> None:
     """The compared steps of each side, which warm up too, and then the timed rounds, each side first in turn."""
-    steps = len(sides) * (min(COMPARED, batches) + ROUNDS * batches)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("comparing", total=steps)
+    with Stage(console, "Comparing TRL's steps with ours", len(sides) * min(COMPARED, batches), "steps") as stage:
         for name, side in sides.items():
             compare_first_steps(side, watchers[name])
-            progress.advance(task, COMPARED)
+            stage.advance(min(COMPARED, batches))
 
-        order = list(sides)
-        for number in range(ROUNDS):
+    order = list(sides)
+    for number in range(1, ROUNDS + 1):
+        words = f"Timing, round {number} of {ROUNDS}"
+        with Stage(console, words, len(sides) * batches, "steps") as stage:
             for name in order:
-                progress.update(task, description=f"timing, round {number + 1} of {ROUNDS}")
-                time_steps(sides[name], watchers[name], batches, lambda: progress.advance(task))
-            order.reverse()
+                time_steps(sides[name], watchers[name], batches, stage.advance)
+        order.reverse()
 
 
 def count_tokens(trainer: Any, micro_batch_size: int, batches: int) -> tuple[int, int, int]:

@@ -21,6 +21,7 @@ from ..planning.memory import (
     plan_for,
 )
 from ..planning.ways_out import ways_out
+from ..progress import Stage
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import Device
 from ..recipe.unusual import unusual_findings
@@ -128,7 +129,7 @@ def _check_plan(session: Session, gpu_memory: int | None, result: dict[str, Any]
 
     try:
         tokens = longest_pair(session, report)
-        with session.console.status("planning on fake tensors"):
+        with Stage(session.console, "Planning on fake tensors"):
             plan = _plan(session, device, memory, tokens, train_pairs=train_report.get("kept", 0))
     except Unplannable as reason:
         findings.append(Finding("skipped", "plan", str(reason)))

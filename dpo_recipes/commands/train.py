@@ -15,13 +15,14 @@ from ..data.sources import is_path
 from ..errors import Finding, RecipeError
 from ..evaluation.held_out import METRICS, compared, held_out
 from ..guard.losses import loss_findings
+from ..progress import Stage, TrainingBar
 from ..recipe.origins import values_with_origins
 from ..recipe.recipe import PREPARED, QLoRA, Recipe
 from ..recipe.unusual import unusual_findings
 from ..runs import environment, files, folder
 from ..runs.model_card import model_card
 from ..runs.unwritable import places_with_room, unwritable_place, unwritable_reason
-from ..terminal import TrainingBar, comparison_table, data_table
+from ..terminal import comparison_table, data_table
 from ..training.session import Session
 
 if TYPE_CHECKING:
@@ -39,10 +40,12 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     _stop_at_fails(losses)
     session = Session(recipe, console)
     _say_warnings(session, unusual_findings(recipe) + losses)
-    session.check_model()
-    # These import torch: what could be refused without it is refused by now.
-    from ..evaluation.answers import answers, rehearsed
-    from ..training.metrics_log import MetricsLog
+    with Stage(console, "Checking the model's files"):
+        session.check_model()
+    # These import torch and TRL: what could be refused without them is refused by now.
+    with Stage(console, "Loading TRL"):
+        from ..evaluation.answers import answers, rehearsed
+        from ..training.metrics_log import MetricsLog
 
     shown_while_training = {metric.name: metric.short for metric in METRICS if metric.short}
     bar = TrainingBar(console, shown_while_training)
@@ -55,7 +58,8 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         scores = rehearsed(recipe, session.eval, positions)
         _stop_at_fails(scores)
         _say_warnings(session, scores)
-        trainer = session.make_trainer(run.path / "checkpoints", [MetricsLog(run.path / "metrics.jsonl", bar)])
+        log = MetricsLog(run.path / "metrics.jsonl", bar)
+        trainer = session.make_trainer(run.path / "checkpoints", [log])
         who = _policy_and_reference(trainer)
         _describe(run, trainer, session, who)
         session.say(f"Policy: {who['policy']}. Reference: {who['reference']}.")
@@ -63,8 +67,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
 
         # Before training
         same_start = trainer.health.same_start
-        with console.status("held-out pairs before training"):
-            metrics, first = trainer.held_out()
+        metrics, first = trainer.held_out()
         before = held_out(metrics, first, recipe.beta, first, same_start)
 
         # Training. Of a stream, the drops are known only when it has been read.
@@ -72,21 +75,22 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
             session.report["train"]["dropped"].clear()  # what was read to look at it is read again
         with _model_kept_when_disk_is_full(run, trainer, session.tokenizer):
             trainer.train()
+            bar.close()
+            session.say(log.closing_words)
             # The model first: whatever goes wrong from here on, the training is not lost.
-            files.write_folder(run.path / "model", lambda where: _save_model(where, trainer, session.tokenizer))
-        bar.close()
+            with Stage(console, "Writing the model"):
+                files.write_folder(run.path / "model", lambda where: _save_model(where, trainer, session.tokenizer))
         if recipe.data.streaming:
             files.write_json(run.path / "data.json", session.report)
             console.print(data_table(session.report))
 
         # After training: the numbers, then the answers, which may fail in the recipe's own reward
-        with console.status("held-out pairs after training"):
-            metrics, last = trainer.held_out()
+        metrics, last = trainer.held_out()
         after = held_out(metrics, last, recipe.beta, first, same_start)
         _write_results(run, session, who, before, after)
 
-        with console.status("answers of reference and policy"), trainer.accelerator.autocast():
-            samples, (truth_before, truth_after) = answers(recipe, trainer, session.reference, positions)
+        with trainer.accelerator.autocast():
+            samples, (truth_before, truth_after) = answers(recipe, trainer, session.reference, positions, console)
         files.write_jsonl(run.path / "samples.jsonl", samples)
         before.update(truth_before)
         after.update(truth_after)
@@ -104,10 +108,15 @@ def _run_folder(runs: Path, name: str) -> Iterator[folder.Run]:
     try:
         yield run
     except BaseException as error:  # Ctrl-C too
+        _remove_half_written_checkpoints(run.path / "checkpoints")
         has_logged = (run.path / "metrics.jsonl").exists()
         has_checkpoints = any((run.path / "checkpoints").glob("*"))  # the Trainer makes the folder beforehand
         has_model = (run.path / "model").exists()  # saved after someone has removed all else
-        if not has_logged and not has_checkpoints and not has_model:
+        if has_model:
+            error.add_note(f"The trained model is in {run.path / 'model'}.")
+        elif has_logged or has_checkpoints:
+            error.add_note(f"What there is of the run stays in {run.path}.")
+        else:
             shutil.rmtree(run.path, ignore_errors=True)
         _explain_unwritable(error, run.path)
         raise

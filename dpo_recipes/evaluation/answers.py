@@ -7,12 +7,14 @@ import statistics
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from ..data.replies import Messages, Reply
 from ..errors import Finding
 from ..losses.selection import name_of
 from ..models.generate import generate
 from ..models.reference import Reference
+from ..progress import Stage
 from ..recipe.recipe import Recipe
 from ..training.trainer import RecipeTrainer
 from .frontier import best_reward_at_kl
@@ -88,13 +90,19 @@ def _new_tokens(recipe: Recipe, prompt_lengths: list[int], positions: int | None
 
 
 def answers(
-    recipe: Recipe, trainer: RecipeTrainer, reference: Reference, positions: int | None
+    recipe: Recipe,
+    trainer: RecipeTrainer,
+    reference: Reference,
+    positions: int | None,
+    console: Console | None = None,
 ) -> tuple[list[Numbers], BeforeAfter]:
     """(rows for samples.jsonl, what the recipe's reward and measures say before and after), on the same prompts.
 
     `positions`: how many tokens policy and reference reach, prompt and answer together; None: nothing limits them.
     The likeliest answer to a few held-out prompts, with a reward random ones to more; prompts are training's tokens.
+    `console` shows how far it is.
     """
+    console = console or Console(quiet=True)
     new_tokens = _new_tokens(recipe, [len(ids) for ids in trainer.eval_dataset["prompt_ids"]], positions)
     wanted = REWARDED_PROMPTS if recipe.reward else SAMPLED_PROMPTS
     asked = _held_out_prompts(trainer, wanted, math.inf if positions is None else positions - new_tokens)
@@ -111,6 +119,7 @@ def answers(
         reference,
         trainer.processing_class,
         ids,
+        console=console,
         max_new_tokens=new_tokens,
         seed=recipe.seed,
         **sampling,
@@ -120,11 +129,11 @@ def answers(
     after: Numbers = {}
     if recipe.reward:
         before, after = against_truth(
-            recipe.reward, trainer.model, reference, prompts, ids, reference_replies, policy_replies
+            recipe.reward, trainer.model, reference, prompts, ids, reference_replies, policy_replies, console
         )
     for name, measure in recipe.measures.items():
-        before |= _mean(f"measures/{name}", _scores(name, measure, prompts, reference_replies))
-        after |= _mean(f"measures/{name}", _scores(name, measure, prompts, policy_replies))
+        before |= _mean(f"measures/{name}", _scores(name, measure, prompts, reference_replies, console))
+        after |= _mean(f"measures/{name}", _scores(name, measure, prompts, policy_replies, console))
     samples = [
         _sample(prompt, of_reference[0], of_policy[0])
         for prompt, of_reference, of_policy in zip(prompts, reference_replies, policy_replies, strict=True)
@@ -160,12 +169,20 @@ def _sample(prompt: Messages | str, reference: Reply, policy: Reply) -> Numbers:
 
 
 def side_by_side(
-    policy: Any, reference: Reference, *inputs: Any, samples: int, reference_samples: int, **settings: Any
+    policy: Any,
+    reference: Reference,
+    *inputs: Any,
+    samples: int,
+    reference_samples: int,
+    console: Console | None = None,
+    **settings: Any,
 ) -> tuple[Replies, Replies]:
     """(replies of the reference, replies of the policy), from `generate` with the same inputs, settings and seed."""
-    with reference.model() as model:
-        reference_replies = generate(model, *inputs, samples=reference_samples, **settings)
-    policy_replies = generate(policy, *inputs, samples=samples, **settings)
+    console = console or Console(quiet=True)
+    with reference.model() as model, Stage(console, "Answers of the reference", unit="answers") as stage:
+        reference_replies = generate(model, *inputs, samples=reference_samples, progress=stage.show, **settings)
+    with Stage(console, "Answers of the policy", unit="answers") as stage:
+        policy_replies = generate(policy, *inputs, samples=samples, progress=stage.show, **settings)
     return reference_replies, policy_replies
 
 
@@ -177,15 +194,17 @@ def against_truth(
     ids: list[list[int]],
     reference_replies: Replies,
     policy_replies: Replies,
+    console: Console | None = None,
 ) -> BeforeAfter:
     """(before, after): mean reward, win rate over the reference, sequence KL and the best reward possible at that KL.
 
     A reply's win rate is its share of wins over all the reference's replies to the same prompt, a tie counting half;
     KL is the mean `sequence_kl` of the policy's samples, nats; standard errors are over prompts.
     """
-    reference_rewards = _scores(name_of(reward), reward, prompts, reference_replies)
-    policy_rewards = _scores(name_of(reward), reward, prompts, policy_replies)
-    kl = _kl_to_reference(policy, reference, ids, policy_replies)
+    console = console or Console(quiet=True)
+    reference_rewards = _scores(name_of(reward), reward, prompts, reference_replies, console)
+    policy_rewards = _scores(name_of(reward), reward, prompts, policy_replies, console)
+    kl = _kl_to_reference(policy, reference, ids, policy_replies, console)
     before = _mean("reward", reference_rewards) | {"win_rate": 0.5, "kl": 0.0}
     after = (
         _mean("reward", policy_rewards)
@@ -204,7 +223,9 @@ def _win_rates(policy_rewards: torch.Tensor, reference_rewards: torch.Tensor) ->
     return ((policy > rivals).double() + (policy >= rivals).double()).mean(dim=2) / 2
 
 
-def _kl_to_reference(policy: Any, reference: Reference, ids: list[list[int]], replies: Replies) -> torch.Tensor:
+def _kl_to_reference(
+    policy: Any, reference: Reference, ids: list[list[int]], replies: Replies, console: Console
+) -> torch.Tensor:
     """The KL along every reply of the policy, nats: float64 of shape (prompts, samples)."""
 
     def policy_logits(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -223,7 +244,8 @@ def _kl_to_reference(policy: Any, reference: Reference, ids: list[list[int]], re
     was_training = policy.training
     policy.eval()
     try:
-        kl = sequence_kl(policy_logits, reference_logits, prompts_ids, replies_ids)
+        with Stage(console, "KL to the reference", unit="answers") as stage:
+            kl = sequence_kl(policy_logits, reference_logits, prompts_ids, replies_ids, progress=stage.show)
     finally:
         policy.train(was_training)
     return kl.double().view(len(ids), -1)
@@ -234,12 +256,14 @@ def _logits(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -
     return output.logits
 
 
-def _scores(name: str, score: Score, prompts: list[Messages | str], replies: Replies) -> torch.Tensor:
+def _scores(name: str, score: Score, prompts: list[Messages | str], replies: Replies, console: Console) -> torch.Tensor:
     """score(prompt, completion) of every reply: float64 of shape (prompts, samples)."""
-    rows = []
-    for prompt, sampled in zip(prompts, replies, strict=True):
-        text = prompt_text(prompt)
-        rows.append([number_of(name, score, text, reply.text) for reply in sampled])
+    rows: list[list[float]] = []
+    with Stage(console, f"{name} of the answers", len(prompts), "prompts") as stage:
+        for prompt, sampled in zip(prompts, replies, strict=True):
+            text = prompt_text(prompt)
+            rows.append([number_of(name, score, text, reply.text) for reply in sampled])
+            stage.show(len(rows))
     return torch.tensor(rows, dtype=torch.float64)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ..errors import RecipeError
-from ..models.generate import padded
+from ..models.generate import Progress, padded
 
 # (input_ids, attention_mask), both (batch, length) -> logits (batch, length, vocabulary)
 Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -21,12 +21,14 @@ def sequence_kl(
     replies_ids: list[list[int]],
     *,
     batch_size: int = 64,
+    progress: Progress = lambda done, total: None,
 ) -> torch.Tensor:
     """KL(policy || reference) in nats along each reply: float32 of shape (n,), on the CPU.
 
     The sum over reply positions of the KL of the two next-token distributions over the full vocabulary. Over replies
     drawn from the policy at temperature 1 its mean estimates the KL of whole sequences (2305.18290, section 6.1), never
     below 0 and much quieter than the log-ratio of the sampled tokens. The callables get CPU tensors and move them.
+    `progress(done, total)` counts replies.
     """
     if not all(prompts_ids):
         raise RecipeError("A prompt without a token predicts no first reply token: give each at least one token.")
@@ -44,6 +46,7 @@ def sequence_kl(
             # Position t predicts token t + 1.
             predicting = slice(len(prompts_ids[index]) - 1, len(rows[index]) - 1)
             kl[index] = _summed_kl(policy[k, predicting], reference[k, predicting])
+        progress(start + len(batch), len(rows))
     return kl
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import resource
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from packaging.version import Version
@@ -29,6 +33,20 @@ def device(say: Callable[[str], None] = lambda _: None, use_cpu: bool = False) -
     if torch.backends.mps.is_available():
         return Device("mps")
     return Device()
+
+
+def peak_memory(kind: str) -> int:
+    """The most bytes that this process has held so far: allocated on a CUDA device, resident elsewhere."""
+    if kind == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # And not ru_maxrss, which on Linux counts what the process was before it became this program.
+        high_water_mark = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if high_water_mark:
+            return int(high_water_mark[1]) * 1024
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024  # others count in KiB
 
 
 def _refuse_several_gpus() -> None:

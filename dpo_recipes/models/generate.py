@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..data.replies import Messages, Reply
 from ..errors import RecipeError
 
 Prompt = Messages | str | list[int]  # in a chat template, as plain text, or as token ids
+Progress = Callable[[float, int], None]  # (how many are done, of how many)
 
 # What a model's own generation_config may carry, and Transformers would fill in, that changes the distribution sampled.
 PLAIN = {
@@ -69,13 +71,14 @@ def generate(
     seed: int = 0,
     batch_size: int = 64,
     chat_template_kwargs: dict[str, Any] | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> list[list[Reply]]:
     """`samples` replies to each prompt, in the order given: a list of shape (prompts, samples).
 
     Plain ancestral sampling from softmax(logits / temperature); 0 means greedy, and then the replies to one prompt
     are equal. The same model, prompts, seed and batch_size give the same replies; another batch_size draws others.
-    `progress(done, total)` counts replies. The model's mode and the global random numbers are left as they were.
+    `progress(done, total)` counts replies, those that are being written by the share of their tokens. The model's mode
+    and the global random numbers are left as they were.
     """
     if min(samples, max_new_tokens, batch_size) < 1 or temperature < 0:
         raise RecipeError(f"{samples=}, {max_new_tokens=} and {batch_size=} start at 1, {temperature=} at 0 (greedy).")
@@ -94,12 +97,46 @@ def generate(
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             ids, mask = padded([encoded[index] for index in batch], padding_token, "left")
-            output = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **settings)
+            writing = _Writing(
+                progress,
+                written=start * copies,
+                in_batch=len(batch) * copies,
+                total=len(prompts) * samples,
+                prompt_tokens=ids.shape[1],
+                max_new_tokens=max_new_tokens,
+            )
+            output = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                stopping_criteria=StoppingCriteriaList([writing]),
+                **settings,
+            )
             new_tokens = output[:, ids.shape[1] :].tolist()
             for index, tokens in zip(batch, new_tokens, strict=True):
                 replies[index] += [_reply(tokenizer, tokens, ends)] * copies
             progress((start + len(batch)) * copies, len(prompts) * samples)
     return replies
+
+
+class _Writing(StoppingCriteria):
+    """Stops nothing: it is asked after each new token, and tells how far a batch of replies is."""
+
+    def __init__(
+        self, progress: Progress, *, written: int, in_batch: int, total: int, prompt_tokens: int, max_new_tokens: int
+    ):
+        self.progress = progress
+        self.written = written  # replies of the batches before
+        self.in_batch = in_batch
+        self.total = total
+        self.prompt_tokens = prompt_tokens
+        self.max_new_tokens = max_new_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        rows, tokens = input_ids.shape
+        share = (tokens - self.prompt_tokens) / self.max_new_tokens
+        if share < 1:  # all of the batch is told of when it is done
+            self.progress(self.written + share * self.in_batch, self.total)
+        return torch.zeros(rows, dtype=torch.bool, device=input_ids.device)
 
 
 def _padding_token(tokenizer: Any, ends: list[int]) -> int:

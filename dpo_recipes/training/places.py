@@ -17,6 +17,7 @@ from ..data.sources import files_of, is_path
 from ..errors import RecipeError, nearest
 from ..recipe.recipe import Recipe
 from ..runs import environment, files
+from ..terminal import print_line
 
 HUB_TIMEOUT = 8  # seconds for one question
 
@@ -170,7 +171,7 @@ def prepared(recipe: Recipe, console: Console) -> Path | None:
     if folder.is_dir():
         return folder
 
-    console.print(f"Making what {recipe.name} needs, once, in {folder}", highlight=False, soft_wrap=True)
+    print_line(console, f"Making what {recipe.name} needs, once, in {folder}")
     try:
         files.write_folder(folder, lambda temporary: prepare(temporary, recipe.seed))
     except Exception as error:  # the recipe's own function, or the disk

@@ -19,18 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from ..data.sources import files_of, is_path
 from ..errors import Finding, RecipeError
 from ..formats.pair_weights import WEIGHT
 from ..losses.trl_losses import COUPLED_LOSSES
 from ..models.model_folder import refuse_adapter_folder, refuse_model_folder
+from ..progress import Stage
 from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import here, resolve
 from ..runs.unwritable import UNWRITABLE
+from ..terminal import print_line
 from .length import length_findings
+from .library_bars import shown_as_ours
 from .options import require_options, try_options
 from .places import prepared, require
 
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
     from ..data.template_trial import Trial
     from ..models.reference import Reference
     from .trainer import RecipeTrainer
-
-SMALL_FILE = 20_000_000  # bytes; its pairs are read, tokenised and compared within seconds
 
 
 class Session:
@@ -71,18 +71,19 @@ class Session:
         self._find_places(with_pairs)
         self._refuse_unusable_folders()
 
-        with console.status("loading the libraries"):
-            _quieten_libraries(console, self.data_paths)
+        with Stage(console, "Loading the libraries"):
+            _quieten_libraries()
             from ..models.device import device
             from ..models.tokenizer import load_tokenizer
         self.device = device(self.say, use_cpu=bool(recipe.trl.get("use_cpu")))
         self.settings = resolve(recipe, self.device)
-        self.tokenizer = load_tokenizer(recipe, self.model_path, self.say)
+        with Stage(console, "Loading the tokenizer"), shown_as_ours(console):
+            self.tokenizer = load_tokenizer(recipe, self.model_path, self.say)
         self.ends = _end_tokens(self.tokenizer.tokenizer, self.model_path, recipe.revision)
 
     def say(self, text: str) -> None:
         """Print a sentence: folded in a terminal, one line in a log."""
-        self.console.print(escape(text), highlight=False, soft_wrap=not self.console.is_terminal)
+        print_line(self.console, text)
 
     def _find_places(self, with_pairs: bool) -> None:
         """Resolve the names of models and data, and refuse those that cannot be had."""
@@ -106,7 +107,8 @@ class Session:
 
     def try_options(self) -> None:
         """Make of the options what can be made before the model: DPOConfig, the optimizer, the schedule."""
-        from .trainer import config
+        with Stage(self.console, "Loading TRL"):
+            from .trainer import config
 
         try_options(config(dpo_arguments(self.recipe, self.settings, os.curdir)), self.recipe.trl)
 
@@ -153,7 +155,7 @@ class Session:
     def read_pairs(self) -> None:
         """Read, tokenise and judge the pairs. RecipeError where nothing can be judged; what was judged is a finding."""
         try:
-            with _interruptible():
+            with _interruptible(), shown_as_ours(self.console):
                 self._read_pairs()
         except OSError as error:
             if error.errno in UNWRITABLE or error.filename:  # of a file of the data it is said where it is read
@@ -318,32 +320,36 @@ class Session:
         recipe = self.recipe
         settings = self.settings
         tokenizer = self.tokenizer.tokenizer
-        with self.console.status("loading the model"):
+        with Stage(self.console, "Loading and checking the model"), shown_as_ours(self.console):
             policy = load_weights(recipe, settings, self.model_path, say=self.say)
         need_embeddings(policy, tokenizer)
 
-        load_reference = functools.partial(
-            load_weights, recipe, settings, self.reference_path or self.model_path, trainable=False
-        )
+        def load_reference() -> Any:
+            with Stage(self.console, "Loading and checking the reference"), shown_as_ours(self.console):
+                return load_weights(recipe, settings, self.reference_path or self.model_path, trainable=False)
+
         ref_model = None  # in all other modes the policy's own weights serve as the reference
         if settings.reference in ("other model", "moving copy"):
             ref_model = load_reference()
 
         if kind is None:
-            kind = functools.partial(RecipeTrainer, recipe=recipe, settings=settings, say=self.say)
+            kind = functools.partial(
+                RecipeTrainer, recipe=recipe, settings=settings, say=self.say, console=self.console
+            )
         if options is None:
             options = dpo_arguments(recipe, settings, str(output))
         try:
-            trainer = kind(
-                model=policy,
-                ref_model=ref_model,
-                callbacks=callbacks,
-                args=config(options | changes),
-                train_dataset=self.train,
-                eval_dataset=self.eval,
-                processing_class=tokenizer,
-                peft_config=peft_config(recipe.adapter),
-            )
+            with Stage(self.console, "Preparing the trainer"):
+                trainer = kind(
+                    model=policy,
+                    ref_model=ref_model,
+                    callbacks=callbacks,
+                    args=config(options | changes),
+                    train_dataset=self.train,
+                    eval_dataset=self.eval,
+                    processing_class=tokenizer,
+                    peft_config=peft_config(recipe.adapter),
+                )
         except (ValueError, NotImplementedError, RuntimeError) as error:
             raise RecipeError(f"TRL refuses the recipe: {str(error).strip()}") from error
         except ImportError as error:
@@ -359,21 +365,17 @@ def _absolute(name: str) -> str:
     return os.path.abspath(name) if os.path.isdir(name) else name
 
 
-def _quieten_libraries(console: Console, data_paths: dict[str, float]) -> None:
+def _quieten_libraries() -> None:
     """Switch off what the libraries would print unasked. They are imported here, which takes seconds."""
     # bitsandbytes announces an optional kernel that is not installed, at every import on a CPU.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import datasets
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # of loading shards, which is quick or has a download bar
-
-    is_watched = console.is_terminal or console.is_jupyter
-    is_quick = all(os.path.exists(path) and os.path.getsize(path) < SMALL_FILE for path in data_paths)
-    if not is_watched or is_quick:
-        datasets.disable_progress_bars()
-    if not is_watched:
-        os.environ["TQDM_DISABLE"] = "1"  # read by TRL for the reference pass
+    # What of their bars is worth a look is shown as ours (library_bars.py).
+    disable_progress_bar()
+    datasets.disable_progress_bars()
+    os.environ["TQDM_DISABLE"] = "1"  # read by TRL for the reference pass
 
 
 def _end_tokens(tokenizer: Any, model_path: str, revision: str | None) -> set[int]:
@@ -409,6 +411,8 @@ def _interruptible() -> Iterator[None]:
         if os.getpid() != main_process:  # a worker, forked while this was set
             os._exit(130)
         interrupted = True
+        if callable(before):
+            before(number, frame)  # the command line's takes note, and raises
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, interrupt)

@@ -3,7 +3,8 @@
 Leans on TRL 1.16: `DPOTrainer._compute_loss`, which calls the model once and reads the reference from the batch where
 `precompute_ref_logps` is set, adds one number a batch to each list of `_metrics`, and gives the mean of its pairs'
 losses, plus that of a router where `aux_loss_enabled` is set; `_precompute_ref_logps`, `_prepare_dataset`,
-`_send_telemetry`, `_set_signature_columns_if_needed` and `compute_ref_log_probs`; and the columns of its batches.
+`_send_telemetry`, `_set_signature_columns_if_needed`, `prediction_step`, `_save_checkpoint` and
+`compute_ref_log_probs`; and the columns of its batches.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets
+from rich.console import Console
 from trl import DPOConfig, DPOTrainer
 
 from ..errors import RecipeError
@@ -37,6 +39,7 @@ from ..losses.plugins import Loss
 from ..losses.selection import name_of
 from ..losses.trl_losses import COUPLED_LOSSES
 from ..models.weights import not_finite
+from ..progress import Stage
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
 from ..runs import environment
@@ -70,12 +73,22 @@ class RecipeTrainer(DPOTrainer):
     eval_dataset: Any
 
     def __init__(
-        self, *, recipe: Recipe, settings: Settings, say: Callable[[str], None] = lambda _: None, **arguments: Any
+        self,
+        *,
+        recipe: Recipe,
+        settings: Settings,
+        say: Callable[[str], None] = lambda _: None,
+        console: Console | None = None,
+        **arguments: Any,
     ):
-        """`arguments` are DPOTrainer's; `say` takes one sentence for whoever watches."""
+        """`arguments` are DPOTrainer's; `say` takes one sentence for whoever watches, `console` shows what goes on."""
         self.recipe = recipe
         self.settings = settings
         self.say = say
+        self.console = console or Console(quiet=True)
+        # The passes over pairs without training on them, while they go on
+        self._reference_pass: Stage | None = None
+        self._evaluation: Stage | None = None
         # Function, weight and its own numbers
         self.plugins = [(loss, weight, recipe.numbers(loss)) for loss, weight in recipe.plugins.values()]
         self.half = settings.autocast is not None
@@ -157,9 +170,20 @@ class RecipeTrainer(DPOTrainer):
         # TRL's own cache takes stale numbers for new ones (another ld_alpha, say): each time it gets a new place.
         with tempfile.TemporaryDirectory() as folder:
             part._get_cache_file_path = functools.partial(_cache_file, _from_main_process(folder))
-            computed = super()._precompute_ref_logps(part, name, batch_size).with_format("numpy")
+            words = f"Reference log-probabilities, {name} pairs"
+            try:
+                with Stage(self.console, words, len(part)) as self._reference_pass:
+                    computed = super()._precompute_ref_logps(part, name, batch_size).with_format("numpy")
+            finally:
+                self._reference_pass = None
             logps = np.stack([computed["ref_chosen_logps"][:], computed["ref_rejected_logps"][:]], axis=1)
             self.accelerator.wait_for_everyone()  # before the folder goes
+        return logps
+
+    def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
+        """TRL's, counted while the reference is computed beforehand."""
+        logps = super().compute_ref_log_probs(model, inputs)
+        self._count_pairs(self._reference_pass, inputs)
         return logps
 
     def _reference_context(self) -> dict[str, Any]:
@@ -178,7 +202,8 @@ class RecipeTrainer(DPOTrainer):
     def fingerprint(self) -> str:
         """A hash of the reference: its weights and config, without the adapter that is trained. Made once."""
         if self._fingerprint is None:
-            self._fingerprint = self._make_fingerprint()
+            with Stage(self.console, "Hashing the reference's weights"):
+                self._fingerprint = self._make_fingerprint()
         return self._fingerprint
 
     def _make_fingerprint(self) -> str:
@@ -401,6 +426,36 @@ class RecipeTrainer(DPOTrainer):
             logged = self._metrics["eval"][name]
             logged.pop()  # the mean of this batch
             logged.extend(self.accelerator.gather_for_metrics(values).tolist())
+
+    # What is shown while it goes on
+
+    def _count_pairs(self, stage: Stage | None, inputs: dict[str, Any]) -> None:
+        """The pairs of a batch are done: its rows are all chosen sides and then all rejected ones."""
+        if stage is not None:
+            stage.advance(len(inputs["input_ids"]) // 2)
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """The Trainer's, shown while it goes on."""
+        when = "before training"
+        if self.is_in_train:
+            when = f"at step {self.state.global_step}"
+        elif self.state.global_step:
+            when = "after training"
+        try:
+            with Stage(self.console, f"Held-out pairs {when}", len(self.eval_dataset)) as self._evaluation:
+                return super().evaluate(*arguments, **options)
+        finally:
+            self._evaluation = None
+
+    def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
+        """TRL's, counted."""
+        result = super().prediction_step(model, inputs, *arguments, **options)
+        self._count_pairs(self._evaluation, inputs)
+        return result
+
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        with Stage(self.console, f"Writing the checkpoint of step {self.state.global_step}"):
+            super()._save_checkpoint(*arguments, **options)
 
     # What is asked from outside
 

@@ -12,7 +12,7 @@ import torch
 from making import make_pairs, write_jsonl
 from rich.console import Console
 
-from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError, Run, load, train
+from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError, Run, load, progress, train
 
 FILES = {
     "recipe.py",
@@ -94,6 +94,70 @@ def sequence_logp(model, tokenizer, row) -> float:
     with torch.no_grad():
         logp = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
     return logp[len(prompt) - 1 :].sum().item()
+
+
+@pytest.mark.slow
+def test_a_log_tells_of_every_stage_what_is_done_and_how_far_it_is(tiny, tmp_path, monkeypatch, capfd):
+    """All lines of a run in which each stage takes longer than a log may be silent."""
+
+    def say_at_once(clock):
+        clock._running.append(clock)
+        clock.tick()
+
+    monkeypatch.setattr(progress, "FIRST_LINE_AFTER", 0.0)
+    monkeypatch.setattr(progress._Clock, "start", say_at_once)
+    monkeypatch.setattr(progress._Clock, "stop", lambda clock: clock._running.remove(clock))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where no reference is known yet
+    options = {"gradient_checkpointing": False, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    options |= {"eval_strategy": "steps", "eval_steps": 3}
+    pairs_file = write_jsonl(tmp_path / "pairs.jsonl", make_pairs(24, seed=79))  # which no test has read before
+    recipe = quick(tiny, pairs_file, adapter=None, learning_rate=1e-6, trl=options)
+    capfd.readouterr()  # what making the model has written
+    run, said = run_it(recipe, tmp_path)
+
+    lines = [line for line in said.splitlines() if re.match(r"[A-Zs]", line) and line[:5] != "Pairs"]
+    lines = [re.sub(r"[\d.,]+ tokens", "N tokens", line) for line in lines]
+    lines = [re.sub(r"\d+\.\d\d GB", "N GB", line) for line in lines]
+    lines = [re.sub(r"0:00:\d\d", "TIME", line) for line in lines]
+    lines = [re.sub(r"(loss|accuracy|margin) \S+", r"\1 N", line) for line in lines]
+    expected = [
+        "Loading the libraries ...",
+        "Loading the tokenizer ...",
+        "Checking the model's files ...",
+        "Loading TRL ...",
+        "Loading and checking the model ...",
+        "Preparing the trainer ...",
+        "Reference log-probabilities, train pairs: 0 of 18 pairs ...",
+        "Reference log-probabilities, eval pairs: 0 of 6 pairs ...",
+        "Held-out pairs before training: 0 of 6 pairs ...",
+        "step 0/4 ...",
+        "step 1/4  batch: loss N  accuracy N  margin N  N tokens/s  N GB  TIME left",
+        "step 2/4  batch: loss N  accuracy N  margin N  N tokens/s  N GB  TIME left",
+        "Writing the checkpoint of step 2 ...",
+        "step 3/4  batch: loss N  accuracy N  margin N  N tokens/s  N GB  TIME left",
+        "Held-out pairs at step 3: 0 of 6 pairs ...",
+        "step 4/4  batch: loss N  accuracy N  margin N  N tokens/s  N GB",
+        "Writing the checkpoint of step 4 ...",
+        "Trained 4 steps in TIME: N tokens a second, N GB of memory at most.",
+        "Writing the model ...",
+        "Held-out pairs after training: 0 of 6 pairs ...",
+        "Loading and checking the reference ...",
+        "Answers of the reference ...",
+        "Answers of the policy ...",
+    ]
+    assert [line for line in expected if line not in lines] == []
+    told = [line for line in lines if line in expected]
+    assert sorted(told, key=expected.index) == told  # in this order
+    assert "Reading the rows ..." in lines and "Loading weights: 0 of" in said
+    assert f"Reading {pairs_file} (train): 0 of 24 rows ..." in lines
+    assert "Tokenizing train pairs: 0 of 18 pairs ..." in lines
+    assert capfd.readouterr() == ("", "")  # nothing comes from the libraries themselves
+
+    of_steps = [log for log in run.metrics if "loss" in log]
+    assert all(log["tokens_per_second"] > 0 and log["memory_bytes"] > 50e6 for log in of_steps)
+    tokens = [log["num_tokens"] for log in of_steps]
+    [whole] = [log for log in run.metrics if "train_runtime" in log]
+    assert tokens == sorted(tokens) and whole["memory_bytes"] >= of_steps[0]["memory_bytes"]
 
 
 @pytest.mark.slow

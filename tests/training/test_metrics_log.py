@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from dpo_recipes.terminal import TrainingBar
+from dpo_recipes.progress import TrainingBar
 from dpo_recipes.training.metrics_log import MetricsLog
 
 LOGS = {"loss": 0.6543, "rewards/accuracies": 0.75, "rewards/margins": 0.01234, "grad_norm": 1.0}
@@ -23,7 +23,7 @@ def path(tmp_path):
 def make_log(path, terminal: bool = False) -> tuple[MetricsLog, io.StringIO]:
     """(the callback, what it shows)."""
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=120, color_system=None)
+    console = Console(file=out, force_terminal=terminal, force_interactive=terminal, width=120, color_system=None)
     return MetricsLog(path, TrainingBar(console, {"loss": "loss", "rewards/margins": "margin"})), out
 
 
@@ -52,6 +52,38 @@ def test_the_bar_begins_with_the_run_and_shows_each_log(path, terminal):
     log.bar.close()
     assert "20/20" in out.getvalue()
     assert "loss 0.654  margin 0.0123" in out.getvalue()
+
+
+CPU = SimpleNamespace(device=SimpleNamespace(type="cpu"), gradient_accumulation_steps=2)
+
+
+def test_a_step_has_its_pace_and_memory_and_the_end_those_of_the_run(path, monkeypatch):
+    # A step of 2 s, half a second more until a GPU has done it, 8 s of evaluation, a step of 1 s
+    clock = iter([0.0, 2.0, 2.5, 10.5, 11.5, 11.5])
+    monkeypatch.setattr("dpo_recipes.training.metrics_log.time.perf_counter", lambda: next(clock))
+    log, _ = make_log(path)
+    for step, tokens in ((1, 1000), (2, 1600)):
+        log.on_step_begin(CPU, state(step), None)
+        log.on_step_end(CPU, state(step), None)
+        log.on_log(CPU, state(step), None, logs={"loss": 0.5, "num_tokens": tokens})
+        log.on_log(CPU, state(step), None, logs={"eval_loss": 0.5, "eval_num_tokens": 9})
+    log.on_log(CPU, state(2), None, logs={"train_runtime": 11.2, "train_loss": 0.5})
+
+    first, evaluation, second, _, whole = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row.get("tokens_per_second") for row in (first, evaluation, second, whole)] == [400.0, None, 600.0, 457.1]
+    assert "memory_bytes" not in evaluation
+    assert 10e6 < first["memory_bytes"] <= whole["memory_bytes"] < 100e9
+    assert log.closing_words.startswith("Trained 2 steps in 0:00:11: 457 tokens a second, ")
+    assert log.closing_words.endswith(" GB of memory at most.")
+
+
+def test_the_bar_moves_with_every_micro_batch(path):
+    log, _ = make_log(path)
+    moved = []
+    log.bar.part = lambda step, steps: moved.append((step, steps))
+    log.on_step_begin(CPU, state(3), None)
+    log.on_substep_end(CPU, state(3), None)
+    assert moved == [(3.5, 20)]
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -20,6 +20,6 @@ def test_every_step_is_one_log_with_the_loss_and_the_rewards_and_the_end_is_one_
     *of_steps, of_the_end = received
     assert [step for step, _ in of_steps] == [1, 2, 3], leaning("training/metrics_log.py", "a log for each step")
     for _, log in of_steps:
-        shown = {"loss", "grad_norm", "learning_rate", "rewards/accuracies", "rewards/margins"}
+        shown = {"loss", "grad_norm", "learning_rate", "rewards/accuracies", "rewards/margins", "num_tokens"}
         assert shown <= log.keys(), leaning("training/metrics_log.py", "what a step's log holds")
     assert "rewards/margins" not in of_the_end[1], leaning("training/metrics_log.py", "the last log is of the run")

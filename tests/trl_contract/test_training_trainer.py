@@ -30,6 +30,8 @@ from dpo_recipes.training.trainer import RecipeTrainer
         ("_prepare_dataset", ["self", "dataset", "processing_class", "args", "dataset_name"]),
         ("_precompute_ref_logps", ["self", "dataset", "name", "batch_size"]),
         ("_send_telemetry", ["self"]),
+        ("prediction_step", ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]),
+        ("_save_checkpoint", ["self", "model", "trial"]),
     ],
 )
 def test_a_method_that_we_call_or_override_has_this_signature(name, parameters):
