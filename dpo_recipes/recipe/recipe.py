@@ -40,6 +40,8 @@ STOPS = ("border", "start_token", "end_token", "special_tokens", "lost_text", "t
 
 # The limits of Data's fields.
 
+WRITTEN = date(2026, 11, 21)  # when this line was: a clock that shows an earlier day, as without a battery, is wrong
+
 
 def _is_share(value: float) -> bool:
     return 0 <= value <= 1
@@ -61,7 +63,8 @@ def _is_past_iso_date(text: str) -> bool:
     except ValueError:
         return False
     today_somewhere = date.today() + timedelta(days=1)  # east of here it may be tomorrow
-    return day.isoformat() == text and day <= today_somewhere  # Python reads 20250708 too
+    latest = max(today_somewhere, WRITTEN)
+    return day.isoformat() == text and day <= latest  # Python reads 20250708 too
 
 
 def _is_jinja(template: str) -> bool:
@@ -301,6 +304,7 @@ class Recipe(Value):
         self._refuse_numbers_of_the_loss()
         self._refuse_idle_dropout()
         self._refuse_reference()
+        self._refuse_noise()
         self._refuse_streaming()
 
     def _refuse_precision(self) -> None:
@@ -346,9 +350,22 @@ class Recipe(Value):
         if precompute is False and self._reference_is_precomputed and not moving:
             raise UsageError("trl.precompute_ref_log_probs=False would keep a second model in memory: delete it.")
 
+    def _refuse_noise(self) -> None:
+        """NEFTune disturbs every forward in training: of an adapter's reference too, and before the first step."""
+        if self.trl.get("neftune_noise_alpha") and self.reference is None:
+            raise UsageError(
+                "trl.neftune_noise_alpha disturbs the policy and a reference that is its own start, each with other "
+                "noise, so that DPO compares noise. Delete it, or name another model as the reference."
+            )
+
     def _refuse_streaming(self) -> None:
         if not self.data.streaming:
             return
+        if self.trl.get("train_sampling_strategy", "random") != "random":
+            raise UsageError(
+                f"trl.train_sampling_strategy={self.trl['train_sampling_strategy']!r} does nothing beside "
+                "data.streaming, which reads the pairs in their order. Delete it."
+            )
         if self.trl.get("dataloader_num_workers"):
             raise UsageError(
                 "data.streaming counts what it drops in this process: no trl.dataloader_num_workers beside it."

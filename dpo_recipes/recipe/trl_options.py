@@ -36,7 +36,7 @@ OURS: dict[str, str] = _by_single_names("ours")  # TRL's name -> the field of a 
 ALIASES: dict[str, str] = _by_single_names("aliases")  # name in other programs -> the field of a recipe
 REMOVED: dict[str, str] = _by_single_names("removed")  # name that is gone -> what to write instead
 INERT: dict[str, str] = _by_single_names("inert")  # name that DPOConfig takes -> why nothing happens
-NEEDS: dict[str, dict[str, Any]] = _by_single_names("needs")  # name -> {other option: what it must be}, any one
+NEEDS: dict[str, dict[str, Any]] = _by_single_names("needs")  # name -> {other option: the value it must have}, any one
 HARMFUL: dict[str, str] = _by_single_names("harmful")  # name that DPOConfig takes -> what goes wrong then
 LIMITS: dict[str, dict[str, Any]] = _by_single_names("limits")  # name -> least, most, above, below; and why
 CHOICES: dict[str, tuple[str, ...]] = {name: tuple(words) for name, words in _TABLES["choices"].items()}
@@ -294,9 +294,6 @@ def _refuse_idle_beside_options(name: str, value: Any, in_force: Mapping[str, An
         if wanted is True:  # any value but off
             acts = in_force[other] not in OFF
             alternatives.append(other)
-        elif isinstance(wanted, list):
-            acts = in_force[other] in wanted
-            alternatives.append(f"{other}={' or '.join(wanted)}")
         else:
             acts = in_force[other] == wanted
             alternatives.append(f"{other}={wanted!r}")

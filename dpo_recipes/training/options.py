@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import RecipeError, nearest
 from ..recipe.resolve import processes
 from ..recipe.trl_options import PACKAGES
 
@@ -116,6 +116,8 @@ def try_options(arguments: Any, trl: Mapping[str, Any]) -> None:
                 "trl.optim_args, as in optim_args=momentum=0.9."
             ) from error
         _refuse_unread_numbers(arguments, trl)
+    if arguments.torch_compile:
+        _refuse_unknown_compiler(arguments)
 
     try:
         get_scheduler(
@@ -130,6 +132,32 @@ def try_options(arguments: Any, trl: Mapping[str, Any]) -> None:
             f"trl.lr_scheduler_type={_word(arguments.lr_scheduler_type)!r} cannot be made: {_reason(error)} Its own "
             "numbers go into trl.lr_scheduler_kwargs, as in lr_scheduler_kwargs={'min_lr_rate': 0.1}."
         ) from error
+
+
+def _refuse_unknown_compiler(arguments: Any) -> None:
+    """The names that torch.compile would look up at the first step."""
+    from accelerate.utils import DynamoBackend
+    from torch._inductor import list_mode_options
+
+    backends = [backend.value.lower() for backend in DynamoBackend if backend != DynamoBackend.NO]
+    modes = list(list_mode_options())
+    for option, value, known in (
+        ("torch_compile_backend", arguments.torch_compile_backend, backends),
+        ("torch_compile_mode", arguments.torch_compile_mode, modes),
+    ):
+        if value is not None and value.lower() not in known:
+            raise RecipeError(f"trl.{option}={value!r} is not one of {', '.join(known)}.{nearest(value, known)}")
+
+
+def require_device(trl: Mapping[str, Any]) -> None:
+    """RecipeError where an option needs a device that this machine has not."""
+    import torch
+
+    if trl.get("activation_offloading") and torch.accelerator.current_accelerator() is None:
+        raise RecipeError(
+            "trl.activation_offloading=True moves activations from a GPU to the machine's own memory, and here is no "
+            "GPU. Delete it."
+        )
 
 
 def _refuse_unread_numbers(arguments: Any, trl: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ from ..runs.unwritable import UNWRITABLE
 from ..terminal import print_line
 from .length import length_findings
 from .library_bars import shown_as_ours
-from .options import require_options, try_options
+from .options import require_device, require_options, try_options
 from .places import prepared, require
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ class Session:
 
         recipe, tokenizer = self.recipe, self.tokenizer.tokenizer
         if here:
+            require_device(recipe.trl)
             limits.refuse_absent_attention(recipe.attn_implementation)
         models = {self.model_path: "the model"}
         if self.reference_path:

@@ -25,6 +25,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets
 from rich.console import Console
+from torch.utils.data import SequentialSampler
 from trl import DPOConfig, DPOTrainer
 
 from ..errors import RecipeError
@@ -132,6 +133,10 @@ class RecipeTrainer(DPOTrainer):
     def _send_telemetry(self) -> None:
         """Nothing is sent unless asked."""
 
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
+        """In order, however training pairs are drawn: numbers before and after are compared pair by pair."""
+        return SequentialSampler(eval_dataset)
+
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         """Pairs that are tokenised already are taken as they are; TRL's own tokenising would drop rows in silence."""
         if "prompt_ids" in next(iter(dataset)):
@@ -217,11 +222,12 @@ class RecipeTrainer(DPOTrainer):
     # The loss
 
     def _set_signature_columns_if_needed(self) -> None:
-        """The columns that reach the collator: TRL's, and the weight of a pair."""
+        """The columns that TRL keeps: its own, the weight of a pair, and its length, by which pairs may be drawn."""
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        if WEIGHT not in columns:
-            columns.append(WEIGHT)
+        for column in (WEIGHT, self.args.length_column_name):
+            if column not in columns:
+                columns.append(column)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         """TRL's loss and metrics, plus the plugin terms computed from the log-probabilities that TRL's forward gave.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,18 @@ def test_parts_refuse_too(cls, kwargs, message):
     with pytest.raises(UsageError) as error:
         cls(**({"path": "d"} if cls is Data else {}) | kwargs)
     assert message in str(error.value)
+
+
+def test_a_clock_that_is_behind_makes_no_date_of_a_recipe_wrong(monkeypatch):
+    class Clock(date):
+        @classmethod
+        def today(cls) -> date:
+            return cls(1970, 1, 1)
+
+    monkeypatch.setattr("dpo_recipes.recipe.recipe.date", Clock)
+    assert Data("d", template_date="2025-07-08").template_date == "2025-07-08"
+    with pytest.raises(UsageError, match="not in the future"):
+        Data("d", template_date="2999-01-01")
 
 
 def test_a_continued_qlora_may_still_choose_its_quantisation():

@@ -96,12 +96,34 @@ def test_system_messages_of_a_stream_are_put_before_the_question(tiny, tmp_path)
     session = Session(recipe, Console(file=io.StringIO()))
     session.read_pairs()
     stream = list(session.train)
+    with pytest.raises(RecipeError, match="does nothing beside data.streaming, which reads the pairs in their order"):
+        recipe.evolve(trl={"max_steps": 2, "train_sampling_strategy": "group_by_length"})
     assert [row["row"] for row in stream] == ["0", "1", "2", "3"] and not session.report["train"]["dropped"]
     prompts = [session.tokenizer.tokenizer.decode(row["prompt_ids"]) for row in [*stream, *session.eval]]
     assert prompts[0].startswith("<|im_start|>user\nQuestion 0")
     assert all(prompt.startswith("<|im_start|>user\nBe brief.\n\nQuestion") for prompt in prompts[1:])
     run = train(recipe, runs=tmp_path / "runs", console=Console(file=io.StringIO()))
     assert run.metrics[-1]["step"] == 2
+
+
+def test_pairs_are_drawn_by_length_and_evaluated_in_order(tiny, tmp_path, pairs_file):
+    recipe = Recipe(
+        model=str(tiny()),
+        data=Data(str(pairs_file), eval=0.25),
+        adapter=LoRA(r=4),
+        global_batch_size=6,
+        max_length=112,
+        trl={"train_sampling_strategy": "group_by_length"},
+    )
+    session = Session(recipe, Console(file=io.StringIO()))
+    session.read_pairs()
+    trainer = session.make_trainer(tmp_path, [])
+
+    sampler = trainer._get_train_sampler(trainer._remove_unused_columns(trainer.train_dataset, "training"))
+    assert sampler.lengths == list(session.train["length"]) and sorted(sampler) == list(range(18))
+    assert sum(len(batch["input_ids"]) for batch in trainer.get_train_dataloader()) == 2 * 18  # both sides of each
+    trainer.held_out()
+    assert list(trainer._get_eval_sampler(session.eval)) == list(range(6))
 
 
 def test_a_stream_is_trained_on_and_its_drops_are_counted(tiny, tmp_path):
