@@ -85,7 +85,7 @@ def data_table(report: dict[str, Any]) -> Table:
         table.add_row(words, *(_cell(value) for value in cells))
 
     # How many rows there are, and what became of them.
-    for name in ("rows", "held_out", "kept"):
+    for name in ("rows", "pairs_made", "held_out", "kept"):
         if any(name in split for split in splits):
             add_row(name.replace("_", " "), [split.get(name, "") for split in splits])
     reasons = dict.fromkeys(reason for split in splits for reason in split["dropped"])

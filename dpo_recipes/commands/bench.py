@@ -16,6 +16,7 @@ from rich.console import Console
 from ..benchmark.lengths import PROFILES, drawn_pairs
 from ..benchmark.random_models import SIZES, make
 from ..errors import RecipeError, UsageError, nearest
+from ..formats.pair_weights import WEIGHT
 from ..recipe.recipe import PREPARED, Data, Recipe
 from ..runs import environment
 from ..training.session import Session
@@ -156,4 +157,7 @@ def _pairs(session: Session, lengths: str | None, count: int) -> Any:
         )
     rows = list(range(len(session.train)))
     random.Random(recipe.seed).shuffle(rows)
-    return session.train.select(rows[:count])
+    pairs = session.train.select(rows[:count])
+    if WEIGHT in pairs.column_names:  # which TRL does not know: a step of both is one of pairs that weigh the same
+        pairs = pairs.remove_columns(WEIGHT)
+    return pairs

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
+from ..formats.pair_weights import WEIGHT
 from ..recipe.recipe import Recipe
 from ..training.session import Session
 
@@ -53,7 +54,7 @@ def preview(recipe: Recipe, *, count: int = 3, console: Console | None = None) -
 
 
 def decode_pairs(pairs: Iterable[Any], tokenizer: Any, max_length: int | None, count: int) -> list[dict[str, Any]]:
-    """The first tokenised pairs as text: row, prompt, prompt_tokens, and of each side what is kept and what is cut.
+    """The first tokenised pairs as text: row, weight, prompt, prompt_tokens, and what is kept and cut of each side.
 
     A side is {"kept", "cut", "tokens", "cut_tokens"}; its `tokens` are all that it has, with those that are cut.
     """
@@ -63,6 +64,7 @@ def decode_pairs(pairs: Iterable[Any], tokenizer: Any, max_length: int | None, c
         decoded.append(
             {
                 "row": pair.get("row", str(number)),
+                "weight": pair.get(WEIGHT, 1.0),
                 "prompt": tokenizer.decode(prompt_ids),
                 "prompt_tokens": len(prompt_ids),
                 "chosen": _decode_side(prompt_ids, pair["chosen_ids"], tokenizer, max_length),
@@ -98,6 +100,8 @@ def draw_pairs(pairs: Iterable[dict[str, Any]], tokenizer: Any, max_length: int 
             f"prompt {pair['prompt_tokens']:,}, chosen {pair['chosen']['tokens']:,}, "
             f"rejected {pair['rejected']['tokens']:,} tokens"
         )
+        if pair["weight"] != 1:
+            tokens += f", weight {pair['weight']:g}"
         console.print(Rule(Text(f"row {pair['row']}: {tokens}"), align="left"))
         text = _pair_text(pair, max_length)
         text.highlight_words(special_tokens, "bold")

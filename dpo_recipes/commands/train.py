@@ -192,7 +192,7 @@ def _show_pairs(session: Session) -> None:
     """Print the data report and what a reader of the log should know of it; RecipeError where a finding is a fail."""
     session.console.print(data_table(session.report))
     for finding in session.findings:
-        if finding.level == "warn" or finding.name in ("pairs", "system"):
+        if finding.level == "warn" or finding.name in ("pairs", "system", "weights"):
             session.say(finding.text)
     _stop_at_fails(session.findings)
 

@@ -425,7 +425,9 @@ def _explicit_rows(
 
 
 def _counts(rows: _Rows, first: int, end: int) -> dict[str, Any]:
-    """What became of some rows: how many there are, how many stay, and why the others are dropped."""
+    """What became of some rows: how many there are, how many pairs they make where these are more, how many of them
+    stay, and why the others are dropped.
+    """
     drop_reasons = rows.drop_reasons[first:end]
     dropped = {}
     for reason in dict.fromkeys(drop_reasons):  # in the order in which they occur
@@ -433,15 +435,20 @@ def _counts(rows: _Rows, first: int, end: int) -> dict[str, Any]:
             numbers = first + np.flatnonzero(drop_reasons == reason)
             names = rows.pairs.select_columns("row")[numbers[:3]]["row"]
             dropped[reason] = {"count": len(numbers), "rows": names}
-    return {"rows": end - first, "kept": int((drop_reasons == "").sum()), "dropped": dropped}
+    of_row = rows.of_row["number"][first:end]
+    counts: dict[str, Any] = {"rows": int((np.diff(of_row, prepend=-1) != 0).sum())}
+    if counts["rows"] < end - first:
+        counts["pairs_made"] = end - first
+    return {**counts, "kept": int((drop_reasons == "").sum()), "dropped": dropped}
 
 
 def _refuse_too_many_drops(rows: _Rows, first: int, end: int, part: _Part, data: Data) -> None:
     """An error when more than data.max_dropped of a part cannot be used, or all of it."""
     counts = _counts(rows, first, end)
-    unusable = counts["rows"] - counts["kept"]
+    made = end - first
+    unusable = made - counts["kept"]
     harmless = sum(drop["count"] for reason, drop in counts["dropped"].items() if reason in HARMLESS)
-    share_lost = (unusable - harmless) / counts["rows"]
+    share_lost = (unusable - harmless) / made
     if share_lost <= data.max_dropped and counts["kept"]:
         return
 
@@ -456,8 +463,9 @@ def _refuse_too_many_drops(rows: _Rows, first: int, end: int, part: _Part, data:
         advice += f", or allow it: data.max_dropped={math.ceil(100 * share_lost) / 100:g}"
     if any(RENDERED_BEFORE in reason for reason in counts["dropped"]):
         advice += f". {ADVICE.removesuffix('.')}"
+    noun = "pairs" if "pairs_made" in counts else "rows"
     raise RecipeError(
-        f"{part.where}: {unusable} of {counts['rows']} rows cannot be used, read as {part.form!r}. "
+        f"{part.where}: {unusable} of {made} {noun} cannot be used, read as {part.form!r}. "
         f"{'; '.join(details)}. {advice}."
     )
 

@@ -38,7 +38,7 @@ METRICS = (
         form=".4f",
         direction="down",
         alarm="Held out it rises while it still falls in training: the policy memorises its pairs.",
-        meaning="Mean of the recipe's loss over the pairs.",
+        meaning="Mean of the recipe's loss over the pairs, each times the pair's weight where it has one.",
     ),
     Metric(
         name="rewards/accuracies",

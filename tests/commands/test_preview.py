@@ -31,6 +31,7 @@ def test_rows_hold_what_is_kept_and_what_is_cut():
     first, second = decode_pairs(pairs, TOKENIZER, 6, 5)
     assert first == {
         "row": "file:0",
+        "weight": 1.0,
         "prompt": "ab\n",
         "prompt_tokens": 3,
         "chosen": {"kept": "cde", "cut": "fg<|im_end|>", "tokens": 6, "cut_tokens": 3},
@@ -54,6 +55,8 @@ def test_a_pipe_shows_border_newlines_special_tokens_and_the_cut_as_signs():
         "<|im_end|>",
     ]
     assert "▶" in legend and "↵" in legend
+    weighted = shown({**tokenised("ab", "c", "d"), "weight": 0.25})
+    assert weighted.startswith("row file:0: prompt 2, chosen 1, rejected 1 tokens, weight 0.25 ──")
 
 
 @pytest.mark.parametrize("console", [{"force_terminal": True, "no_color": True}, {"force_terminal": False}])

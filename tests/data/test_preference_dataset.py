@@ -281,7 +281,7 @@ def test_a_ranking_makes_pairs_whose_prompt_stays_on_one_side_and_ties_are_count
     train = found.report["train"]
     # Of 6 pairs a row, b and d tie always, and a ties with both where i is 3.
     assert train["dropped"] == {"tie": {"count": 42, "rows": ["0[1=3]", "1[1=3]", "2[1=3]"]}}
-    assert (train["rows"], train["kept"] + train["held_out"]) == (240, 198)
+    assert (train["rows"], train["pairs_made"], train["kept"] + train["held_out"]) == (40, 240, 198)
     assert train["several"] == {"replies": {"rows": 40, "pairs": 198}}
     assert found.report["format"] == "ranking"
     assert not prompts(found.train) & prompts(found.eval)

@@ -32,6 +32,7 @@ from dpo_recipes.training.trainer import RecipeTrainer
         ("_send_telemetry", ["self"]),
         ("prediction_step", ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]),
         ("_save_checkpoint", ["self", "model", "trial"]),
+        ("_set_signature_columns_if_needed", ["self"]),
     ],
 )
 def test_a_method_that_we_call_or_override_has_this_signature(name, parameters):
@@ -48,6 +49,9 @@ def test_a_method_that_we_call_or_override_has_this_signature(name, parameters):
         "ld_alpha",
         "beta",
         "aux_loss_enabled",
+        "router_aux_loss_coef",
+        "_metrics",
+        "_total_train_tokens",
         "_tokenizer",
         "ref_model",
         "_precompute_model_hash",
@@ -95,6 +99,21 @@ def test_an_attribute_that_we_read_or_set_is_made_in_init(name):
             "_compute_loss",
             "logps.chunk(2, dim=0)",
             "chosen rows come first",
+        ),
+        (
+            "_compute_loss",
+            "loss += per_sequence_loss.mean() * loss_weight",
+            "a mean over the pairs, so that the pairs of one weight can be asked for on their own",
+        ),
+        (
+            "_compute_loss",
+            "loss = loss + self.router_aux_loss_coef * aux_loss",
+            "the router's loss comes on top of the pairs'",
+        ),
+        (
+            "_set_signature_columns_if_needed",
+            '"ref_rejected_logps",\n                ]',
+            "the columns that reach the collator are a list, to which the weight is added",
         ),
         (
             "_compute_loss",
@@ -220,3 +239,10 @@ def test_4bit_weights_hold_two_numbers_in_each_element():
     layer = bitsandbytes.nn.Linear4bit(64, 32, bias=False).to("cpu")
     assert type(layer.weight).__name__ == "Params4bit", leaning("training/trainer.py", "the name of the class")
     assert layer.weight.numel() * 2 == 64 * 32, leaning("training/trainer.py", "two numbers in a byte")
+
+
+def test_a_loss_asks_the_accelerator_for_its_device_and_to_gather_alone():
+    """For the pairs of one weight it is asked beside the log, and beside other processes."""
+    asked = set(re.findall(r"self\.accelerator\.(\w+)", SOURCE["_compute_loss"]))
+    fact = "_compute_loss asks the accelerator for device, gather and gather_for_metrics where the reference is known"
+    assert asked == {"device", "gather", "gather_for_metrics", "unwrap_model"}, leaning("training/trainer.py", fact)
