@@ -110,7 +110,9 @@ def _run_folder(runs: Path, name: str) -> Iterator[folder.Run]:
     except BaseException as error:  # Ctrl-C too
         _remove_half_written_checkpoints(run.path / "checkpoints")
         has_logged = (run.path / "metrics.jsonl").exists()
-        has_checkpoints = any((run.path / "checkpoints").glob("*"))  # the Trainer makes the folder beforehand
+        with contextlib.suppress(OSError):
+            (run.path / "checkpoints").rmdir()  # the Trainer makes the folder beforehand
+        has_checkpoints = (run.path / "checkpoints").exists()
         has_model = (run.path / "model").exists()  # saved after someone has removed all else
         if has_model:
             error.add_note(f"The trained model is in {run.path / 'model'}.")
