@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from . import terminal
 from .benchmark.lengths import PROFILES
@@ -25,8 +26,20 @@ from .recipe import catalogue, overrides
 from .recipe.recipe import Recipe
 from .runs.files import to_json
 
+
+class Verbs(TyperGroup):
+    """The verbs; a recipe in the place of one is told how it is written."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        is_verb = self.get_command(ctx, args[0]) is not None
+        if not is_verb and args[0] in catalogue.recipe_files():
+            raise UsageError(f"{args[0]} is a recipe, not a command. To train it: dpo-recipes train {args[0]}")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="dpo-recipes",
+    cls=Verbs,
     help="Preference tuning recipes: one small Python file becomes a trained model, through Hugging Face TRL.",
     epilog="Start with: dpo-recipes train quickstart",
     no_args_is_help=True,

@@ -49,6 +49,7 @@ def dpo(monkeypatch, capsys):
 # What a newcomer types wrong, and what comes back on standard error.
 TYPOS: list[tuple[list[str], str]] = [
     (["trian", RECIPE], "No such command 'trian'. Did you mean 'train'?"),
+    (["quickstart"], "quickstart is a recipe, not a command. To train it: dpo-recipes train quickstart"),
     (["show"], "Missing argument 'RECIPE'."),
     (["list", "extra"], "unexpected extra argument"),
     (["list", "--jsn"], "No such option: --jsn"),
@@ -469,6 +470,12 @@ def test_a_trial_in_a_process_of_its_own_is_one_value_too(mine, here):
     found = json.loads(done.stdout)
     assert done.returncode == 0 and found["run"]["seconds_per_step"] > 0 and "Traceback" not in done.stderr
     assert [path.name for path in here.iterdir() if path.name != "__pycache__"] == ["mine.py"]
+
+
+def test_a_file_of_data_in_the_place_of_a_recipe_is_told_apart(dpo, here):
+    (here / "my_pairs.jsonl").write_text("{}")
+    code, out, err = dpo("train", "my_pairs.jsonl")
+    assert (code, out) == (2, "") and "As the data of one: dpo-recipes check starter data.path=my_pairs.jsonl" in err
 
 
 def json_row_in_readme(verb: str) -> str:

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from ..errors import RecipeError, UsageError, nearest
 from .overrides import where_it_belongs
-from .recipe import Recipe
+from .recipe import FILE_SUFFIXES, Recipe
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _IN_WHEEL = _PACKAGE / "shipped"
@@ -51,6 +51,11 @@ def find(name: str) -> Path:
         inside = sorted(file.name for file in path.glob("*.py"))
         raise UsageError(
             f"{name} is a folder, and a recipe is a Python file. Files in it: {', '.join(inside) or 'none'}."
+        )
+    if name.endswith(FILE_SUFFIXES) and path.is_file():
+        raise UsageError(
+            f"{name} is a file of data, and a recipe is a Python file. As the data of one: "
+            f"dpo-recipes check starter data.path={name}"
         )
     raise UsageError(
         f"There is no recipe {name!r}.{_nearest_recipe(name, known)} Recipes by name: {', '.join(known)}; "
