@@ -417,3 +417,47 @@ def test_a_reward_that_fails_loses_neither_the_model_nor_the_numbers(tiny, pairs
         run_it(quick(tiny, pairs_file, adapter=LoRA(r=4), reward=broken), tmp_path)
     (folder,) = (tmp_path / "runs").iterdir()
     assert Run(folder).evaluation["after"]["pairs"] == 6 and (folder / "model" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_rows_of_every_layout_train_together_as_they_are(tiny, tmp_path):
+    """Typed blocks, whole conversations with weights of messages, lists, rankings, several turns: all weigh 2."""
+
+    def block(role, text, **more):
+        return {"role": role, "content": [{"type": "text", "value": text}], **more}
+
+    layouts: dict[str, list[dict]] = {name: [] for name in ("blocks", "messages", "lists", "ranking", "turns")}
+    for number in range(8):
+        question, good, bad = f"Where is lamp {number}?", f"in the attic {number}", f"not here {number}"
+        prompt, replies = [block("user", question)], [f"{good}?", bad, "in the kitchen"]
+        layouts["blocks"].append(
+            {"prompt": prompt, "chosen": [block("assistant", good)], "rejected": [block("assistant", bad)], "weight": 2}
+        )
+        layouts["messages"].append(
+            {
+                "chosen_messages": [*prompt, block("assistant", good + "!", loss_weight=2.0)],
+                "rejected_messages": [*prompt, block("assistant", bad + "!", loss_weight=2.0)],
+            }
+        )
+        layouts["lists"].append({"prompt": question, "chosen": "yes", "rejected": ["no", "never"], "weight": "2"})
+        layouts["ranking"].append({"prompt": question, "responses": replies, "scores": [3, 1, 1], "weight": 2.0})
+        more = [block("user", "And then?"), block("assistant", f"nothing {number}")]
+        layouts["turns"].append(
+            {
+                "chosen": [*prompt, block("assistant", good + "."), *more],
+                "rejected": [*prompt, block("assistant", bad + "."), more[0], block("assistant", "all")],
+                "weight": 2,
+            }
+        )
+    files = {str(write_jsonl(tmp_path / f"{name}.jsonl", rows)): 1.0 for name, rows in layouts.items()}
+    run, text = run_it(
+        quick(tiny, None, data=Data(mix=files, eval=0.25, turns="all"), adapter=LoRA(r=4), trl={"max_steps": 2}),
+        tmp_path,
+    )
+    made = {"blocks": 8, "messages": 8, "lists": 16, "ranking": 16, "turns": 16}
+    assert run.data["train"]["kept"] + run.data["eval"]["kept"] == sum(made.values())
+    assert run.data["train"]["dropped"]["tie"]["count"] == 8
+    assert run.data["weights"] == {"min": 2.0, "max": 2.0, "mean": 2.0}
+    assert "16 rows have several replies to a prompt; they make 32 pairs (data.pairing=all)." in text
+    assert run.evaluation["before"]["loss"] == pytest.approx(2 * 0.693147, abs=1e-4)
+    assert [row["step"] for row in run.metrics if "loss" in row] == [1, 2]
