@@ -194,7 +194,8 @@ def _show_pairs(session: Session) -> None:
     """Print the data report and what a reader of the log should know of it; RecipeError where a finding is a fail."""
     session.console.print(data_table(session.report))
     for finding in session.findings:
-        if finding.level == "warn" or finding.name in ("pairs", "system", "weights"):
+        is_told = finding.level == "pass" and finding.name in ("pairs", "system", "weights")
+        if finding.level == "warn" or is_told:
             session.say(finding.text)
     _stop_at_fails(session.findings)
 

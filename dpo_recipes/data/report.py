@@ -275,7 +275,7 @@ def near_duplicate_findings(report: dict[str, Any]) -> list[Finding]:
     findings = []
     pairs = report.get("near_duplicates", {"count": 0})
     if pairs["count"]:
-        amount = _of_pairs(pairs["count"], report["train"]["kept"], pairs["rows"])
+        amount = _of_pairs(pairs["count"], report["train"]["kept"], pairs["rows"], "train pairs")
         what = f"{amount} differ from an earlier one in case, white space and punctuation alone."
         level = _level(pairs["count"], report["train"]["kept"], warn_above=NEAR_ABOVE, fail_above=1)
         advice = "They count twice in each epoch: keep one of each."
@@ -283,7 +283,7 @@ def near_duplicate_findings(report: dict[str, Any]) -> list[Finding]:
 
     prompts = report.get("near_prompts", {"count": 0})
     if prompts["count"]:
-        amount = _of_pairs(prompts["count"], report["eval"]["kept"], prompts["rows"])
+        amount = _of_pairs(prompts["count"], report["eval"]["kept"], prompts["rows"], "evaluation pairs")
         what = f"{amount} ask what is trained on, but for case, white space and punctuation."
         level = _level(prompts["count"], report["eval"]["kept"], warn_above=NEAR_ABOVE, fail_above=1)
         advice = "The held-out numbers are too good by that: take these prompts out of one side."
@@ -315,13 +315,13 @@ def _level(count: int, pairs: int, *, warn_above: float, fail_above: float) -> L
     return "pass"
 
 
-def _of_pairs(count: int | None, pairs: int, rows: list[str] | None = None) -> str:
+def _of_pairs(count: int | None, pairs: int, rows: list[str] | None = None, noun: str = "pairs") -> str:
     """Such as `3 of 1,200 pairs (0.2%; rows 4, 17, 90)`."""
     count = count or 0
     share = f"{count / max(pairs, 1):.1%}"
     if rows:
         share += f"; rows {', '.join(rows)}"
-    return f"{count:,} of {pairs:,} pairs ({share})"
+    return f"{count:,} of {pairs:,} {noun} ({share})"
 
 
 def _judge_drops(part: dict[str, Any], max_dropped: float, max_length: int | None) -> Judgement:

@@ -269,7 +269,9 @@ def test_what_is_nearly_the_same_is_said_and_warned_of_above_one_in_a_hundred(co
         (level, "train near duplicates"),
         (level, "eval near prompts"),
     ]
-    assert findings[0].text.startswith(f"{count} of 100 pairs ({count}.0%; rows 3) differ from an earlier one in case")
+    share = f"({count}.0%; rows 3)"
+    assert findings[0].text.startswith(f"{count} of 100 train pairs {share} differ from an earlier one in case")
+    assert findings[1].text.startswith(f"{count} of 100 evaluation pairs {share} ask what is trained on")
     assert findings[1].text.endswith("out of one side.") == (level == "warn")
 
 
