@@ -355,10 +355,19 @@ class Session:
             raise RecipeError(f"TRL refuses the recipe: {str(error).strip()}") from error
         except ImportError as error:
             raise RecipeError(f"A package that the recipe asks for is missing: {error}") from error
+        except StopIteration:  # TRL looks at the first pair, which alone shows that a stream has none
+            raise self._empty_stream() from None
 
         trainer.remove_callback(PrinterCallback)  # which prints every log; the bar shows them
         self.reference = Reference(trainer.model, settings, load_reference)
         return trainer
+
+    def _empty_stream(self) -> RecipeError:
+        reasons = [f"{reason}: {drop['count']:,}" for reason, drop in self.report["train"]["dropped"].items()]
+        return RecipeError(
+            f"No pair of the stream {self.recipe.data.name} ({self.recipe.data.train}) can be trained on. "
+            f"{'; '.join(reasons) or 'It has no rows'}. Correct the rows, or name others with data.path or data.eval."
+        )
 
 
 def _absolute(name: str) -> str:

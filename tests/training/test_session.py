@@ -126,9 +126,22 @@ def test_pairs_are_drawn_by_length_and_evaluated_in_order(tiny, tmp_path, pairs_
     assert list(trainer._get_eval_sampler(session.eval)) == list(range(6))
 
 
+def test_a_stream_of_which_no_pair_is_left_says_why(tiny, tmp_path):
+    rows = make_pairs(4)
+    train = write_jsonl(tmp_path / "train.jsonl", [{**rows[0], "weight": 0}, *rows[1:]])
+    data = Data(str(train), eval=str(write_jsonl(tmp_path / "eval.jsonl", rows[1:])), streaming=True)
+    recipe = Recipe(model=str(tiny()), data=data, adapter=LoRA(r=4), max_length=96, trl={"max_steps": 2})
+    session = Session(recipe, Console(file=io.StringIO()))
+    session.read_pairs()
+    with pytest.raises(RecipeError, match=r"No pair of the stream .*train\.jsonl \(train\) can be") as caught:
+        session.make_trainer(tmp_path, [])
+    assert "weight is 0: 1; prompt is in the evaluation pairs: 3. Correct" in str(caught.value)
+
+
 def test_a_stream_is_trained_on_and_its_drops_are_counted(tiny, tmp_path):
     rows = make_pairs(6)
     rows[2]["chosen"] = rows[2]["rejected"]
+    rows[3]["weight"] = 2.5
     paths = [
         write_jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("train", rows), ("eval", make_pairs(2, 9)))
     ]
@@ -140,3 +153,4 @@ def test_a_stream_is_trained_on_and_its_drops_are_counted(tiny, tmp_path):
     session.read_pairs()
     assert [row["row"] for row in session.train] == ["0", "1", "3", "4", "5"]
     assert session.report["train"]["dropped"] == {"identical sides": {"count": 1, "rows": ["2"]}}
+    assert [row["weight"] for row in session.train] == [1, 1, 2.5, 1, 1]
