@@ -65,6 +65,7 @@ SOURCE_HELP = f"The recipe to copy: {', '.join(catalogue.shipped_names())}, or o
 
 LENGTHS_HELP = f"Random words in these lengths, in place of the recipe's pairs: {', '.join(PROFILES)}."
 RANDOM_MODEL_HELP = f"Random weights of this size, in place of the recipe's model: {', '.join(SIZES)}."
+PAIRS_FILE_HELP = "Where --pairs writes them, as data.exclude reads them: RECIPE-suspects.jsonl, or this file."
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name, or the path of a file.", show_default=False)]
 Changes = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=CHANGES_HELP, show_default=False)]
@@ -75,6 +76,8 @@ Source = Annotated[str, typer.Option("--from", metavar="RECIPE", help=SOURCE_HEL
 PairCount = Annotated[int, typer.Option("-n", min=1, help="How many pairs.")]
 GpuMemory = Annotated[str | None, typer.Option("--gpu", metavar="MEMORY", help="Plan for a device of e.g. 24GB.")]
 RealSteps = Annotated[bool, typer.Option("--run", help="Load the model and take a few real steps beside the plan.")]
+SuspectPairs = Annotated[bool, typer.Option("--pairs", help="Train on each half of the pairs, and name the suspects.")]
+PairsFile = Annotated[Path | None, typer.Option("--to", metavar="FILE", help=PAIRS_FILE_HELP, show_default=False)]
 RunsFolder = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders are made.")]
 Lengths = Annotated[str | None, typer.Option("--lengths", metavar="KIND", help=LENGTHS_HELP)]
 RandomModel = Annotated[str | None, typer.Option("--random-model", metavar="SIZE", help=RANDOM_MODEL_HELP)]
@@ -151,14 +154,20 @@ def check(
     changes: Changes = None,
     gpu: GpuMemory = None,
     run: RealSteps = False,
+    pairs: SuspectPairs = False,
+    to: PairsFile = None,
     as_json: AsJson = False,
 ) -> None:
     """All that can be known before training; exit 1 on a fail."""
     with _other_output_apart(as_json):
         value = _recipe(recipe, changes)
+        if to is not None and not pairs:
+            raise UsageError("--to names the file of --pairs, which is not asked for.")
         from .commands.check import check as check_recipe
 
-        result = check_recipe(value, gpu=gpu, run=run, console=Console(quiet=as_json))
+        suspects = (to or Path(f"{value.name}-suspects.jsonl")) if pairs else None
+        console = Console(stderr=True) if pairs else Console(quiet=as_json)
+        result = check_recipe(value, gpu=gpu, run=run, pairs=suspects, console=console)
     if result["data"] and not as_json:
         Console().print(terminal.data_table(result["data"]))
     _report(as_json=as_json, **result)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ..errors import Finding, RecipeError
+from ..errors import Finding, RecipeError, UsageError
 from ..guard.losses import loss_findings
 from ..planning.memory import (
     PARTS,
@@ -25,22 +27,31 @@ from ..progress import Stage
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import Device
 from ..recipe.unusual import unusual_findings
-from ..runs import environment
+from ..runs import environment, files
 from ..training import length
 from ..training.session import Session
 
 
 def check(
-    recipe: Recipe, *, gpu: str | None = None, run: bool = False, console: Console | None = None
+    recipe: Recipe,
+    *,
+    gpu: str | None = None,
+    run: bool = False,
+    pairs: Path | None = None,
+    console: Console | None = None,
 ) -> dict[str, Any]:
-    """{"findings", "data", "plan", "run"}: what was found, in order, and the numbers that it was found from.
+    """{"findings", "data", "plan", "run", "pairs"}: what was found, in order, and the numbers that it was found from.
 
-    `gpu`: memory to plan for, such as "24GB"; None: of the device that is there. What cannot work is a finding here,
-    not an error, and what depends on it is skipped. UsageError where `gpu` is no amount of memory.
+    `gpu`: memory to plan for, such as "24GB"; None: of the device that is there. `pairs`: the file to write into which
+    pairs to look at, as data.exclude takes it; the recipe trains on each half of its pairs for that. What cannot work
+    is a finding here, not an error, and what depends on it is skipped. UsageError where `gpu` is no amount of memory,
+    or where the file is there already.
     """
+    if pairs is not None and pairs.exists():
+        raise UsageError(f"{pairs} is there already. Remove it, or name another: --to FILE")
     gpu_memory = parse_memory(gpu) if gpu else None
     findings: list[Finding] = []
-    result: dict[str, Any] = {"findings": findings, "data": None, "plan": None, "run": None}
+    result: dict[str, Any] = {"findings": findings, "data": None, "plan": None, "run": None, "pairs": None}
 
     findings.append(environment.versions())
     findings.append(_check_values(recipe))
@@ -71,6 +82,8 @@ def check(
     _check_plan(session, gpu_memory, result)
     if run:
         _check_real_steps(session, result)
+    if pairs is not None:
+        _name_suspect_pairs(session, result, pairs)
     return result
 
 
@@ -244,3 +257,44 @@ def _check_real_steps(session: Session, result: dict[str, Any]) -> None:
     findings.append(Finding("pass", "peak memory", f"{format_memory(trial.peak)}; planned {planned}"))
     whole_run = f"{steps:,} steps take {timedelta(seconds=round(seconds))}, without evaluation and answers"
     findings.append(Finding("pass", "time", f"{trial.seconds_per_step:.3g} s a step; {whole_run}"))
+
+
+# ------------------------------------------------------------------------------------------------------- suspect pairs
+
+NAMED = 0.05  # share of the train pairs that each of the two scores names
+
+
+def _name_suspect_pairs(session: Session, result: dict[str, Any], file: Path) -> None:
+    """Write which pairs to look at, by two scores; what they are worth is in the README."""
+    findings = result["findings"]
+    failed = [finding.name for finding in findings if finding.level == "fail"]
+    if failed:
+        findings.append(Finding("skipped", "suspect pairs", f"first mend what failed: {', '.join(failed)}"))
+        return
+    if session.recipe.data.streaming:
+        findings.append(Finding("skipped", "suspect pairs", "A stream is not scored: its pairs are not all at hand."))
+        return
+
+    from ..planning.suspect_pairs import named, score_pairs
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            scores = score_pairs(session, Path(folder))
+    except RecipeError as error:
+        findings.append(Finding("fail", "suspect pairs", str(error)))
+        return
+    lines = named(session, scores, NAMED)
+    files.write_jsonl(file, lines)
+
+    count = len(session.train)
+    against = int((scores.label > 0).sum())
+    result["pairs"] = {"file": str(file), "named": len(lines), "against_their_label": against, "scored": count}
+    findings.append(
+        Finding(
+            "pass",
+            "suspect pairs",
+            f"{against:,} of {count:,} pairs are ranked against their label by a model that was trained on the others. "
+            f"{file} names {len(lines):,}: the {NAMED:.0%} whose label is doubted most, and the {NAMED:.0%} whose "
+            f"answers are most alike to the model. Read them; data.exclude={file} leaves them out.",
+        )
+    )

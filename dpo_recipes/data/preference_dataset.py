@@ -23,6 +23,7 @@ from ..formats.several_replies import Pairing
 from ..recipe.recipe import Data
 from ..runs.source_hash import source_hash
 from . import sources
+from .excluded import read_excluded
 from .read_row import BY_READER, KEYS, NEAR, ODD, OF_ROW, SEVERAL_REPLIES, SEVERAL_TURNS, read_rows, row_name
 from .sources import Span
 
@@ -30,9 +31,13 @@ from .sources import Span
 OUTSIDE_SHARE = "outside its share of the mix"
 DUPLICATE = "exact duplicate"
 IN_EVALUATION = "prompt is in the evaluation pairs"
+EXCLUDED = "named in data.exclude"
 
 # Drops that say nothing against the data, and so do not count for data.max_dropped.
-HARMLESS = ("tie", NOTHING, BY_READER, DUPLICATE, OUTSIDE_SHARE, IN_EVALUATION)
+HARMLESS = ("tie", NOTHING, BY_READER, DUPLICATE, OUTSIDE_SHARE, IN_EVALUATION, EXCLUDED)
+
+# Columns that nothing reads any more once the pairs are chosen. The key of a pair stays, by which it can be named.
+USED_UP = ["dropped", "found", "prompt_key", "swapped_key", *NEAR, *ODD, *OF_ROW]
 
 ENOUGH_PAIRS = 20  # of fewer, two may well have the same side
 CONSTANT_ABOVE = 0.5  # share of pairs with the very same side
@@ -41,7 +46,8 @@ SAMPLE = 100  # rows of a part from which its form is recognised
 
 @dataclass
 class Read:
-    """Pairs for TRL: columns prompt, chosen, rejected, row (its number) and, where any has them, those of PASSED_ON.
+    """Pairs for TRL: columns prompt, chosen, rejected, row (its number), pair_key (a hash of the pair) and, where any
+    has them, those of PASSED_ON.
 
     Where pairs weigh otherwise than 1, they have the column `weight`, too.
     """
@@ -133,7 +139,9 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None, se
         if held_out is None:
             raise _nothing_to_hold_out_of_a_stream()
         dropped: dict[str, Row] = {}
-        stream = _streamed(train_parts[0], data, seed, {*held_out.prompt_keys.tolist()}, dropped)
+        barred = set(held_out.prompt_keys.tolist())
+        excluded = set() if data.exclude is None else set(read_excluded(data.exclude).tolist())
+        stream = _streamed(train_parts[0], data, seed, barred, excluded, dropped)
         report["train"] = {"split": data.train, "dropped": dropped}
         report["eval"] = {"split": str(data.eval), **held_out.counts}
         return Read(stream, held_out.dataset, text, report)
@@ -143,6 +151,8 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None, se
         train, held_out, eval_split = _hold_out(train, data, name)
     else:
         eval_split = str(data.eval)
+    if data.exclude is not None:
+        train = _without_excluded(train, data.exclude, report["notes"])
     report["notes"] += _several_notes(train.counts, data, name)
 
     report["train"] = {"split": data.train, **train.counts}
@@ -322,7 +332,7 @@ def _usable_pairs(
     kept = np.flatnonzero(rows.drop_reasons == "")
     if not len(kept):
         raise RecipeError(f"{parts[0].where}: no pair is left: the evaluation pairs have all the prompts. Use others.")
-    columns = ["dropped", "found", *KEYS, *NEAR, *ODD, *OF_ROW, *_empty_columns(rows, parts)]
+    columns = [*USED_UP, *_empty_columns(rows, parts)]
     if (rows.weights[kept] == 1).all():
         columns.append(WEIGHT)
     counts = _counts(rows, 0, len(rows.drop_reasons))
@@ -520,6 +530,29 @@ def _hold_out(train: _Pairs, data: Data, name: str) -> tuple[_Pairs, _Pairs, str
     return rest, held_out, f"{share:.3g} of {data.train}"
 
 
+def _without_excluded(train: _Pairs, path: str, notes: list[str]) -> _Pairs:
+    """The train pairs that the file `path` does not name, those it names counted as dropped; `notes` grows."""
+    keys = read_excluded(path)
+    is_named = np.isin(train.pair_keys, keys)
+    named = np.flatnonzero(is_named)
+    if not len(named):
+        raise RecipeError(f"data.exclude: of the {len(keys):,} pairs that {path} names none is among the train pairs.")
+    if len(named) < len(keys):
+        others = len(keys) - len(named)
+        notes.append(f"{path} names {len(keys):,} pairs; {others:,} of them are not among the train pairs.")
+    if len(named) == len(is_named):
+        raise RecipeError(f"data.exclude: {path} names every train pair, so that none is left.")
+
+    rest = train.select(~is_named)
+    dropped = {EXCLUDED: {"count": len(named), "rows": train.dataset.select_columns("row")[named[:3]]["row"]}}
+    rest.counts = {
+        **train.counts,
+        "kept": train.counts["kept"] - len(named),
+        "dropped": train.counts["dropped"] | dropped,
+    }
+    return rest
+
+
 def _held_out(prompt_keys: np.ndarray, share: float) -> np.ndarray:
     """Which pairs to hold out, a flag for each: those with the smallest hashes of their prompt.
 
@@ -560,8 +593,8 @@ def _near_prompts(train: _Pairs, held_out: _Pairs) -> dict[str, Any]:
 # A part, row by row
 
 
-def _streamed(part: _Part, data: Data, seed: int, barred: set[int], dropped: dict[str, Row]) -> Any:
-    """The pairs of a stream as they are read, none with a prompt of `barred`, which are prompt keys.
+def _streamed(part: _Part, data: Data, seed: int, barred: set[int], excluded: set[int], dropped: dict[str, Row]) -> Any:
+    """The pairs of a stream as they are read, none with a prompt of `barred` or a pair of `excluded`, which are keys.
 
     What is dropped is counted in `dropped`, in every epoch again, and not where a data loader reads in processes of
     its own.
@@ -579,6 +612,8 @@ def _streamed(part: _Part, data: Data, seed: int, barred: set[int], dropped: dic
         reason = row["dropped"]
         if not reason and row["prompt_key"] in barred:
             reason = IN_EVALUATION
+        if not reason and row["pair_key"] in excluded:
+            reason = EXCLUDED
         if not reason:
             return True
 
@@ -600,7 +635,7 @@ def _streamed(part: _Part, data: Data, seed: int, barred: set[int], dropped: dic
         fn_kwargs={**_reading(part, data, seed), "reader": data.reader, "where": part.where},
         remove_columns=part.raw.column_names,
     )
-    return explicit.filter(is_usable).remove_columns(["dropped", "found", *KEYS, *NEAR, *ODD, *OF_ROW])
+    return explicit.filter(is_usable).remove_columns(USED_UP)
 
 
 def _explicit(part: _Part, data: Data, num_proc: int | None, seed: int) -> Any:

@@ -112,6 +112,7 @@ class Data(Value):
     turns: Literal["last", "all"] = "last"  # of whole conversations: a pair of the last, or of each that differs
     drop_truncated: bool = False  # drop pairs of which max_length cuts a side, with its end token
     max_dropped: Annotated[float, SHARE] = 0.05  # of rows that may be unusable before the run is refused
+    exclude: str | None = None  # a file of pairs not to train on, as `check --pairs` writes it
     # stops of the data report that do not stop this run
     allow: Annotated[list[str], KNOWN_STOPS] = field(default_factory=list)
 

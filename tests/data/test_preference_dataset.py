@@ -45,7 +45,10 @@ def read(path, num_proc=None, **fields):
 
 def pairs_of(found) -> list[dict]:
     """Train and held-out pairs together, in the order of their prompts."""
-    both = [{column: row[column] for column in row if column != "row"} for row in (*found.train, *found.eval)]
+    both = [
+        {column: row[column] for column in row if column not in ("row", "pair_key")}
+        for row in (*found.train, *found.eval)
+    ]
     return sorted(both, key=lambda row: str(row["prompt"]))
 
 
@@ -112,7 +115,7 @@ def test_message_forms_give_the_same_explicit_pairs(tmp_path, rows, form, name):
     found = read(save(tmp_path / name, rows))
     assert pairs_of(found) == EXPLICIT
     assert (found.report["format"], found.text) == (form, False)
-    assert found.train.column_names == ["prompt", "chosen", "rejected", "row"]
+    assert found.train.column_names == ["prompt", "chosen", "rejected", "pair_key", "row"]
 
 
 def test_hh_rlhf_splits_at_the_last_assistant_turn(tmp_path):
@@ -169,7 +172,7 @@ def test_smoltalk2_keeps_template_kwargs_without_none_and_the_recipe_wins(tmp_pa
         "enable_thinking": True,
         "date_string": "1 May 2025",
     }
-    assert found.train.column_names == ["prompt", "chosen", "rejected", "chat_template_kwargs", "row"]
+    assert found.train.column_names == ["prompt", "chosen", "rejected", "chat_template_kwargs", "pair_key", "row"]
 
 
 def test_the_recipes_template_kwargs_make_a_column(tmp_path):

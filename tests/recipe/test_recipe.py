@@ -80,6 +80,7 @@ ACTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "Data.pairing": ("best_worst", {}, "data"),
     "Data.turns": ("all", {}, "data"),
     "Data.max_dropped": (0.5, {}, "data"),
+    "Data.exclude": ("suspects.jsonl", {}, "data"),
     "LoRA.r": (64, {}, "models"),
     "LoRA.alpha": (8, {}, "models"),
     "LoRA.dropout": (0.1, {"trl": {"disable_dropout": False}}, "models"),
