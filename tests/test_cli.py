@@ -454,7 +454,7 @@ def test_check_as_json_is_one_value_and_nothing_else(dpo, mine, changes):
     datasets.enable_progress_bars()
     code, out, _ = dpo("check", "mine.py", *changes, "--json", columns=40)
     found = json.loads(out)
-    assert list(found) == ["findings", "data", "plan", "run"] and found["run"] is None
+    assert list(found) == ["findings", "data", "plan", "run", "pairs"] and found["run"] is None
     assert all(list(finding) == ["level", "name", "text"] for finding in found["findings"])
     failed = any(finding["level"] == "fail" for finding in found["findings"])
     assert code == failed == bool(changes)

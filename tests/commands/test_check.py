@@ -99,7 +99,7 @@ def test_a_healthy_recipe_passes_in_one_order_and_prints_nothing(made, capsys):
     assert {finding.level for finding in found["findings"][1:]} == {"pass"}
     assert found["run"] is None and capsys.readouterr().out == ""
     assert found["data"]["train"]["kept"] == 24 and found["data"]["eval"]["kept"] == 8
-    assert json.loads(json.dumps(found)).keys() == {"findings", "data", "plan", "run"}
+    assert json.loads(json.dumps(found)).keys() == {"findings", "data", "plan", "run", "pairs"}
 
 
 def test_unusual_values_are_warnings_that_let_a_run_go_on(made, tmp_path):
