@@ -457,6 +457,14 @@ SETS = {
         {"chosen": WHOLE["chosen"], "rejected": [WHOLE["rejected"]]},
         pair([user("Ok?")]),
     ),
+    "conversations that differ in several turns": (
+        "preference",
+        {
+            "chosen": [*TALK, said("Yes.")],
+            "rejected": [user("Hi"), said("Hey"), user("Ok?"), said("No.")],
+        },
+        pair(TALK, turns=2, differs_earlier=True),
+    ),
     "a weight of the row": (
         "preference",
         {"prompt": "Ok?", **SIDES, "weight": "0.5"},
