@@ -170,7 +170,7 @@ def check(
         result = check_recipe(value, gpu=gpu, run=run, pairs=suspects, console=console)
     if result["data"] and not as_json:
         Console().print(terminal.data_table(result["data"]))
-    _report(as_json=as_json, **result)
+    _report(as_json=as_json, fold=True, **result)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -257,14 +257,19 @@ def _print_json(value: Any) -> None:
     print(to_json(value, indent=2, ascii_only=True))
 
 
-def _report(findings: Iterable[Finding], as_json: bool, **numbers: Any) -> None:
-    """Print findings, as a table or with `numbers` as JSON; exit 1 where one of them failed."""
+def _report(findings: Iterable[Finding], as_json: bool, fold: bool = False, **numbers: Any) -> None:
+    """Print findings, as a table or with `numbers` as JSON; exit 1 where one of them failed.
+
+    `fold`: there are many, of which most pass: their count comes first, then the fails, and what passed is one line.
+    """
     findings = list(findings)
+    count = terminal.findings_count(findings)
     if as_json:
         _print_json({"findings": [finding._asdict() for finding in findings], **numbers})
+    elif fold:
+        Console().print(count, terminal.findings_table(terminal.folded(findings)), sep="\n", highlight=False)
     else:
-        table = terminal.findings_table(findings)
-        Console().print(table, terminal.findings_count(findings), sep="\n", highlight=False)
+        Console().print(terminal.findings_table(findings), count, sep="\n", highlight=False)
 
     if any(finding.level == "fail" for finding in findings):
         raise typer.Exit(1)

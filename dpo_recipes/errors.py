@@ -21,7 +21,7 @@ class UsageError(RecipeError):
 class Finding(NamedTuple):
     """One line of `dpo-recipes check`: what was looked at, and what was found there."""
 
-    level: Literal["pass", "warn", "fail", "skipped"]
+    level: Literal["pass", "info", "warn", "fail", "skipped"]  # info: a number to know, and nothing to judge
     name: str
     text: str
 

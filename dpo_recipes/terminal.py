@@ -16,7 +16,8 @@ from rich.text import Text
 
 from .errors import Finding
 
-LEVEL_STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "skipped": "dim"}
+# The worst first, which is the order in which `folded` shows them.
+LEVEL_STYLES = {"fail": "bold red", "warn": "yellow", "skipped": "dim", "info": "cyan", "pass": "green"}
 # What was typed for this run stands out, what nobody has set stands back.
 ORIGIN_STYLES = {"command line": "bold", "default": "dim"}
 
@@ -70,10 +71,21 @@ def findings_table(findings: Iterable[Finding]) -> Table:
     return table
 
 
+def folded(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings by their level, the worst first, and all that passed in one: what was looked at."""
+    levels = list(LEVEL_STYLES)
+    by_level = sorted(findings, key=lambda finding: levels.index(finding.level))
+    shown = [finding for finding in by_level if finding.level != "pass"]
+    passed = [finding.name for finding in by_level if finding.level == "pass"]
+    if passed:
+        shown.append(Finding("pass", f"{len(passed)} checks", ", ".join(passed)))
+    return shown
+
+
 def findings_count(findings: Iterable[Finding]) -> str:
-    """How many findings there are of each level, such as `7 pass, 1 warn`."""
-    count = Counter(finding.level for finding in findings)
-    return ", ".join(f"{number} {level}" for level, number in count.items())
+    """How many findings there are of each level, the worst first, such as `1 warn, 7 pass`."""
+    count: Counter[str] = Counter(finding.level for finding in findings)
+    return ", ".join(f"{count[level]} {level}" for level in LEVEL_STYLES if level in count)
 
 
 def data_table(report: dict[str, Any]) -> Table:

@@ -415,15 +415,16 @@ def test_preview_of_a_file_that_is_not_there(dpo, mine, json_too):
 def test_check_exits_0_and_1_and_shows_every_finding(dpo, mine):
     code, out, err = dpo("check", "mine.py")
     assert code == 0 and "Traceback" not in err
-    lines = [line.split()[:2] for line in out.splitlines() if line.startswith(("pass", "warn", "fail", "skipped"))]
-    assert [name for _, name in lines][:4] == ["versions", "recipe", "model", "template"]
-    assert {level for level, _ in lines} == {"pass", "warn"} and lines[-1] == ["pass", "tokens"]
-    assert re.fullmatch(r"\d+ pass, \d+ warn", out.splitlines()[-1].strip())
+    below_the_count = re.split(r"^\d+ warn, \d+ info, \d+ pass *\n", out, flags=re.M)[1]
+    levels = [line.split()[0] for line in below_the_count.splitlines() if not line.startswith(" ")]
+    assert levels == sorted(levels, key=["warn", "info", "pass"].index) and levels.count("pass") == 1
+    assert "checks  versions, recipe, model, template" in " ".join(below_the_count.split()).replace("checks", "checks ")
+    assert "(0.0%)" not in below_the_count
     code, out, err = dpo("check", "mine.py", "model=./nowhere")
     assert code == 1 and "Traceback" not in err
     levels = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
-    assert levels == ["pass", "pass", "fail", "skipped", "skipped", "2"]
-    assert out.splitlines()[-1].strip() == "2 pass, 1 fail, 2 skipped"
+    assert levels == ["1", "fail", "skipped", "skipped", "pass"]
+    assert out.splitlines()[0].strip() == "1 fail, 2 skipped, 2 pass"
     assert "model='./nowhere': there is no such folder." in out
 
 
@@ -454,7 +455,7 @@ def test_check_as_json_is_one_value_and_nothing_else(dpo, mine, changes):
     datasets.enable_progress_bars()
     code, out, _ = dpo("check", "mine.py", *changes, "--json", columns=40)
     found = json.loads(out)
-    assert list(found) == ["findings", "data", "plan", "run", "pairs"] and found["run"] is None
+    assert list(found) == ["findings", "data", "plan", "evaluation", "run", "pairs"] and found["run"] is None
     assert all(list(finding) == ["level", "name", "text"] for finding in found["findings"])
     failed = any(finding["level"] == "fail" for finding in found["findings"])
     assert code == failed == bool(changes)
@@ -588,7 +589,7 @@ def test_doctor_exits_1_where_training_cannot_work(dpo, monkeypatch):
     assert (code, err) == (1, "") and lines == [
         ["pass", "machine", "one", "[bold]core"],
         ["fail", "GPU", "The", "driver:", "update", "it."],
-        ["1", "pass,", "1", "fail"],
+        ["1", "fail,", "1", "pass"],
     ]
     code, out, err = dpo("doctor", "--json")
     assert (code, err) == (1, "") and json.loads(out) == {"findings": [finding._asdict() for finding in found]}

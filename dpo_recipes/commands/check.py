@@ -14,15 +14,18 @@ from ..guard.losses import loss_findings
 from ..planning.memory import (
     PARTS,
     USABLE,
+    PairLength,
     Plan,
     Unplannable,
     device_memory,
     format_memory,
+    largest_pairs,
     longest_pair,
     parse_memory,
     plan_for,
 )
-from ..planning.ways_out import ways_out
+from ..planning.visible_differences import visible
+from ..planning.ways_out import WayOut, ways_out
 from ..progress import Stage
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import Device
@@ -40,7 +43,7 @@ def check(
     pairs: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """{"findings", "data", "plan", "run", "pairs"}: what was found, in order, and the numbers that it was found from.
+    """{"findings", "data", "plan", "evaluation", "run", "pairs"}: what was found, in order, and the numbers behind it.
 
     `gpu`: memory to plan for, such as "24GB"; None: of the device that is there. `pairs`: the file to write into which
     pairs to look at, as data.exclude takes it; the recipe trains on each half of its pairs for that. What cannot work
@@ -51,7 +54,8 @@ def check(
         raise UsageError(f"{pairs} is there already. Remove it, or name another: --to FILE")
     gpu_memory = parse_memory(gpu) if gpu else None
     findings: list[Finding] = []
-    result: dict[str, Any] = {"findings": findings, "data": None, "plan": None, "run": None, "pairs": None}
+    result: dict[str, Any] = dict.fromkeys(["findings", "data", "plan", "evaluation", "run", "pairs"])
+    result["findings"] = findings
 
     findings.append(environment.versions())
     findings.append(_check_values(recipe))
@@ -74,6 +78,7 @@ def check(
 
     model_failed = model_finding.level == "fail"
     _check_pairs(session, result, None if model_failed else session.positions())
+    _check_what_can_be_seen(session, result)
     if model_failed:
         findings.append(Finding("skipped", "plan", "it needs the model, which failed"))
         if run:
@@ -123,6 +128,39 @@ def _check_pairs(session: Session, result: dict[str, Any], positions: int | None
     result["findings"] += rehearsed(session.recipe, session.eval, positions)
 
 
+def _check_what_can_be_seen(session: Session, result: dict[str, Any]) -> None:
+    """The smallest differences that the evaluation after training can show, from how many pairs and prompts it has."""
+    report = result["data"]
+    if report is None or not report.get("eval", {}).get("kept"):
+        return
+    pairs = report["eval"]["kept"]
+    result["evaluation"] = {"pairs": visible(pairs)}
+    result["findings"].append(Finding("info", "evaluation", _visible_in_words("accuracy", pairs, "held-out pairs")))
+
+    if session.recipe.reward:
+        from ..evaluation.answers import REWARDED_PROMPTS  # which imports TRL
+
+        asked = {str(prompt) for prompt in session.eval["prompt"]}
+        prompts = min(REWARDED_PROMPTS, len(asked))
+        result["evaluation"]["prompts"] = visible(prompts)
+        result["findings"].append(Finding("info", "answers", _visible_in_words("win rate", prompts, "prompts")))
+
+
+def _visible_in_words(what: str, count: int, whose: str) -> str:
+    """What so many pairs or prompts can show, and how many would show two points."""
+    numbers = visible(count)
+
+    def seen(name: str) -> str:
+        value = numbers[name]
+        return "none at all" if value is None else f"{100 * value:.0f} points and more"
+
+    return (
+        f"{count:,} {whose}. Of differences in {what} between two runs they show: {seen('paired')}, where both runs "
+        f"have the same {whose} and one in five comes out differently; {seen('unpaired')}, where each has others. "
+        f"2 points are seen with {numbers['needed_paired']:,} or {numbers['needed_unpaired']:,} of them."
+    )
+
+
 # ------------------------------------------------------------------------------------------------------------ the plan
 
 
@@ -141,9 +179,9 @@ def _check_plan(session: Session, gpu_memory: int | None, result: dict[str, Any]
         device, memory = Device("cuda", bf16=True), gpu_memory
 
     try:
-        tokens = longest_pair(session, report)
+        pairs = largest_pairs(session, report)
         with Stage(session.console, "Planning on fake tensors"):
-            plan = _plan(session, device, memory, tokens, train_pairs=train_report.get("kept", 0))
+            plan = _plan(session, device, memory, pairs, train_pairs=train_report.get("kept", 0))
     except Unplannable as reason:
         findings.append(Finding("skipped", "plan", str(reason)))
         return
@@ -152,57 +190,73 @@ def _check_plan(session: Session, gpu_memory: int | None, result: dict[str, Any]
         return
 
     result["plan"] = plan
-    findings.append(Finding("pass", "parameters", f"{plan['trainable']:,} of {plan['total']:,} train"))
+    findings.append(Finding("info", "parameters", f"{plan['trainable']:,} of {plan['total']:,} train"))
     findings.append(_memory_finding(plan, device))
     if train_report.get("padded_tokens"):  # of a stream nothing is counted beforehand
         findings.append(_tokens_finding(train_report, plan["steps"]))
 
 
-def _plan(session: Session, device: Device, memory: int, tokens: int, train_pairs: int) -> dict[str, Any]:
-    """The plan for pairs of at most `tokens` on a device of so many bytes, and what to change where it does not fit.
+def _plan(session: Session, device: Device, memory: int, pairs: list[PairLength], train_pairs: int) -> dict[str, Any]:
+    """The plan for the largest pairs on a device of so many bytes, and what to change where it does not fit.
 
     The fields of `Plan`, and beside them `here`, the peak on this machine's own device, which is what real steps
     can be compared with; `memory`, in bytes; whether it `fits`; `tokens`; the `steps` of the whole run; and `ways_out`,
-    in words, nearest first.
+    the best first.
     """
 
     def planned(recipe: Recipe) -> Plan:
-        return plan_for(session, device, tokens, recipe)
+        return plan_for(session, device, pairs, recipe)
 
     plan = planned(session.recipe)
     usable = USABLE * memory
     fits = plan.peak < usable
 
-    ways = []
+    ways: list[WayOut] = []
     if not fits:
-        for change, changed_plan in ways_out(session.recipe, int(usable), planned, tokens):
-            not_enough = "" if changed_plan.peak < usable else ", not enough"
-            ways.append(f"{change} ({format_memory(changed_plan.peak)}{not_enough})")
+        tokens = longest_pair(pairs)
+        ways = ways_out(session.recipe, plan.peak, int(usable), planned, tokens, on_cpu=device.kind == "cpu")
 
-    plan_here = plan if device == session.device else plan_for(session, session.device, tokens, session.recipe)
+    plan_here = plan if device == session.device else plan_for(session, session.device, pairs, session.recipe)
     return vars(plan) | {
         "here": plan_here.peak,
         "memory": memory,
         "fits": fits,
-        "tokens": tokens,
+        "tokens": longest_pair(pairs),
         "steps": length.steps(session.recipe, train_pairs),
-        "ways_out": ways,
+        "ways_out": [way._asdict() for way in ways],
     }
 
 
 def _memory_finding(plan: dict[str, Any], device: Device) -> Finding:
     """What the worst moment needs, part by part; where that is too much, the ways out."""
     peak, memory = format_memory(plan["peak"]), format_memory(plan["memory"])
-    moment = "an evaluation" if plan["moment"] == "evaluation" else f"a {plan['moment']}"
+    moment = MOMENTS[plan["moment"]]
     parts = ", ".join(f"{part} {format_memory(plan[part])}" for part in PARTS if plan[part])
-    needs = f"{peak} of {memory} on {device.kind}, in {moment}: {parts}."
+    needs = f"{peak} of {memory} on {device.kind}, {moment}: {parts}."
     if plan["fits"]:
-        return Finding("pass", "memory", needs)
+        return Finding("info", "memory", needs)
 
     if not plan["ways_out"]:
         return Finding("fail", "memory", f"{needs} It does not fit. No field is left to change.")
-    ways = "; ".join(plan["ways_out"])
-    return Finding("fail", "memory", f"{needs} It does not fit. In this order: {ways}.")
+    ways = "; ".join(_way_out_in_words(way) for way in plan["ways_out"])
+    return Finding("fail", "memory", f"{needs} It does not fit. Ways out, the best first: {ways}.")
+
+
+MOMENTS = {
+    "loading": "while the weights are read",
+    "reference": "in a pass of the reference",
+    "evaluation": "in an evaluation",
+    "step": "in a step",
+}
+
+
+def _way_out_in_words(way: dict[str, Any]) -> str:
+    text = f"{way['change']} saves {format_memory(way['saves'])} and leaves {format_memory(way['peak'])}"
+    if way["same_maths"]:
+        text += ", at the same maths"
+    if not way["fits"]:
+        text += ", not enough"
+    return text
 
 
 def _tokens_finding(train_report: dict[str, Any], steps: int) -> Finding:
@@ -213,7 +267,7 @@ def _tokens_finding(train_report: dict[str, Any], steps: int) -> Finding:
         f"{steps:,} steps; {real:,} tokens an epoch, {padded:,} as TRL pads them ({padding:.0%} padding), "
         f"{shared:,} with each prompt read once"
     )
-    return Finding("pass", "tokens", text)
+    return Finding("info", "tokens", text)
 
 
 # ---------------------------------------------------------------------------------------------------------- real steps
@@ -253,10 +307,11 @@ def _check_real_steps(session: Session, result: dict[str, Any]) -> None:
     if trial.same_start:
         known_loss = ", and the loss has its known value" if trial.known_loss else ""
         findings.append(Finding("pass", "step 0", f"policy and reference agree{known_loss}"))
-    planned = format_memory(plan["here"]) if plan else "nothing"
-    findings.append(Finding("pass", "peak memory", f"{format_memory(trial.peak)}; planned {planned}"))
+    counted = "reserved by torch" if device == "cuda" else "resident, as the operating system counts"
+    planned = f"planned {format_memory(plan['here'])}" if plan else "not planned"
+    findings.append(Finding("info", "peak memory", f"{format_memory(trial.peak)} {counted}; {planned}"))
     whole_run = f"{steps:,} steps take {timedelta(seconds=round(seconds))}, without evaluation and answers"
-    findings.append(Finding("pass", "time", f"{trial.seconds_per_step:.3g} s a step; {whole_run}"))
+    findings.append(Finding("info", "time", f"{trial.seconds_per_step:.3g} s a step; {whole_run}"))
 
 
 # ------------------------------------------------------------------------------------------------------- suspect pairs
@@ -291,7 +346,7 @@ def _name_suspect_pairs(session: Session, result: dict[str, Any], file: Path) ->
     result["pairs"] = {"file": str(file), "named": len(lines), "against_their_label": against, "scored": count}
     findings.append(
         Finding(
-            "pass",
+            "info",
             "suspect pairs",
             f"{against:,} of {count:,} pairs are ranked against their label by a model that was trained on the others. "
             f"{file} names {len(lines):,}: the {NAMED:.0%} whose label is doubted most, and the {NAMED:.0%} whose "

@@ -8,8 +8,12 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPException
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from ..errors import Finding
 from ..recipe.resolve import here
@@ -19,6 +23,9 @@ from ..runs import environment
 ATTENTION_KERNELS = ("flash", "mem_efficient", "cudnn", "math")
 ATTENTION_PACKAGES = ("flash_attn", "kernels", "liger_kernel", "xformers")
 
+# Packages whose own requirements are compared with what is installed: ours, and those that are often added later.
+CLASHING = (*environment.PACKAGES, "vllm", "trackio", "deepspeed", "liger-kernel", "flash-attn", "unsloth")
+
 HUB_TIMEOUT = 5  # seconds
 FULL = 5e9  # bytes free: a disk with no more than that is nearly full
 
@@ -26,6 +33,7 @@ FULL = 5e9  # bytes free: a disk with no more than that is nearly full
 def doctor() -> Iterator[Finding]:
     """One finding for each thing looked at; `fail` where training cannot work."""
     yield environment.versions()
+    yield from _clashes()
     yield _machine()
     yield from _gpus()
     yield from _device_without_cuda()
@@ -33,6 +41,41 @@ def doctor() -> Iterator[Finding]:
     yield _hub()
     yield from _caches()
     yield from _known_problems()
+
+
+def _clashes() -> Iterator[Finding]:
+    """Installed packages that another one does not take, by what that one itself declares."""
+    for package in CLASHING:
+        try:
+            declared = metadata.requires(package) or []
+        except metadata.PackageNotFoundError:
+            continue
+        for requirement in map(Requirement, declared):
+            problem = _clash(package, requirement)
+            if problem:
+                yield Finding("warn", "clash", problem)
+
+
+def _clash(package: str, requirement: Requirement) -> str | None:
+    """What is wrong with the installed version of a requirement; what is not installed is of no concern.
+
+    An extra counts that is named after the package it needs, as trl's vllm: others, such as dev, are for its authors.
+    """
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return None
+    if requirement.marker is not None:
+        extras = ("", canonicalize_name(requirement.name))
+        if not any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
+            return None
+    if requirement.specifier.contains(version, prereleases=True):
+        return None
+    return (
+        f"{requirement.name} {version} is installed, and {package} {metadata.version(package)} takes "
+        f"{requirement.name}{requirement.specifier} only. One that fits: pip install "
+        f'"{requirement.name}{requirement.specifier}"'
+    )
 
 
 def _machine() -> Finding:
@@ -57,11 +100,23 @@ def _gpus() -> Iterator[Finding]:
     for number in range(_gpu_count()):
         name = torch.cuda.get_device_name(number)
         free, total = torch.cuda.mem_get_info(number)  # bytes
-        if torch.cuda.get_device_capability(number) >= (8, 0):  # Ampere
-            dtypes = "bf16, fp16, fp32"
+        memory = f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+        if _computes_in_bf16(number):
+            yield Finding("pass", f"GPU {number}", f"{memory}; bf16, fp16, fp32")
         else:
-            dtypes = "fp16 and fp32, bf16 is not native"
-        yield Finding("pass", f"GPU {number}", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free; {dtypes}")
+            text = (
+                f"{memory}; fp16 and fp32, bf16 is only emulated: full fine-tuning and LoRA train in fp32 unless dtype "
+            )
+            text += "says otherwise, QLoRA computes in fp16."
+            yield Finding("warn", f"GPU {number}", text)
+
+
+def _computes_in_bf16(number: int) -> bool:
+    """Natively: torch says yes to an older GPU, too, which would take many times as long."""
+    import torch
+
+    with torch.cuda.device(number):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _device_without_cuda() -> Iterator[Finding]:

@@ -21,7 +21,10 @@ from .weights import loading_options
 
 
 def skeleton(recipe: Recipe, settings: Settings, path: str, *, trainable: bool = True) -> Any:
-    """What `load_weights` and TRL would make of it, adapter included, from the config alone: on the meta device."""
+    """What `load_weights` and TRL would make of it, adapter included, from the config alone: on the meta device.
+
+    `dtype_of_files` of the causal model is the type in which its files hold the weights.
+    """
     options = loading_options(recipe, settings, trainable)
     revision = options.pop("revision", None)
     quantization_config = options.pop("quantization_config", None)
@@ -30,7 +33,9 @@ def skeleton(recipe: Recipe, settings: Settings, path: str, *, trainable: bool =
         options.pop("attn_implementation", None)
     with explained("model", path), torch.device("meta"):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=recipe.trust_remote_code)
+        dtype_of_files = config.dtype or torch.float32  # as said by config.json; from_config sets it anew
         model = AutoModelForCausalLM.from_config(config, **options)
+        model.dtype_of_files = dtype_of_files
     if quantization_config:
         _quantize(model, quantization_config, options["dtype"])
     if trainable and recipe.adapter is not None:

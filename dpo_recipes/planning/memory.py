@@ -1,22 +1,25 @@
 """What a recipe needs on a device, from shapes alone: one training step on fake tensors, its live bytes counted.
 
-Leans on TRL 1.16: which positions its head scores, and the size of every buffer on the way, forward and backward.
+Two things come on top of tensors: what the process holds without a model, and what the allocator keeps for later.
+
+Leans on TRL 1.16: which positions its head scores, and the size of every buffer on the way, forward and backward. Leans
+on Transformers 5.23: the files of the weights are mapped into memory until all of them are read.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
-import itertools
+import heapq
 import logging
 import os
 import re
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import pyarrow.compute
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,10 +30,26 @@ from ..errors import RecipeError, UsageError
 from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Device, Settings, resolve
+from ..shared_prefix.attention import split_attention
+from ..shared_prefix.layout import Row
 from ..training.session import Session
+from .allocator import CachingAllocator
+from .process import resident
 
-USABLE = 0.95  # of a device's memory: the rest is the driver's, the kernels' and lost in fragments
-PARTS = ("weights", "adapter", "gradients", "optimizer", "reference", "activations", "head")
+USABLE = 0.95  # of a device's memory: the rest is the driver's, the kernels' and that of other programs
+# What the parts of a sum are called, in the order in which they are shown.
+PARTS = (
+    "process",
+    "weights",
+    "files",
+    "adapter",
+    "gradients",
+    "optimizer",
+    "reference",
+    "activations",
+    "head",
+    "allocator",
+)
 logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # what does not run is said once, by us
 # Part of an optimiser's name -> bytes that it keeps per number; the first that fits counts, so that the longer names
 # come first. Any other is taken for AdamW, with two numbers of the parameter's own size.
@@ -60,19 +79,43 @@ class Unplannable(RecipeError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What trains, and the bytes that are live at the worst moment; a device's context and fragments come on top."""
+    """What trains, and the bytes that are held at the worst moment."""
 
     trainable: int  # numbers
     total: int
-    moment: str  # reference | evaluation | step
+    moment: str  # loading | reference | evaluation | step
+    process: int  # on a CPU: the libraries and the pairs; a GPU's own context is left to what USABLE leaves free
     weights: int
+    files: int  # of weights, mapped while they are read
     adapter: int
     gradients: int
     optimizer: int
     reference: int  # a frozen adapter or a second model; log-probabilities computed before training are nothing
     activations: int
     head: int  # TRL's: a tile of logits, and the gradients of what made them
+    allocator: int  # on a GPU: freed, and kept by torch for later
     peak: int  # their sum
+
+
+class PairLength(NamedTuple):
+    """Tokens of a pair, as max_length cuts it."""
+
+    prompt: int
+    chosen: int  # without the prompt
+    rejected: int
+
+    @property
+    def longer_row(self) -> int:
+        return self.prompt + max(self.chosen, self.rejected)
+
+    @property
+    def read_once(self) -> int:
+        return self.prompt + self.chosen + self.rejected
+
+    def cut(self, max_length: int | None) -> PairLength:
+        limit = max_length or self.longer_row
+        prompt = min(self.prompt, limit)
+        return PairLength(prompt, min(self.chosen, limit - prompt), min(self.rejected, limit - prompt))
 
 
 class Moment(NamedTuple):
@@ -86,8 +129,10 @@ class Moment(NamedTuple):
 class Live(TorchDispatchMode):
     """Counts the bytes of all storages that are alive, by part, and keeps the count of the worst moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, allocator: CachingAllocator | None = None) -> None:
+        """`allocator`: what it keeps of freed memory counts too."""
         super().__init__()
+        self.allocator = allocator
         self.moment = ""
         self.now = Counter[str]()  # part -> bytes
         self.worst = Moment(0, "", Counter[str]())
@@ -102,6 +147,8 @@ class Live(TorchDispatchMode):
         if storage not in self._known:
             self._known[storage] = Counter[str]()
             weakref.finalize(storage, self.now.subtract, self._known[storage])
+            if self.allocator is not None:
+                weakref.finalize(storage, self.allocator.free, self.allocator.allocate(storage.nbytes()))
 
         counted = self._known[storage]
         if part or not counted:
@@ -110,10 +157,16 @@ class Live(TorchDispatchMode):
             counted[part or "activations"] = storage.nbytes()
             self.now.update(counted)
 
+        self.look()
+        return tensor
+
+    def look(self) -> None:
+        """Keep the count where there has been no worse one."""
+        if self.allocator is not None:
+            self.now["allocator"] = self.allocator.idle
         total = self.now.total()
         if total >= self.worst.total:
             self.worst = Moment(total, self.moment, self.now.copy())
-        return tensor
 
 
 class Head(torch.autograd.Function):
@@ -193,15 +246,25 @@ def _tile(
 # ------------------------------------------------------------------------------------------------------------ the plan
 
 
-def plan(skeleton: Any, recipe: Recipe, settings: Settings, *, tokens: int, second: Any = None) -> Plan:
-    """The plan for sequences of at most `tokens`, prompt and completion; `second`: the skeleton of another reference.
+def plan(
+    skeleton: Any,
+    recipe: Recipe,
+    settings: Settings,
+    *,
+    pairs: list[PairLength],
+    second: Any = None,
+    process: int = 0,
+) -> Plan:
+    """The plan for the largest `pairs`, of which a batch takes as many as it has; of too few the last one is repeated.
 
-    Unplannable where a model does not run on fake tensors.
+    `second`: the skeleton of another reference; `process`: bytes that are held without a model. Unplannable where a
+    model does not run on fake tensors.
     """
-    live = Live()
+    live = Live(CachingAllocator() if settings.device == "cuda" else None)
+    live.now["process"] = process
     try:
-        with FakeTensorMode(), live:
-            _run_on_paper(live, skeleton, second, recipe, settings, tokens)
+        with live:
+            _run_on_paper(live, skeleton, second, recipe, settings, pairs)
     except Exception as error:
         raise Unplannable(f"This model does not run on fake tensors: {type(error).__name__}: {error}") from error
 
@@ -220,42 +283,124 @@ def plan(skeleton: Any, recipe: Recipe, settings: Settings, *, tokens: int, seco
     return Plan(trainable=trainable, total=total, moment=live.worst.name, peak=live.worst.total, **bytes_of_parts)
 
 
-def _run_on_paper(live: Live, skeleton: Any, second: Any, recipe: Recipe, settings: Settings, tokens: int) -> None:
-    """What a run does, once each, in its order: the pass of another reference, an evaluation, a training step."""
+def _run_on_paper(
+    live: Live, skeleton: Any, second: Any, recipe: Recipe, settings: Settings, pairs: list[PairLength]
+) -> None:
+    """What a run does, once each, in its order: loading, the pass of another reference, an evaluation, a step."""
     options: dict[str, Any] = {"gradient_checkpointing": True, "optim": "adamw"} | dpo_arguments(recipe, settings, "")
     pairs_a_step = settings.micro_batch_size
     pairs_a_pass = max(  # without gradients
         pairs_a_step, options["per_device_eval_batch_size"], options.get("precompute_ref_batch_size") or 0
     )
-    policy = _on_fake_tensors(skeleton, live).train()
-    reference = _on_fake_tensors(second, live, "reference") if second else None
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    shares = recipe.pair_sharing != "off" and _can_share(skeleton)
+    batch = Batch.of_largest(pairs, pairs_a_step, shares)
+    batch_of_a_pass = Batch.of_largest(pairs, pairs_a_pass, shares)
 
-    if reference is not None:
-        live.moment = "reference"
-        _forward(reference, live, settings, pairs_a_pass, tokens)
-        if settings.reference != "moving copy":
-            live.now["reference"] = 0  # of another model only the log-probabilities stay
+    with FakeTensorMode():
+        live.moment = "loading"
+        policy = _on_fake_tensors(skeleton, live).train()
+        _map_files(live, skeleton, settings)
+        reference = None
+        if second is not None:
+            reference = _on_fake_tensors(second, live, "reference")
+            _map_files(live, second, settings)
+        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
 
-    live.now["optimizer"] = sum(_optimizer_bytes(parameter, options["optim"]) for parameter in trained)
-    live.moment = "evaluation"
-    _forward(policy, live, settings, pairs_a_pass, tokens)
+        if reference is not None:
+            live.moment = "reference"
+            _forward(reference, live, settings, batch_of_a_pass)
+            if settings.reference != "moving copy":
+                reference = None  # of another model only the log-probabilities stay
+                gc.collect()  # as modules refer to each other
 
-    live.moment = "step"
-    _count_gradients(live, trained, waiting=settings.accumulation > 1)
-    if options["gradient_checkpointing"]:
-        policy.activation_checkpointing_enable(options.get("gradient_checkpointing_kwargs"))
-        if recipe.adapter:
-            policy.enable_input_require_grads()
-    _forward(policy, live, settings, pairs_a_step, tokens, grad=True).sum().backward()
+        states = [_optimizer_state(live, parameter, options["optim"]) for parameter in trained]
+        live.moment = "evaluation"
+        _forward(policy, live, settings, batch_of_a_pass)
+
+        live.moment = "step"
+        _count_gradients(live, trained, waiting=settings.accumulation > 1)
+        if options["gradient_checkpointing"]:
+            policy.activation_checkpointing_enable(options.get("gradient_checkpointing_kwargs"))
+            if recipe.adapter:
+                policy.enable_input_require_grads()
+        logps = _forward(policy, live, settings, batch, grad=True)
+        if batch.row is not None:  # which is compared once with what it stands for
+            _forward(policy, live, settings, batch._replace(row=None))
+        logps.sum().backward()
+        del states
 
 
-def _optimizer_bytes(parameter: torch.Tensor, optimizer: str) -> int:
-    """What an optimiser keeps for a parameter."""
+def _can_share(skeleton: Any) -> bool:
+    # Imported here: it brings bitsandbytes, which announces at import what the session has silenced by now.
+    from ..shared_prefix.forward import why_not
+
+    return why_not(_causal(skeleton)) is None
+
+
+def _map_files(live: Live, skeleton: Any, settings: Settings) -> None:
+    """On a CPU the files of the weights are mapped into memory while they are read, and count as the process's own.
+
+    A weight that keeps the type it has in its file is a view of it. As long as there is one, such as the embedding over
+    4-bit layers, the file stays mapped. A GPU's memory knows nothing of this.
+    """
+    if settings.device == "cuda":
+        return
+    causal = _causal(skeleton)
+    dtype_of_files = causal.dtype_of_files
+    in_files, viewed = 0, 0  # bytes
+    for name, parameter in causal.named_parameters():
+        if ".lora_" in name:
+            continue
+        is_packed = hasattr(parameter, "quant_state")  # two numbers in a byte
+        in_files += parameter.numel() * (2 if is_packed else 1) * dtype_of_files.itemsize
+        if parameter.dtype == dtype_of_files and not is_packed:
+            viewed += parameter.nbytes
+
+    if viewed:
+        live.now["files"] += in_files - viewed
+        live.look()
+        return
+    mapped_before = live.now["files"]
+    live.now["files"] += in_files
+    live.look()
+    live.now["files"] = mapped_before
+
+
+class Batch(NamedTuple):
+    """The largest batch: 2 x pairs rows of so many tokens, or the same pairs in one row."""
+
+    rows: int
+    tokens: int
+    row: Row | None  # of which only the shapes count
+
+    @classmethod
+    def of_largest(cls, pairs: list[PairLength], count: int, shares: bool) -> Batch:
+        longest = max(pair.longer_row for pair in pairs)
+        if not shares:
+            return cls(2 * count, longest, None)
+        most_to_read = sorted(pairs, key=lambda pair: pair.read_once, reverse=True)[:count]
+        most_to_read += most_to_read[-1:] * (count - len(most_to_read))
+        return cls(2 * count, longest, _row(most_to_read))
+
+
+def _row(pairs: list[PairLength]) -> Row:
+    """Pairs in one row, as `shared_prefix` lays them out; the tokens themselves are all the same."""
+    lengths = [pair.prompt + pair.chosen for pair in pairs] + [pair.prompt + pair.rejected for pair in pairs]
+    ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    for number, (pair, length) in enumerate(zip(pairs * 2, lengths, strict=True)):
+        labels[number, pair.prompt : length] = 0
+    return Row(ids, labels, lengths, common=[pair.prompt for pair in pairs])
+
+
+def _optimizer_state(live: Live, parameter: torch.Tensor, optimizer: str) -> torch.Tensor:
+    """What an optimiser keeps for a parameter, as bytes."""
+    size = parameter.numel() * 2 * parameter.itemsize
     for name, bytes_per_number in STATES.items():
         if name in optimizer:
-            return parameter.numel() * bytes_per_number
-    return parameter.numel() * 2 * parameter.itemsize
+            size = parameter.numel() * bytes_per_number
+            break
+    return live.add(torch.empty(size, dtype=torch.uint8), "optimizer")
 
 
 def _count_gradients(live: Live, trained: list[Any], waiting: bool) -> None:
@@ -314,34 +459,94 @@ def _quantization(parameter: torch.Tensor) -> list[torch.Tensor]:
     return [value for value in values if isinstance(value, torch.Tensor)]
 
 
-def _forward(model: Any, live: Live, settings: Settings, pairs: int, tokens: int, grad: bool = False) -> torch.Tensor:
-    """A forward as TRL's: padded rows through the backbone, every position but the last through the head."""
+def _causal(model: Any) -> Any:
+    """The causal model, which an adapter may wrap."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _forward(model: Any, live: Live, settings: Settings, batch: Batch, grad: bool = False) -> torch.Tensor:
+    """A forward as TRL's: padded rows through the backbone, every position but the last through the head.
+
+    Or, where the batch has a row, that row, and those of its positions that predict a scored token.
+    """
     autocast_dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     autocast = autocast_dtypes.get(str(settings.autocast))
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = _causal(model)
     with torch.set_grad_enabled(grad), torch.autocast("cpu", autocast, enabled=autocast is not None):
         # Of the four tensors in TRL's batch the completion mask and the labels are only held.
-        input_ids, attention_mask, *_held = torch.zeros(4, 2 * pairs, tokens, dtype=torch.long)
-        output = causal.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        hidden = output.last_hidden_state[:, :-1]
+        input_ids, attention_mask, *_held = torch.zeros(4, batch.rows, batch.tokens, dtype=torch.long)
+        if batch.row is None:
+            output = causal.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            hidden = output.last_hidden_state[:, :-1]
+        else:
+            hidden = _read_once(causal, batch.row)
         weights = causal.get_output_embeddings().parameters()  # with a bias in some models
         return Head.apply(live, settings.device == "cuda", hidden.reshape(-1, hidden.shape[-1]), *weights)
 
 
-def longest_pair(session: Session, report: dict[str, Any]) -> int:
-    """Tokens of the longest pair of either split, as `max_length` cuts it. Unplannable where nothing tells."""
-    limits = []
-    if session.recipe.max_length:
-        limits.append(session.recipe.max_length)
-    if "tokens" in report.get("train", {}):  # of a stream nothing is known beforehand
-        limits.append(max([2, *session.train["length"], *session.eval["length"]]))
-    if not limits:
-        raise Unplannable("Neither the pairs nor max_length say how long a pair can be.")
-    return min(limits)
+def _read_once(causal: Any, row: Row) -> torch.Tensor:
+    """The hidden states (1, S, width) that predict a scored token, from pairs in one row."""
+    from transformers import AttentionInterface  # here for the same reason
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    name = causal.config._attn_implementation
+    kernel = ALL_ATTENTION_FUNCTIONS[name]
+    if not hasattr(kernel, "reads_pairs"):
+        AttentionInterface.register(name, split_attention(kernel, flash=False))
+    output = causal.base_model(
+        input_ids=torch.zeros(row.tokens.shape, dtype=torch.long),
+        position_ids=torch.zeros(row.positions.shape, dtype=torch.long),
+        attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool),
+        use_cache=False,
+        pair_row=row,
+    )
+    return output.last_hidden_state.index_select(1, torch.zeros(row.predictors.shape, dtype=torch.long))
 
 
-def plan_for(session: Session, device: Device, tokens: int, recipe: Recipe) -> Plan:
-    """The plan of a recipe, the session's own or a changed one, on a device, for pairs of at most `tokens`."""
+# ------------------------------------------------------------------------------------------------------- for a recipe
+
+
+def largest_pairs(session: Session, report: dict[str, Any]) -> list[PairLength]:
+    """The pairs of either split that need most, as many as a batch may take. Unplannable where nothing tells.
+
+    Where the pairs are not known, such as those of a stream, one that fills max_length and shares nothing.
+    """
+    recipe = session.recipe
+    if "tokens" not in report.get("train", {}):
+        if recipe.max_length is None:
+            raise Unplannable("Neither the pairs nor max_length say how long a pair can be.")
+        return [PairLength(prompt=1, chosen=recipe.max_length - 1, rejected=recipe.max_length - 1)]
+
+    lengths = []
+    for split in (session.train, session.eval):
+        lengths += [pair.cut(recipe.max_length) for pair in pair_lengths(split)]
+    if not lengths:
+        lengths = [PairLength(1, 1, 1)]
+    batch = max(session.settings.micro_batch_size, *(recipe.trl.get(name) or 0 for name in BATCHES_OF_A_PASS))
+    longest = heapq.nlargest(batch, lengths, key=lambda pair: pair.longer_row)
+    most_to_read = heapq.nlargest(batch, lengths, key=lambda pair: pair.read_once)
+    return [*longest, *most_to_read]
+
+
+BATCHES_OF_A_PASS = ("per_device_eval_batch_size", "precompute_ref_batch_size")
+
+
+def pair_lengths(split: Any) -> list[PairLength]:
+    """The lengths of every pair of a tokenised split, read off without its tokens."""
+    columns = []
+    for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
+        table = split.select_columns([name]).with_format("arrow")[:]
+        columns.append(pyarrow.compute.list_value_length(table[name]).to_pylist())
+    return [PairLength(*lengths) for lengths in zip(*columns, strict=True)]
+
+
+def longest_pair(pairs: list[PairLength]) -> int:
+    """Tokens of the longest side of any pair, with its prompt."""
+    return max(pair.longer_row for pair in pairs)
+
+
+def plan_for(session: Session, device: Device, pairs: list[PairLength], recipe: Recipe) -> Plan:
+    """The plan of a recipe, the session's own or a changed one, on a device, for the largest pairs."""
     from ..models.skeleton import skeleton
 
     settings = resolve(recipe, device)
@@ -349,7 +554,14 @@ def plan_for(session: Session, device: Device, tokens: int, recipe: Recipe) -> P
     second = None
     if settings.reference in ("other model", "moving copy"):
         second = skeleton(recipe, settings, session.reference_path or session.model_path, trainable=False)
-    return plan(policy, recipe, settings, tokens=min(tokens, recipe.max_length or tokens), second=second)
+    return plan(
+        policy,
+        recipe,
+        settings,
+        pairs=[pair.cut(recipe.max_length) for pair in pairs],
+        second=second,
+        process=0 if device.kind == "cuda" else resident(),
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- memory
@@ -380,26 +592,3 @@ def format_memory(size: float) -> str:
     if size >= 1e8:
         return f"{size / 1e9:.2f} GB"
     return f"{size / 1e6:.1f} MB"
-
-
-def measured_peak(step: Callable[[], Any], resident: Iterable[torch.Tensor]) -> int:
-    """The most bytes that were live while `step` ran, `resident` included; on CUDA the allocator's own number."""
-    gc.collect()  # or what others left behind would be freed, and subtracted, on the way
-
-    storages = {}  # by address, as several tensors may share one
-    for tensor in resident:
-        for part in (tensor, *_quantization(tensor)):
-            storage = part.untyped_storage()
-            storages[storage.data_ptr()] = storage
-    if any(storage.device.type == "cuda" for storage in storages.values()):
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated()
-
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    changes = [event.nbytes() for event in events]  # below zero where memory is freed
-    most_on_top = max(0, *itertools.accumulate(changes))
-    return sum(storage.nbytes() for storage in storages.values()) + most_on_top

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from ..recipe.recipe import Recipe
 from ..training.session import Session
-from .memory import measured_peak
+from . import process
+from .memory import pair_lengths
 
 TIMED = 3  # steps on pairs as they come, after a first one on the longest
 
@@ -22,7 +24,7 @@ TIMED = 3  # steps on pairs as they come, after a first one on the longest
 class Trial(NamedTuple):
     """What real steps took, and what was looked at on the way."""
 
-    peak: int  # bytes that were live at most, in training or evaluation
+    peak: int  # bytes: on a CPU resident in this process, as the system counts; on CUDA reserved by torch
     seconds_per_step: float  # the median of the timed steps
     same_start: bool  # whether policy and reference were compared before the first update, and agreed
     known_loss: bool  # whether the loss was compared with its known value there, and agreed
@@ -58,13 +60,11 @@ def try_steps(session: Session) -> Trial:
         "push_to_hub": False,
     }
     with tempfile.TemporaryDirectory() as folder:
+        _reset_peak(session.device.kind)
         trainer = _on_the_longest_pairs(session).make_trainer(Path(folder), [clock], **options)
-
-        def train_and_evaluate() -> None:
-            trainer.train()
-            trainer.evaluate()
-
-        peak = measured_peak(train_and_evaluate, _resident(trainer))
+        trainer.train()
+        trainer.evaluate()
+        peak = _peak(session.device.kind)
     return Trial(
         peak=peak,
         seconds_per_step=statistics.median(clock.seconds[1:]),
@@ -81,17 +81,33 @@ def _on_the_longest_pairs(session: Session) -> Session:
     first = range(min(len(session.train), TIMED * pairs_a_step))
 
     few = copy.copy(session)
-    few.train = session.train.select([*_longest_first(session.train)[:pairs_a_step], *first])
-    few.eval = session.eval.select(_longest_first(session.eval)[:pairs_a_pass])
+    few.train = session.train.select([*_longest_first(session.train, recipe)[:pairs_a_step], *first])
+    few.eval = session.eval.select(_longest_first(session.eval, recipe)[:pairs_a_pass])
     return few
 
 
-def _longest_first(pairs: Any) -> list[int]:
-    """The indices of tokenised pairs by their length, the earlier one first among equals."""
-    return np.argsort(-np.array(pairs["length"]), kind="stable").tolist()
+def _longest_first(pairs: Any, recipe: Recipe) -> list[int]:
+    """The indices of tokenised pairs by their length, the earlier one first among equals.
+
+    The length is that of the longer side with its prompt, or of all that is read where a prompt is read once.
+    """
+    lengths = [pair.cut(recipe.max_length) for pair in pair_lengths(pairs)]
+    if recipe.pair_sharing == "off":
+        tokens = [pair.longer_row for pair in lengths]
+    else:
+        tokens = [pair.read_once for pair in lengths]
+    return np.argsort(-np.array(tokens), kind="stable").tolist()
 
 
-def _resident(trainer: Any) -> list[torch.Tensor]:
-    """What a trainer holds before its first step: the parameters and buffers of policy and reference."""
-    models = [model for model in (trainer.model, trainer.ref_model) if model is not None]
-    return [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+def _reset_peak(kind: str) -> None:
+    if kind == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        process.reset_peak()
+
+
+def _peak(kind: str) -> int:
+    if kind == "cuda":
+        return torch.cuda.max_memory_reserved()
+    return process.peak()

@@ -1,8 +1,9 @@
-"""What to change where a recipe does not fit on its device, nearest first."""
+"""What to change where a recipe does not fit on its device: what helps most first, and what leaves the maths alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import NamedTuple
 
 from ..errors import RecipeError
 from ..losses.trl_losses import COUPLED_LOSSES
@@ -10,29 +11,85 @@ from ..recipe.overrides import apply
 from ..recipe.recipe import QLoRA, Recipe
 from .memory import Plan
 
-SHORTER = (1024, 512, 256)  # tokens to cut pairs to, in this order
+SHORTER = (512, 256)  # tokens to cut pairs to
+LEAST_SAVING = 0.01  # of the peak: what saves less is no way out
+
+Replan = Callable[[Recipe], Plan]
+
+
+class WayOut(NamedTuple):
+    """A change, and what it brings."""
+
+    change: str  # as on the command line; several have spaces between them
+    same_maths: bool  # whether the result of the training stays the same
+    saves: int  # bytes of the peak
+    peak: int  # bytes that are left
+    fits: bool
 
 
 def ways_out(
-    recipe: Recipe, memory: int, replan: Callable[[Recipe], Plan], tokens: int = 10**9
-) -> Iterator[tuple[str, Plan]]:
-    """(what to change, as on the command line; the plan that it gives), until one fits into `memory` bytes.
+    recipe: Recipe, peak: int, memory: int, replan: Replan, tokens: int = 10**9, on_cpu: bool = False
+) -> list[WayOut]:
+    """Changes that save something of a `peak` that does not fit into `memory` bytes, the best first.
 
-    First what leaves the maths alone, one after the other; then, each on top of those, what does not.
-    `tokens`: the longest pair, above which max_length changes nothing.
+    Single changes that fit come first, of those the ones that leave the maths alone; then those that are not enough,
+    by what they save. Where none is enough, the first is the shortest sum of them that is. `tokens`: the longest pair,
+    above which max_length changes nothing; `on_cpu`: where the weights have 32 bits, whatever the adapter.
     """
-    same_maths = _changes_of_the_same_maths(recipe)
-    attempts = [same_maths[: count + 1] for count in range(len(same_maths))]
-    attempts += [[*same_maths, change] for change in _changes_of_other_maths(recipe, tokens)]
 
-    for changes in attempts:
+    def way_out(changes: list[str], same_maths: bool) -> WayOut | None:
         try:
-            changed_plan = replan(apply(recipe, changes))
+            changed_peak = replan(apply(recipe, changes)).peak
         except RecipeError:  # such as an option that goes with full fine-tuning alone
+            return None
+        saves = peak - changed_peak
+        if saves < LEAST_SAVING * peak:
+            return None
+        return WayOut(" ".join(changes), same_maths, saves, changed_peak, changed_peak <= memory)
+
+    single = [way_out([change], True) for change in _changes_of_the_same_maths(recipe)]
+    single += [way_out([change], False) for change in _changes_of_other_maths(recipe, tokens, on_cpu)]
+    ways = sorted((way for way in single if way is not None), key=_usefulness)
+    if not ways or ways[0].fits:
+        return ways
+
+    together = _together(ways, way_out)
+    return [*together, *ways]
+
+
+def _usefulness(way: WayOut) -> tuple[bool, bool, int]:
+    """Sorted by it, the most useful comes first. Among those that are not enough only the saving counts."""
+    changes_what_is_learned = not way.same_maths
+    return (not way.fits, way.fits and changes_what_is_learned, -way.saves)
+
+
+def _together(ways: list[WayOut], way_out: Callable[[list[str], bool], WayOut | None]) -> list[WayOut]:
+    """All that leaves the maths alone, and then one after the other of what does not, until it fits.
+
+    Where not even all of it does, the sum of all. Nothing where there is nothing to add up.
+    """
+    changes = [way.change for way in ways if way.same_maths]
+    sums = [(list(changes), True)] if len(changes) > 1 else []
+    for way in ways:
+        if way.same_maths:
             continue
-        yield " ".join(changes), changed_plan
-        if changed_plan.peak <= memory:
-            return
+        field = way.change.partition("=")[0]
+        if any(change.startswith(f"{field}=") for change in changes):  # one adapter, one length: that saves more
+            continue
+        changes.append(way.change)
+        if len(changes) > 1:
+            sums.append((list(changes), False))
+
+    best = None
+    for summands, same_maths in sums:
+        attempt = way_out(summands, same_maths)
+        if attempt is None:
+            continue
+        if best is None or attempt.saves > best.saves:
+            best = attempt
+        if attempt.fits:
+            break
+    return [] if best is None else [best]
 
 
 def _changes_of_the_same_maths(recipe: Recipe) -> list[str]:
@@ -46,12 +103,15 @@ def _changes_of_the_same_maths(recipe: Recipe) -> list[str]:
     return changes
 
 
-def _changes_of_other_maths(recipe: Recipe, tokens: int) -> list[str]:
-    """Shorter pairs, then fewer trained parameters, then frozen weights of 4 bits."""
-    longest = min(recipe.max_length or tokens, tokens)
-    changes = [f"max_length={length}" for length in SHORTER if length < longest]
+def _changes_of_other_maths(recipe: Recipe, tokens: int, on_cpu: bool) -> list[str]:
+    """Frozen weights with an adapter, in 16 bits or in 4; shorter pairs."""
+    changes = []
     if recipe.adapter is None:
         changes.append("adapter=lora")
     if not isinstance(recipe.adapter, QLoRA):
         changes.append("adapter=qlora")
+        if on_cpu and recipe.adapter is not None and recipe.dtype == "auto":
+            changes.append("dtype=bfloat16")
+    longest = min(recipe.max_length or tokens, tokens)
+    changes += [f"max_length={length}" for length in SHORTER if length < longest]
     return changes

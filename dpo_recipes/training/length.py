@@ -29,7 +29,7 @@ def length_findings(recipe: Recipe, train_pairs: int | None) -> list[Finding]:
     total = steps(recipe, train_pairs or 0)
     findings = _warmup(recipe, total) + _intervals(recipe, total)
     if train_pairs is not None:
-        findings += _epochs(recipe, train_pairs)
+        findings += _batch(recipe, train_pairs) + _epochs(recipe, train_pairs)
     return findings + _best_model(recipe, total)
 
 
@@ -58,6 +58,17 @@ def _intervals(recipe: Recipe, total: int) -> list[Finding]:
             text = f"trl.{name}={interval} in a run of {total:,} steps: {consequence}."
             findings.append(Finding("warn", name, text))
     return findings
+
+
+def _batch(recipe: Recipe, train_pairs: int) -> list[Finding]:
+    """A step of more pairs than there are takes those there are: it is not the batch that was asked for."""
+    if recipe.global_batch_size <= train_pairs:
+        return []
+    text = (
+        f"global_batch_size={recipe.global_batch_size}, and there are {train_pairs:,} pairs to train on: every step "
+        f"takes all of them and no more. At most global_batch_size={train_pairs}."
+    )
+    return [Finding("warn", "batch", text)]
 
 
 def _epochs(recipe: Recipe, train_pairs: int) -> list[Finding]:

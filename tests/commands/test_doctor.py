@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import urllib.error
 import urllib.request
+from contextlib import nullcontext
 from http.client import RemoteDisconnected
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,7 +38,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
 
-    def gpus(*names: str, served: bool = True, capability=(9, 0), cuda: str | None = "13.0") -> None:
+    def gpus(*names: str, served: bool = True, native: bool = True, cuda: str | None = "13.0") -> None:
         def of(value):
             def ask(n):
                 assert served, "the driver does not serve CUDA"
@@ -50,7 +52,8 @@ def machine(monkeypatch, tmp_path):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
         monkeypatch.setattr(torch.cuda, "get_device_name", of(lambda n: names[n]))
         monkeypatch.setattr(torch.cuda, "mem_get_info", of(lambda n: (60 * 10**9, 80 * 10**9)))
-        monkeypatch.setattr(torch.cuda, "get_device_capability", of(lambda n: capability))
+        monkeypatch.setattr(torch.cuda, "device", lambda n: nullcontext())
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or native)
 
     return SimpleNamespace(gpus=gpus)
 
@@ -100,9 +103,10 @@ def test_a_gpu_is_named_with_its_memory_and_the_kernel_that_is_switched_off(mach
     assert known() == []
 
 
-def test_an_older_gpu_has_no_bf16(machine):
-    machine.gpus("Tesla T4", capability=(7, 5))
-    assert of("GPU 0").text.endswith("fp16 and fp32, bf16 is not native")
+def test_a_gpu_that_only_emulates_bf16_is_a_warning(machine):
+    machine.gpus("Tesla T4", native=False)
+    assert of("GPU 0").level == "warn"
+    assert "fp16 and fp32, bf16 is only emulated" in of("GPU 0").text
 
 
 def test_several_gpus_are_one_too_many(machine, monkeypatch):
@@ -192,3 +196,47 @@ def test_other_versions_are_a_warning(monkeypatch):
     warned = Finding("warn", "versions", "torch 9.9, tested 2.13.0.")
     monkeypatch.setattr(environment, "versions", lambda: warned)
     assert look()[0] == warned
+
+
+# ------------------------------------------------------------------------------------------------------------- clashes
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """packages({name: (version, requirements)}): what is installed, and nothing else."""
+
+    def install(entries: dict[str, tuple[str, list[str]]]) -> None:
+        def entry(name):
+            if name.replace("_", "-") not in entries:
+                raise metadata.PackageNotFoundError(name)
+            return entries[name.replace("_", "-")]
+
+        monkeypatch.setattr(module.metadata, "version", lambda name: entry(name)[0])
+        monkeypatch.setattr(module.metadata, "requires", lambda name: entry(name)[1])
+
+    return install
+
+
+def clashes() -> list[str]:
+    return [finding.text for finding in module._clashes()]
+
+
+def test_a_package_that_another_does_not_take_is_a_warning_with_both(packages):
+    needs = ["torch>=2.6", 'vllm<=0.31.0,>=0.22.0; extra == "vllm"', 'other<1; python_version < "3.0"']
+    packages({"trl": ("1.16.0", needs), "vllm": ("0.40.1", []), "torch": ("2.13.0+cpu", []), "other": ("2", [])})
+    [text] = clashes()
+    assert text == (
+        "vllm 0.40.1 is installed, and trl 1.16.0 takes vllm<=0.31.0,>=0.22.0 only. One that fits: pip install "
+        '"vllm<=0.31.0,>=0.22.0"'
+    )
+    packages({"trl": ("1.16.0", needs), "vllm": ("0.25.0", []), "torch": ("2.13.0+cpu", [])})
+    assert clashes() == []
+
+
+def test_what_pulls_a_shared_package_back_is_named(packages):
+    packages({"trackio": ("0.3", ["huggingface-hub<1.0.0"]), "huggingface-hub": ("1.31.0", [])})
+    assert clashes()[0].startswith("huggingface-hub 1.31.0 is installed, and trackio 0.3 takes huggingface-hub<1.0.0")
+
+
+def test_nothing_clashes_among_the_tested_versions():
+    assert clashes() == []

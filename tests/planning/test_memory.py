@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import shutil
 import types
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from datasets import Dataset
 from making import make_pairs
 from peft import get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig
 from trl.kernels import chunked_logprob
 
 from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError
@@ -19,7 +24,16 @@ from dpo_recipes.models.adapter import peft_config
 from dpo_recipes.models.skeleton import skeleton
 from dpo_recipes.models.tokenizer import load_tokenizer
 from dpo_recipes.models.weights import load_weights
-from dpo_recipes.planning.memory import PARTS, Head, Live, format_memory, measured_peak, parse_memory, plan
+from dpo_recipes.planning.memory import (
+    PARTS,
+    Head,
+    Live,
+    PairLength,
+    _quantization,
+    format_memory,
+    parse_memory,
+    plan,
+)
 from dpo_recipes.recipe.dpo_arguments import dpo_arguments
 from dpo_recipes.recipe.resolve import Device, resolve
 from dpo_recipes.training.trainer import RecipeTrainer, config
@@ -34,6 +48,7 @@ SMALL = {
 }
 OPEN = {"gradient_checkpointing": False}
 TOKENS = 160
+LONG = [PairLength(prompt=1, chosen=TOKENS - 1, rejected=TOKENS - 1)]
 
 
 def long_pairs(n: int) -> list[dict]:
@@ -72,6 +87,21 @@ def resident(model) -> list[torch.Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
+def measured_peak(step: Callable[[], Any], tensors: list[torch.Tensor]) -> int:
+    """The most bytes that were live while `step` ran, those of `tensors` included."""
+    gc.collect()  # or what others left behind would be freed, and subtracted, on the way
+    storages = {}  # by address, as several tensors may share one
+    for tensor in tensors:
+        for part in (tensor, *_quantization(tensor)):
+            storages[part.untyped_storage().data_ptr()] = part.untyped_storage()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    changes = [event.nbytes() for event in events]  # below zero where memory is freed
+    return sum(storage.nbytes() for storage in storages.values()) + max(0, *itertools.accumulate(changes))
+
+
 @pytest.fixture(scope="module")
 def start(tiny, tmp_path_factory):
     """A saved adapter of the small llama."""
@@ -83,6 +113,7 @@ def start(tiny, tmp_path_factory):
 
 
 BF16 = Device("cpu", bf16=True)
+CPU = Device()
 
 
 class Case(NamedTuple):
@@ -127,14 +158,14 @@ def test_the_planned_peak_is_the_measured_one(tiny, tmp_path, case):
     moving = settings.reference == "moving copy"
     bare = skeleton(recipe, settings, str(folder))
     second = skeleton(recipe, settings, str(folder), trainable=False) if moving else None
-    planned = plan(bare, recipe, settings, tokens=TOKENS, second=second)
+    planned = plan(bare, recipe, settings, pairs=LONG, second=second)
     trainer = built(recipe, folder, tmp_path, device)
     held = resident(trainer.model) + (resident(trainer.ref_model) if moving else [])
     measured = measured_peak(trainer.train, held)
     print(f"{case}: planned {planned.peak / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB, {planned}")
     assert (planned.trainable, planned.total) == trainer.parameter_counts()
     assert planned.peak == pytest.approx(measured, rel=0.01)
-    assert planned == plan(bare, recipe, settings, tokens=TOKENS, second=second)  # the skeleton is as it was
+    assert planned == plan(bare, recipe, settings, pairs=LONG, second=second)  # the skeleton is as it was
 
 
 @pytest.mark.slow
@@ -142,7 +173,7 @@ def test_a_continued_adapter_is_planned_with_its_frozen_copy(tiny, tmp_path, sta
     for adapter in (LoRA(continue_from=start), QLoRA(continue_from=start)):
         recipe = recipe_for(tiny(**SMALL), adapter=adapter, trl=OPEN)
         settings = resolve(recipe, Device())
-        planned = plan(skeleton(recipe, settings, str(tiny(**SMALL))), recipe, settings, tokens=TOKENS)
+        planned = plan(skeleton(recipe, settings, str(tiny(**SMALL))), recipe, settings, pairs=LONG)
         trainer = built(recipe, tiny(**SMALL), tmp_path, Device())
         assert (planned.trainable, planned.total) == trainer.parameter_counts()
         assert planned.reference == sum(p.nbytes for n, p in trainer.model.named_parameters() if ".ref." in n)
@@ -154,29 +185,29 @@ def test_another_models_log_probabilities_are_the_worst_moment_where_it_is_large
     recipe = recipe_for(folder, reference=str(large))
     settings = resolve(recipe, Device())
     second = skeleton(recipe, settings, str(large), trainable=False)
-    both = plan(skeleton(recipe, settings, str(folder)), recipe, settings, tokens=TOKENS, second=second)
+    both = plan(skeleton(recipe, settings, str(folder)), recipe, settings, pairs=LONG, second=second)
     assert both.moment == "reference" and both.optimizer == 0
     assert both.reference == sum(t.nbytes for t in [*second.parameters(), *second.buffers()])
     same = skeleton(recipe, settings, str(folder), trainable=False)
-    small = plan(skeleton(recipe, settings, str(folder)), recipe, settings, tokens=TOKENS, second=same)
+    small = plan(skeleton(recipe, settings, str(folder)), recipe, settings, pairs=LONG, second=same)
     assert small.moment == "step" and small.reference == 0
 
 
 def test_a_large_evaluation_batch_is_the_worst_moment(tiny):
     recipe = recipe_for(tiny(), micro_batch_size=1, trl={"per_device_eval_batch_size": 32})
     settings = resolve(recipe, Device())
-    assert plan(skeleton(recipe, settings, str(tiny())), recipe, settings, tokens=TOKENS).moment == "evaluation"
+    assert plan(skeleton(recipe, settings, str(tiny())), recipe, settings, pairs=LONG).moment == "evaluation"
 
 
 @pytest.mark.slow
 def test_fewer_tokens_and_pairs_need_less_and_the_parts_are_those_of_the_recipe(tiny):
-    def planned(tokens=TOKENS, **changes):
+    def planned(pairs=LONG, **changes):
         recipe = recipe_for(tiny(**SMALL), **changes)
         settings = resolve(recipe, Device())
-        return plan(skeleton(recipe, settings, str(tiny(**SMALL))), recipe, settings, tokens=tokens)
+        return plan(skeleton(recipe, settings, str(tiny(**SMALL))), recipe, settings, pairs=pairs)
 
     full, lora = planned(adapter=None, micro_batch_size=1), planned(micro_batch_size=1)
-    assert full.peak > lora.peak > planned(micro_batch_size=1, tokens=TOKENS // 2).peak
+    assert full.peak > lora.peak > planned(micro_batch_size=1, pairs=[LONG[0].cut(TOKENS // 2)]).peak
     assert planned(micro_batch_size=4).peak > planned(micro_batch_size=2).peak > lora.peak
     assert planned(trl=OPEN).peak > planned().peak
     assert sum(getattr(lora, part) for part in PARTS) == lora.peak
@@ -255,7 +286,7 @@ def test_a_model_that_does_not_run_on_fake_tensors_is_a_reason(tiny, monkeypatch
         lambda self, input_ids, **rest: real(self, input_ids=input_ids[: input_ids.max().item()], **rest),
     )
     with pytest.raises(RecipeError, match="does not run on fake tensors: DataDependentOutput"):
-        plan(bare, recipe, settings, tokens=TOKENS)
+        plan(bare, recipe, settings, pairs=LONG)
 
 
 @pytest.mark.parametrize(
@@ -281,12 +312,54 @@ def test_memory_is_written_as_people_read_it():
     ]
 
 
-def test_the_measured_peak_is_what_a_step_holds_at_most_beside_what_was_there():
-    there = torch.zeros(1000)
+def test_a_pair_is_cut_as_training_cuts_it():
+    pair = PairLength(prompt=10, chosen=20, rejected=5)
+    assert (pair.longer_row, pair.read_once) == (30, 35)
+    assert pair.cut(None) == pair.cut(30) == pair
+    assert pair.cut(12) == PairLength(10, 2, 2) and pair.cut(8) == PairLength(8, 0, 0)
 
-    def step():
-        kept = torch.zeros(500)
-        torch.zeros(2000).sum()
-        return kept
 
-    assert measured_peak(step, [there, there[:10]]) == 4 * (1000 + 500 + 2000 + 1)
+# ------------------------------------------------------------------------------------------- what is not a tensor's
+
+
+def planned_for(folder, device=CPU, pairs=LONG, **changes):
+    recipe = recipe_for(folder, **changes)
+    settings = resolve(recipe, device)
+    return plan(skeleton(recipe, settings, str(folder)), recipe, settings, pairs=pairs, process=0)
+
+
+def test_files_are_mapped_while_weights_are_read_and_as_long_as_a_weight_is_a_view_of_them(tiny, tmp_path):
+    in_32_bits = tiny(**SMALL)
+    in_16_bits = shutil.copytree(in_32_bits, tmp_path / "in_16_bits")
+    config_file = in_16_bits / "config.json"
+    config_file.write_text(config_file.read_text().replace("float32", "bfloat16"))
+    assert AutoConfig.from_pretrained(in_16_bits).dtype == torch.bfloat16
+    short = [PairLength(1, 1, 1)]  # so that nothing is larger than loading
+
+    converted = planned_for(in_32_bits, pairs=short, dtype="bfloat16", micro_batch_size=1)
+    numbers = converted.total - converted.trainable
+    assert converted.moment == "loading" and converted.files == 4 * numbers
+    as_they_are = planned_for(in_32_bits, pairs=short, dtype="float32", micro_batch_size=1)
+    assert as_they_are.files == 0
+
+    packed = planned_for(in_16_bits, adapter=QLoRA(r=4))
+    embedding = SMALL["vocab_size"] * SMALL["hidden_size"]
+    assert packed.moment != "loading"
+    assert 2 * numbers * 0.5 < packed.files < 2 * (numbers - embedding)  # the embedding is a view of the file
+
+
+@pytest.mark.slow
+def test_pairs_that_are_read_once_need_less_the_more_they_share(tiny):
+    mostly_prompt = [PairLength(prompt=TOKENS - 20, chosen=20, rejected=20)]
+    folder = tiny(**SMALL)
+    changes = {"micro_batch_size": 4, "trl": OPEN}
+    twice = planned_for(folder, pairs=mostly_prompt, **changes)
+    once = planned_for(folder, pairs=mostly_prompt, pair_sharing="auto", **changes)
+    assert once.activations < 0.75 * twice.activations and once.peak < twice.peak
+    assert planned_for(folder, pairs=LONG, pair_sharing="auto", **changes).activations > once.activations
+
+
+def test_on_a_gpu_what_torch_keeps_of_freed_memory_counts(tiny):
+    planned = planned_for(tiny(**SMALL), Device("cuda", bf16=True))
+    assert planned.allocator > 0 and planned.files == planned.process == 0
+    assert planned.peak == sum(getattr(planned, part) for part in PARTS)

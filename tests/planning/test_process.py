@@ -1,0 +1,31 @@
+"""The memory of this process, as the operating system counts it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from dpo_recipes.planning import process
+
+BYTES = 200_000_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is reset through /proc")
+def test_the_peak_is_counted_from_the_reset_on_and_sees_what_is_gone():
+    assert process.reset_peak()
+    before = process.resident()
+    torch.ones(BYTES // 4)
+    assert process.peak() - before == pytest.approx(BYTES, rel=0.05)
+    assert process.resident() - before < BYTES / 2
+    process.reset_peak()
+    assert process.peak() - before < BYTES / 2
+
+
+def test_without_proc_the_largest_that_ever_was_is_all_that_is_known(monkeypatch, tmp_path):
+    known = process.resident()
+    monkeypatch.setattr(process, "STATM", str(tmp_path / "none"))
+    monkeypatch.setattr(process, "RESET_PEAK", str(tmp_path / "none" / "none"))
+    assert not process.reset_peak()
+    assert process.resident() == process.peak() >= known
