@@ -354,10 +354,17 @@ def _judge_truncation(part: dict[str, Any], max_length: int | None) -> Judgement
     truncated = part["truncated"]
     enough = part["max_length_keeping_99"]
     cut_pairs = _of_pairs(truncated["pairs"], part["pairs"], truncated["rows"])
+    # Of fewer than a hundred pairs, the length that keeps 99 % whole is that of the longest.
+    kept_whole = "99 %" if part["pairs"] >= 100 else "all"
+    few_are_far_longer = truncated["pairs"] <= 0.05 * part["pairs"] and enough > 4 * (max_length or NO_LIMIT)
+    if few_are_far_longer:
+        advice = "They are far longer than the others: data.drop_truncated=True leaves them out."
+    else:
+        advice = f"Set max_length={enough}, or data.drop_truncated=True."
     return Judgement(
         _level(truncated["pairs"], part["pairs"], warn_above=0.01, fail_above=0.25),
-        f"{cut_pairs} are cut at max_length={max_length}; {enough} would keep 99 % whole.",
-        f"A side without its end teaches to run on. Set max_length={enough}, or data.drop_truncated=True.",
+        f"{cut_pairs} are cut at max_length={max_length}; {enough} would keep {kept_whole} whole.",
+        f"A side without its end teaches to run on. {advice}",
     )
 
 

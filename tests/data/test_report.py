@@ -288,3 +288,21 @@ def test_scores_are_said_where_more_than_a_few_are_against_the_labels():
 @pytest.mark.parametrize("report", [{"train": {}}, {"train": {"kept": 9}, "contradictions": {"count": 0, "rows": []}}])
 def test_nothing_is_said_where_contradictions_are_none_or_not_known(report):
     assert contradiction_findings(report, allow=[], max_dropped=0.05) == []
+
+
+@pytest.mark.parametrize(
+    ("pairs", "cut", "enough", "words"),
+    [
+        (57, 1, 5_000_024, ["5000024 would keep all whole", "data.drop_truncated=True leaves them out"]),
+        (57, 1, 15, ["15 would keep all whole", "Set max_length=15, or"]),
+        (200, 8, 900, ["900 would keep 99 % whole", "far longer than the others"]),
+        (200, 60, 900, ["900 would keep 99 % whole", "Set max_length=900, or"]),
+    ],
+)
+def test_a_few_very_long_pairs_are_to_be_left_out_and_not_to_set_the_length(pairs, cut, enough, words):
+    truncated = {"chosen": cut, "rejected": 0, "pairs": cut, "rows": ["3"]}
+    _, healthy = tokenize_pairs(make_pairs(40))
+    part = healthy | {"pairs": pairs, "truncated": truncated, "max_length_keeping_99": enough}
+    text = judge(part, max_length=10)["truncated"].text
+    assert all(word in text for word in words)
+    assert ("Set max_length" in text) == ("Set max_length" in " ".join(words))
