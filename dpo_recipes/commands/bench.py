@@ -68,8 +68,8 @@ def bench(
 
     return {
         "recipe": recipe.name,
-        "model": f"{random_model} of random weights" if random_model else recipe.model,
-        "lengths": lengths or _name_of_pairs(recipe),
+        "model": f"{random_model} of random weights" if random_model else _spoken(recipe.model, recipe),
+        "lengths": lengths or _spoken(recipe.data.name, recipe),
         "against": _against(against_defaults, compact_head),
         "batches": batches,
         "pairs_per_batch": micro_batch_size,
@@ -130,8 +130,9 @@ def _on_random_weights(recipe: Recipe, size: str, folder: Path) -> Recipe:
     return replace(recipe, model=str(folder), revision=None, reference=None, prepare=None, data=Data("drawn"))
 
 
-def _name_of_pairs(recipe: Recipe) -> str:
-    return recipe.data.name.replace(PREPARED, f"{recipe.name}'s own")
+def _spoken(name: str, recipe: Recipe) -> str:
+    """The name of a model or of data; of what the recipe makes itself, such as `quickstart's own pairs`."""
+    return name.replace(f"{PREPARED}/", f"{recipe.name}'s own ")
 
 
 def _against(against_defaults: bool, compact_head: bool) -> str:
