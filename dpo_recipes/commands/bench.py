@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import os
 import random
 import statistics
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +90,9 @@ def _measure(
     from ..benchmark.steps import agreement
 
     sides, watchers = make_sides(session, folder, against_defaults=against_defaults, compact_head=compact_head)
-    run(sides, watchers, batches, session.console)
+    with _one_thread_on_a_cpu(session.settings.device):
+        threads = torch.get_num_threads()
+        run(sides, watchers, batches, session.console)
     trl, ours = sides["trl"], sides["ours"]
 
     micro_batch_size = session.settings.micro_batch_size
@@ -102,7 +106,7 @@ def _measure(
     differences = agreement(trl, ours)
     return {
         "device": str(ours.trainer.accelerator.device),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "ratio": ratio,
         "ratio_quartiles": [low, high],
         "limit": limit,
@@ -115,6 +119,20 @@ def _measure(
         "pairs_per_second": {name: micro_batch_size / value for name, value in seconds.items()},
         "tokens_per_second": {name: tokens / batches / value for name, value in seconds.items()},
     }
+
+
+@contextlib.contextmanager
+def _one_thread_on_a_cpu(device: str) -> Iterator[None]:
+    """Threads that wait for each other burn the processor time that is measured; OMP_NUM_THREADS asks for more."""
+    import torch
+
+    threads = torch.get_num_threads()
+    if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _refuse_unknown(what: str, name: str | None, names: Iterable[str]) -> None:
