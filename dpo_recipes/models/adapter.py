@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
 from peft.utils import load_peft_weights
+from safetensors import safe_open
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import RecipeError, nearest
@@ -175,6 +176,27 @@ def refuse_other_adapter_weights(model: Any, folder: str) -> None:
             raise RecipeError(
                 f"The adapter in {folder!r} does not fit the model, or is not whole. {problem}: {sorted(names)[0]}"
                 f" ({len(names)} of {len(tensors)} tensors). It must be complete, and made on the same model."
+            )
+
+
+def refuse_unfit_adapter_file(skeleton: Any, folder: str) -> None:
+    """The same from the names in its file alone, before a weight is read; the `skeleton` has the adapter on it."""
+    file = os.path.join(folder, "adapter_model.safetensors")
+    if not os.path.isfile(file):  # of the hub, or in another format: it is looked at when it is loaded
+        return
+    with safe_open(file, framework="pt") as tensors:
+        in_file = {name for name in tensors.keys() if ".lora_A." in name or ".lora_B." in name}  # noqa: SIM118
+    wanted = {
+        name.replace(".default.", ".")
+        for name, _ in skeleton.named_parameters()
+        if ".lora_A.default." in name or ".lora_B.default." in name
+    }
+    problems = {"Missing from its file": wanted - in_file, "In its file, and not read by this model": in_file - wanted}
+    for problem, names in problems.items():
+        if names:
+            raise RecipeError(
+                f"The adapter in {folder!r} does not fit the model, or is not whole. {problem}: {min(names)}"
+                f" ({len(names)} of {len(wanted | in_file)} tensors). It must be complete, and made on the same model."
             )
 
 

@@ -132,6 +132,7 @@ class Session:
         train on this machine, so that what it needs must be installed.
         """
         from ..models import checkpoint, limits
+        from ..models.adapter import refuse_unfit_adapter_file
         from ..models.skeleton import skeleton
         from ..models.tokenizer import need_embeddings, need_same_tokens
 
@@ -146,6 +147,8 @@ class Session:
 
         for path, who in models.items():
             model = skeleton(recipe, self.settings, path, trainable=path == self.model_path)
+            if path == self.model_path and recipe.adapter is not None and recipe.adapter.continue_from:
+                refuse_unfit_adapter_file(model, os.path.expanduser(recipe.adapter.continue_from))
             limits.refuse_encoder(model.config, path)
             need_embeddings(model, tokenizer, who)
             if recipe.max_length:

@@ -325,6 +325,32 @@ def test_a_model_that_does_not_run_on_fake_tensors_is_skipped_and_still_tried(ma
     assert found["run"]["seconds"] == 0 < found["run"]["seconds_per_step"]
 
 
+def test_an_adapter_that_lacks_tensors_fails_before_a_weight_is_read(made, tiny, tmp_path):
+    from peft import get_peft_model
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    from dpo_recipes.models.adapter import peft_config
+
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(str(tiny())), peft_config(LoRA(r=4)))
+    model.save_pretrained(tmp_path / "start")
+    recipe = made(adapter=LoRA(continue_from=str(tmp_path / "start")))
+    assert not by_level(check(recipe), "fail")
+    file = tmp_path / "start" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    first = min(tensors)
+    tensors.pop(first)
+    save_file(tensors, file)
+    failed = by_level(check(recipe), "fail")
+    assert list(failed) == ["model"] and f"Missing from its file: {first} (1 of" in failed["model"]
+
+
+def test_a_batch_of_more_pairs_than_there_are_is_a_warning(made):
+    found = check(made(global_batch_size=32, micro_batch_size=8))
+    assert "there are 24 pairs to train on" in by_level(found, "warn")["batch"]
+    assert "batch" not in by_level(check(made(global_batch_size=24, micro_batch_size=8)), "warn")
+
+
 # ------------------------------------------------------------------------------------------------- what can be seen
 
 
