@@ -21,20 +21,28 @@ from . import terminal
 from .benchmark.lengths import PROFILES
 from .benchmark.random_models import SIZES
 from .commands import recipes as recipe_files
-from .errors import Finding, RecipeError, UsageError
+from .errors import Finding, RecipeError, UsageError, nearest
 from .recipe import catalogue, overrides
 from .recipe.recipe import Recipe
 from .runs.files import to_json
 
 
 class Verbs(TyperGroup):
-    """The verbs; a recipe in the place of one is told how it is written."""
+    """The verbs; a word that is none of them is told which there are, and a recipe how it is trained."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        is_verb = self.get_command(ctx, args[0]) is not None
-        if not is_verb and args[0] in catalogue.recipe_files():
-            raise UsageError(f"{args[0]} is a recipe, not a command. To train it: dpo-recipes train {args[0]}")
-        return super().resolve_command(ctx, args)
+        word = args[0]
+        if self.get_command(ctx, word) is not None:
+            return super().resolve_command(ctx, args)
+
+        if word in catalogue.recipe_files() or word.endswith(".py"):
+            raise UsageError(f"{word} is a recipe, not a command. To train it: dpo-recipes train {word}")
+
+        verbs = self.list_commands(ctx)
+        raise UsageError(
+            f"No such command {word!r}.{nearest(word, verbs)} The commands: {', '.join(verbs)}. "
+            "What each does: dpo-recipes --help"
+        )
 
 
 app = typer.Typer(

@@ -50,6 +50,13 @@ def dpo(monkeypatch, capsys):
 TYPOS: list[tuple[list[str], str]] = [
     (["trian", RECIPE], "No such command 'trian'. Did you mean 'train'?"),
     (["quickstart"], "quickstart is a recipe, not a command. To train it: dpo-recipes train quickstart"),
+    (["recipes/mine.py"], "recipes/mine.py is a recipe, not a command. To train it: dpo-recipes train recipes/mine.py"),
+    (
+        ["help"],
+        "error: No such command 'help'. The commands: list, show, new, preview, check, doctor, train, bench. "
+        "What each does: dpo-recipes --help",
+    ),
+    (["evaluate", RECIPE], "No such command 'evaluate'. The commands: list, "),
     (["show"], "Missing argument 'RECIPE'."),
     (["list", "extra"], "unexpected extra argument"),
     (["list", "--jsn"], "No such option: --jsn"),
