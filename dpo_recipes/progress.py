@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.constrain import Constrain
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
@@ -22,6 +23,7 @@ LONGEST_SILENCE = 600.0
 TICK = 1.0  # between two looks at the clock
 
 BESIDE_WORDS = 45  # columns for the bar, its count and its time; words that leave less stand above it
+CTRL_C = len("^C")  # which a terminal writes behind a bar; in a line of its own it would keep the bar on the screen
 BYTES = "B"  # the unit of downloads, shown in megabytes or gigabytes
 
 
@@ -279,9 +281,10 @@ def _megabytes(done: float, total: int | None) -> str:
 
 
 class _Bar(Progress):
-    """One bar over the whole width: words, bar, count and time; below it the numbers, which may fold."""
+    """One bar over almost the whole width: words, bar, count and time; below it the numbers, which may fold."""
 
     def __init__(self, console: Console, words: str, transient: bool):
+        self._width = console.width - CTRL_C
         self._above = words if len(words) > console.width - BESIDE_WORDS else ""
         super().__init__(
             TextColumn("{task.description}", markup=False),
@@ -306,7 +309,7 @@ class _Bar(Progress):
     def get_renderables(self) -> Iterable[RenderableType]:
         if self._above:
             yield Text(self._above)
-        yield self.make_tasks_table(self.tasks)
+        yield Constrain(self.make_tasks_table(self.tasks), self._width)
         for task in self.tasks:
             if task.fields["numbers"]:
                 yield Text(task.fields["numbers"])

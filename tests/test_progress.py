@@ -173,7 +173,8 @@ def test_nothing_of_a_stage_is_cut(clock, words, width):
         stage.show(59999)
         stage._bar.refresh()
     frames = without_signs(out.getvalue())
-    assert all(len(line) <= width for line in frames.splitlines()) and "…" not in frames
+    # A terminal writes ^C behind a bar; in a line of its own it would keep the bar on the screen.
+    assert all(len(line) <= width - len("^C") for line in frames.splitlines()) and "…" not in frames
     assert words in " ".join(frames.split()) and "59,999 of 60,000 pairs 0:00:00 left" in " ".join(frames.split())
 
 

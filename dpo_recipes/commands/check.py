@@ -264,10 +264,14 @@ def _tokens_finding(train_report: dict[str, Any], steps: int) -> Finding:
     real, padded, shared = (train_report[name] for name in ("real_tokens", "padded_tokens", "shared_tokens"))
     padding = 1 - real / padded
     text = (
-        f"{steps:,} steps; {real:,} tokens an epoch, {padded:,} as TRL pads them ({padding:.0%} padding), "
+        f"{_steps(steps)}; {real:,} tokens an epoch, {padded:,} as TRL pads them ({padding:.0%} padding), "
         f"{shared:,} with each prompt read once"
     )
     return Finding("info", "tokens", text)
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count:,} steps"
 
 
 # ---------------------------------------------------------------------------------------------------------- real steps
@@ -310,7 +314,8 @@ def _check_real_steps(session: Session, result: dict[str, Any]) -> None:
     counted = "reserved by torch" if device == "cuda" else "resident, as the operating system counts"
     planned = f"planned {format_memory(plan['here'])}" if plan else "not planned"
     findings.append(Finding("info", "peak memory", f"{format_memory(trial.peak)} {counted}; {planned}"))
-    whole_run = f"{steps:,} steps take {timedelta(seconds=round(seconds))}, without evaluation and answers"
+    take = "takes" if steps == 1 else "take"
+    whole_run = f"{_steps(steps)} {take} {timedelta(seconds=round(seconds))}, without evaluation and answers"
     findings.append(Finding("info", "time", f"{trial.seconds_per_step:.3g} s a step; {whole_run}"))
 
 

@@ -194,9 +194,9 @@ def _show_pairs(session: Session) -> None:
     """Print the data report and what a reader of the log should know of it; RecipeError where a finding is a fail."""
     session.console.print(data_table(session.report))
     for finding in session.findings:
-        is_told = finding.level == "pass" and finding.name in ("pairs", "system", "weights")
-        if finding.level == "warn" or is_told:
+        if finding.level == "pass" and finding.name in ("pairs", "system", "weights"):
             session.say(finding.text)
+    _say_warnings(session, session.findings)
     _stop_at_fails(session.findings)
 
 
@@ -267,8 +267,14 @@ def _amounts(trainer: RecipeTrainer) -> str:
     if isinstance(recipe.adapter, QLoRA):
         precision = f"4-bit NF4 weights, computing in {precision}"
 
+    if train_pairs is None:
+        amount = "A stream of pairs"
+    elif train_pairs == 1:
+        amount = "1 pair"
+    else:
+        amount = f"{train_pairs:,} pairs"
     sentence = (
-        f"{'A stream of' if train_pairs is None else f'{train_pairs:,}'} pairs to train on, "
+        f"{amount} to train on, "
         f"{len(trainer.eval_dataset):,} held out; {pairs_per_step} pairs a step = "
         f"{settings.micro_batch_size} pairs x {settings.accumulation} accumulation; {precision} on {settings.device}."
     )

@@ -27,6 +27,8 @@ def length_findings(recipe: Recipe, train_pairs: int | None) -> list[Finding]:
     if train_pairs == 0:
         return []
     total = steps(recipe, train_pairs or 0)
+    if total == 1 and recipe.trl.get("warmup_steps", 0) > 0:
+        return [_nothing_but_warmup(recipe, train_pairs)]
     findings = _warmup(recipe, total) + _intervals(recipe, total)
     if train_pairs is not None:
         findings += _batch(recipe, train_pairs) + _epochs(recipe, train_pairs)
@@ -43,6 +45,23 @@ def _warmup(recipe: Recipe, total: int) -> list[Finding]:
     )
     is_trial = "max_steps" in recipe.trl and total <= TRIAL
     return [Finding("warn" if is_trial else "fail", "warm-up", text)]
+
+
+def _nothing_but_warmup(recipe: Recipe, train_pairs: int | None) -> Finding:
+    """A warm-up starts at 0, so that the only step of a run leaves every weight as it is."""
+    text = (
+        f"The run has one step, and trl.warmup_steps={recipe.trl['warmup_steps']:g} makes the learning rate 0 in it: "
+        "nothing would be trained. "
+    )
+    if recipe.trl.get("max_steps", 0) > 0:
+        text += "Set trl.max_steps=2 or more, or trl.warmup_steps=0."
+    else:
+        there_are = "There is 1 pair" if train_pairs == 1 else f"There are {train_pairs} pairs"
+        text += (
+            f"{there_are} to train on, and a step takes {recipe.global_batch_size}. Bring more pairs, or set "
+            "num_train_epochs=2 or more, or trl.warmup_steps=0."
+        )
+    return Finding("fail", "warm-up", text)
 
 
 def _intervals(recipe: Recipe, total: int) -> list[Finding]:

@@ -231,6 +231,33 @@ def test_what_fits_into_the_run_is_no_finding(value, overrides):
     assert length_findings(apply(value, overrides), 18) == []
 
 
+# Pairs to train on, and a warm-up that is all of the run.
+ONE_STEP = [
+    (1, ["trl.warmup_steps=0.1"], "There is 1 pair to train on, and a step takes 6. Bring more pairs"),
+    (6, ["trl.warmup_steps=0.1"], "There are 6 pairs to train on"),
+    (18, ["trl.warmup_steps=0.1", "trl.max_steps=1"], "Set trl.max_steps=2 or more, or trl.warmup_steps=0."),
+    (18, ["trl.warmup_steps=1", "trl.max_steps=1"], "trl.warmup_steps=1 makes the learning rate 0 in it"),
+]
+
+
+@pytest.mark.parametrize(("pairs", "overrides", "message"), ONE_STEP)
+def test_a_run_of_one_step_that_warms_up_would_train_nothing(value, pairs, overrides, message):
+    from dpo_recipes.training.length import length_findings
+
+    (finding,) = length_findings(apply(value, overrides), pairs)
+    assert finding.level == "fail" and message in finding.text
+
+
+@pytest.mark.parametrize(
+    ("pairs", "overrides"),
+    [(1, []), (1, ["trl.warmup_steps=0"]), (1, ["trl.warmup_steps=0.1", "num_train_epochs=2"]), (1, ["beta=0.2"])],
+)
+def test_a_run_of_few_steps_that_trains_something_is_no_finding(value, pairs, overrides):
+    from dpo_recipes.training.length import length_findings
+
+    assert length_findings(apply(value, overrides), pairs) == []
+
+
 def test_a_warm_up_longer_than_the_run_stops_training_and_check_before_the_weights(
     recipe, here, nothing_loads, monkeypatch
 ):

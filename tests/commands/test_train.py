@@ -61,6 +61,11 @@ def test_a_run_leaves_everything_and_nothing_half_written(lora_run):
     assert not [p for p in (run.path / "model").iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
 
 
+def test_a_warning_says_of_which_pairs_it_is(lora_run):
+    _, said = lora_run
+    assert "\ntrain length: To pick the longer side is right in 100.0% of the pairs." in said
+
+
 def test_a_run_reads_back_as_values(lora_run):
     run, _ = lora_run
     losses = [m for m in run.metrics if "loss" in m]

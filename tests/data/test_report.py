@@ -20,6 +20,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo_recipes.data.report import (
     STOPS,
+    _judge_length,
     contradiction_findings,
     costs,
     near_duplicate_findings,
@@ -110,6 +111,14 @@ def test_a_healthy_set_passes_every_rule():
     assert list(findings) == names
     assert {finding.level for finding in findings.values()} == {"pass"}
     assert findings["length"].text == "To pick the longer side is right in 50.0% of the pairs."
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "pairs", "level"),
+    [(1.0, 3, "pass"), (1.0, 4, "warn"), (0.2, 5, "pass"), (0.75, 12, "pass"), (0.75, 200, "warn"), (0.2, 200, "warn")],
+)
+def test_that_length_tells_the_label_is_a_warning_where_it_is_no_chance(accuracy, pairs, level):
+    assert _judge_length({"pick_longer_accuracy": accuracy, "pairs": pairs}).level == level
 
 
 def test_nothing_is_said_of_a_stream():
