@@ -255,7 +255,7 @@ def _reference(recipe: Recipe, kind: str) -> str:
 
 
 def _amounts(trainer: RecipeTrainer) -> str:
-    """Pairs, batch and precision, one sentence; and a second one where not even one batch is full."""
+    """Pairs, batch and precision in one sentence."""
     recipe, settings = trainer.recipe, trainer.settings
     pairs_per_step = recipe.global_batch_size
     # How many pairs a stream holds is not known before it has been read.
@@ -273,14 +273,11 @@ def _amounts(trainer: RecipeTrainer) -> str:
         amount = "1 pair"
     else:
         amount = f"{train_pairs:,} pairs"
-    sentence = (
+    return (
         f"{amount} to train on, "
         f"{len(trainer.eval_dataset):,} held out; {pairs_per_step} pairs a step = "
         f"{settings.micro_batch_size} pairs x {settings.accumulation} accumulation; {precision} on {settings.device}."
     )
-    if train_pairs is not None and train_pairs < pairs_per_step:
-        sentence += " There are fewer pairs than one step takes."
-    return sentence
 
 
 def _describe(run: folder.Run, trainer: RecipeTrainer, session: Session, who: dict[str, Any]) -> None:

@@ -56,10 +56,9 @@ def _nothing_but_warmup(recipe: Recipe, train_pairs: int | None) -> Finding:
     if recipe.trl.get("max_steps", 0) > 0:
         text += "Set trl.max_steps=2 or more, or trl.warmup_steps=0."
     else:
-        there_are = "There is 1 pair" if train_pairs == 1 else f"There are {train_pairs} pairs"
         text += (
-            f"{there_are} to train on, and a step takes {recipe.global_batch_size}. Bring more pairs, or set "
-            "num_train_epochs=2 or more, or trl.warmup_steps=0."
+            f"A step takes {recipe.global_batch_size} pairs, and {_there_are(train_pairs or 0)} to train on. Bring "
+            "more pairs, or set num_train_epochs=2 or more, or trl.warmup_steps=0."
         )
     return Finding("fail", "warm-up", text)
 
@@ -84,10 +83,14 @@ def _batch(recipe: Recipe, train_pairs: int) -> list[Finding]:
     if recipe.global_batch_size <= train_pairs:
         return []
     text = (
-        f"global_batch_size={recipe.global_batch_size}, and there are {train_pairs:,} pairs to train on: every step "
+        f"global_batch_size={recipe.global_batch_size}, and {_there_are(train_pairs)} to train on: every step "
         f"takes all of them and no more. At most global_batch_size={train_pairs}."
     )
     return [Finding("warn", "batch", text)]
+
+
+def _there_are(pairs: int) -> str:
+    return "there is 1 pair" if pairs == 1 else f"there are {pairs:,} pairs"
 
 
 def _epochs(recipe: Recipe, train_pairs: int) -> list[Finding]:
