@@ -120,8 +120,23 @@ def _run_folder(runs: Path, name: str) -> Iterator[folder.Run]:
             error.add_note(f"What there is of the run stays in {run.path}.")
         else:
             shutil.rmtree(run.path, ignore_errors=True)
+        _explain_full_memory(error, name)
         _explain_unwritable(error, run.path)
         raise
+
+
+def _explain_full_memory(error: BaseException, name: str) -> None:
+    """RecipeError for an error of torch that says that a GPU's memory, or this machine's, does not suffice."""
+    is_of_gpu = type(error).__name__ == "OutOfMemoryError"
+    is_of_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    if not (is_of_gpu or is_of_cpu):
+        return
+    first_sentence = str(error).partition(". ")[0].splitlines()[0].rstrip(".")
+    left_behind = "".join(f" {note}" for note in getattr(error, "__notes__", []))
+    raise RecipeError(
+        f"There is not enough memory: {first_sentence}. `dpo-recipes check {name}`, with the same changes behind it, "
+        f"counts what a step needs without loading a weight, and lists what to change, the best first.{left_behind}"
+    ) from error
 
 
 def _explain_unwritable(error: BaseException, run_path: Path) -> None:

@@ -25,6 +25,9 @@ PLACEHOLDERS = ("nan", "none", "null", "n/a", "undefined", "todo", "[removed]", 
 REPLACEMENT = "\ufffd"  # what a decoder puts in the place of bytes that it cannot read
 UTF8_AS_LATIN1 = re.compile("\u00c3[\u0080-\u00bf]|\u00e2\u20ac")  # such as two letters for an accented one
 
+# Beside the text of a message, by the names that chat templates read.
+THOUGHTS = ("reasoning_content", "thinking")
+
 
 def _sides(pair: Row) -> list[str]:
     """The text of each side, of several messages the last."""
@@ -72,6 +75,18 @@ def _differs_earlier(pair: Row, raw: Row) -> bool:
     return bool(pair.get("differs_earlier"))
 
 
+def _one_side_thinks(pair: Row, raw: Row) -> bool:
+    chosen_thinks, rejected_thinks = (_thinks(side) for side in (pair["chosen"], pair["rejected"]))
+    return chosen_thinks != rejected_thinks
+
+
+def _thinks(side: str | list[Row]) -> bool:
+    """Whether a side opens with a thought, even an empty one; or has one beside its text."""
+    text = side if isinstance(side, str) else side[-1]["content"]
+    beside = not isinstance(side, str) and any(side[-1].get(name) for name in THOUGHTS)
+    return beside or text.lstrip().startswith("<think>")
+
+
 class Oddity(NamedTuple):
     """Something odd: how a pair is known to have it, the share of pairs above which it is said, and what is said."""
 
@@ -111,6 +126,12 @@ ODDITIES = {
         0.05,
         "have the same score for both sides.",
         "Neither is better by it: drop ties with data.reader.",
+    ),
+    "thoughts": Oddity(
+        _one_side_thinks,
+        0.01,
+        "have a thought (<think>, or reasoning_content) on one side alone.",
+        "Whether to think would be learned beside what is asked: give both sides a thought, or take it out of both.",
     ),
     "earlier turns": Oddity(
         _differs_earlier,

@@ -101,6 +101,35 @@ def sequence_logp(model, tokenizer, row) -> float:
     return logp[len(prompt) - 1 :].sum().item()
 
 
+FULL = {
+    "a GPU": (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 24 GiB"),
+        "There is not enough memory: CUDA out of memory. `dpo-recipes check recipe`, with the same changes behind it,",
+    ),
+    "this machine": (
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+        "There is not enough memory: [enforce fail",
+    ),
+}
+
+
+@pytest.mark.parametrize(("error", "words"), FULL.values(), ids=FULL)
+def test_memory_that_does_not_suffice_is_one_message_that_leads_to_the_ways_out(
+    tiny, pairs_file, tmp_path, monkeypatch, error, words
+):
+    from dpo_recipes.training.trainer import RecipeTrainer
+
+    def train_until_full(trainer):
+        raise error
+
+    monkeypatch.setattr(RecipeTrainer, "train", train_until_full)
+    with pytest.raises(RecipeError) as caught:
+        run_it(quick(tiny, pairs_file, adapter=LoRA(r=4)), tmp_path)
+    [left] = (tmp_path / "runs").glob("*")
+    assert str(caught.value).startswith(words)
+    assert str(caught.value).endswith(f"what to change, the best first. What there is of the run stays in {left}.")
+
+
 @pytest.mark.slow
 def test_a_log_tells_of_every_stage_what_is_done_and_how_far_it_is(tiny, tmp_path, monkeypatch, capfd):
     """All lines of a run in which each stage takes longer than a log may be silent."""

@@ -16,6 +16,7 @@ from making import (
     make_tokenizer_with_start,
     tokenize_pairs,
 )
+from tokenizers import models
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo_recipes.data.report import (
@@ -195,6 +196,27 @@ def test_a_template_that_opens_thinking_in_the_generation_prompt_alone_is_a_bord
     assert "data.chat_template_kwargs" in finding.text and "data.allow=['border']" in finding.text
     allowed = judge(part, allow=["border"])["border"]
     assert allowed.level == "warn" and "Allowed by data.allow=['border']" in allowed.text
+
+
+def test_a_token_that_grows_over_the_end_of_a_text_prompt_is_a_border():
+    tokenizer = make_tokenizer()
+    alphabet = {token: number for token, number in tokenizer.get_vocab().items() if len(token) == 1}
+    merging = models.BPE(vocab=alphabet | {"ab": 300}, merges=[("a", "b")])
+    tokenizer.backend_tokenizer.model = merging
+    rows = make_text_pairs(("xa", "b", "c"), ("xa", "c", "d"), ("x", "ab", "c"))
+    _, part = tokenize_pairs(rows, tokenizer, text=True)
+    assert part["border"]["count"] == 1 and part["border"]["rows"] == ["file:0"]
+    assert judge(part)["border"].level == "fail"
+
+
+@pytest.mark.parametrize(("identical", "level"), [(1, "pass"), (2, "fail")])
+def test_more_pairs_that_truncation_makes_identical_than_may_be_dropped_stop_a_run(identical, level):
+    rows = make_text_pairs(
+        *[("q", "the same start", "the same end")] * identical, *[("q", "a", "b")] * (20 - identical)
+    )
+    _, part = tokenize_pairs(rows, text=True, max_length=10)
+    finding = judge(part, max_length=10)["dropped"]
+    assert finding.level == level and f"identical after truncation: {identical} of 20 pairs" in finding.text
 
 
 def test_rendered_text_that_would_be_rendered_again_is_a_fail():

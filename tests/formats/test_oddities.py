@@ -35,7 +35,23 @@ def odd(chosen: str, rejected: str = "No.", prompt: str = "Is it so?", **raw) ->
         ("Yes.", {"chosen-rating": 5, "rejected-rating": 1}, []),
         ("Yes.", {"score_chosen": None, "score_rejected": "low"}, []),
         ("Yes.", {"score_chosen": 1}, []),
+        ("<think>\nHm.\n</think>\n\nYes.", {}, ["thoughts"]),
+        ("\n<think>\n\n</think>\n\nYes.", {}, ["thoughts"]),
+        ("Write <think> before it.", {}, []),
     ],
 )
 def test_what_is_odd(chosen, raw, names):
     assert odd(chosen, **raw) == names
+
+
+def test_a_thought_on_both_sides_or_beside_the_text():
+    thought = "<think>\nHm.\n</think>\n\n"
+    assert odd(f"{thought}Yes.", f"{thought}No.") == []
+
+    def with_thought(text, **beside):
+        return [{"role": "assistant", "content": text, **beside}]
+
+    pair = {"prompt": "Is it so?", "chosen": with_thought("Yes.", reasoning_content="Hm."), "rejected": "No."}
+    place = list(ODDITIES).index("thoughts")
+    assert odd_bits(pair, {}) == 1 << place
+    assert odd_bits(pair | {"rejected": with_thought("No.", reasoning_content="Hm.")}, {}) == 0
