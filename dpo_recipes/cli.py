@@ -22,6 +22,7 @@ from .benchmark.lengths import PROFILES
 from .benchmark.random_models import SIZES
 from .commands import recipes as recipe_files
 from .errors import Finding, RecipeError, UsageError, nearest
+from .planning.engines import ENGINES
 from .recipe import catalogue, overrides
 from .recipe.recipe import Recipe
 from .runs.files import to_json
@@ -73,7 +74,9 @@ SOURCE_HELP = f"The recipe to copy: {', '.join(catalogue.shipped_names())}, or o
 
 LENGTHS_HELP = f"Random words in these lengths, in place of the recipe's pairs: {', '.join(PROFILES)}."
 RANDOM_MODEL_HELP = f"Random weights of this size, in place of the recipe's model: {', '.join(SIZES)}."
-PAIRS_FILE_HELP = "Where --pairs writes them, as data.exclude reads them: RECIPE-suspects.jsonl, or this file."
+PROCESSES_HELP = "Plan for one of N such devices."
+ENGINE_HELP = f"One of {', '.join(ENGINES)}."
+PAIRS_FILE_HELP = "Where --pairs writes them, in place of RECIPE-suspects.jsonl."
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name, or the path of a file.", show_default=False)]
 Changes = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=CHANGES_HELP, show_default=False)]
@@ -83,7 +86,9 @@ NewName = Annotated[str, typer.Argument(metavar="NAME", help="The new recipe's n
 Source = Annotated[str, typer.Option("--from", metavar="RECIPE", help=SOURCE_HELP)]
 PairCount = Annotated[int, typer.Option("-n", min=1, help="How many pairs.")]
 GpuMemory = Annotated[str | None, typer.Option("--gpu", metavar="MEMORY", help="Plan for a device of e.g. 24GB.")]
-RealSteps = Annotated[bool, typer.Option("--run", help="Load the model and take a few real steps beside the plan.")]
+NumProcesses = Annotated[int | None, typer.Option("--num-processes", metavar="N", help=PROCESSES_HELP)]
+EngineName = Annotated[str | None, typer.Option("--engine", metavar="NAME", help=ENGINE_HELP)]
+RealSteps = Annotated[bool, typer.Option("--run", help="Take a few real steps beside the plan.")]
 SuspectPairs = Annotated[bool, typer.Option("--pairs", help="Train on each half of the pairs, and name the suspects.")]
 PairsFile = Annotated[Path | None, typer.Option("--to", metavar="FILE", help=PAIRS_FILE_HELP, show_default=False)]
 RunsFolder = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders are made.")]
@@ -161,6 +166,8 @@ def check(
     recipe: RecipeName,
     changes: Changes = None,
     gpu: GpuMemory = None,
+    num_processes: NumProcesses = None,
+    engine: EngineName = None,
     run: RealSteps = False,
     pairs: SuspectPairs = False,
     to: PairsFile = None,
@@ -175,7 +182,9 @@ def check(
 
         suspects = (to or Path(f"{value.name}-suspects.jsonl")) if pairs else None
         console = Console(stderr=True) if pairs else Console(quiet=as_json)
-        result = check_recipe(value, gpu=gpu, run=run, pairs=suspects, console=console)
+        result = check_recipe(
+            value, gpu=gpu, num_processes=num_processes, engine=engine, run=run, pairs=suspects, console=console
+        )
     if result["data"] and not as_json:
         Console().print(terminal.data_table(result["data"]))
     _report(as_json=as_json, fold=True, **result)

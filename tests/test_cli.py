@@ -110,6 +110,8 @@ TYPOS: list[tuple[list[str], str]] = [
     (["check", RECIPE, "--rnu"], "error: '--rnu' is neither an option (see --help) nor KEY=VALUE"),
     (["check", RECIPE, "--gpu"], "Option '--gpu' requires an argument."),
     (["check", RECIPE, "--gpu", "24 gigs"], "'24 gigs' is no amount of memory. Examples: 24GB, 80GiB, 512MB."),
+    (["check", RECIPE, "--engine", "zero3"], "say how many, as in --num-processes 4 --engine zero3."),
+    (["check", RECIPE, "--engine", "zero4", "--num-processes", "2"], "is not one of ddp, fsdp2, zero2, zero3."),
     (["check", RECIPE, "--gpu", "much", "--json"], "'much' is no amount of memory."),
     (["check", RECIPE, "loss=sigmod", "--json"], "Did you mean 'sigmoid'?"),
     (["preview", RECIPE, "-n", "0"], "'-n': Input should be greater than or equal to 1"),
@@ -433,6 +435,15 @@ def test_check_exits_0_and_1_and_shows_every_finding(dpo, mine):
     assert levels == ["1", "fail", "skipped", "skipped", "pass"]
     assert out.splitlines()[0].strip() == "1 fail, 2 skipped, 2 pass"
     assert "model='./nowhere': there is no such folder." in out
+
+
+def test_check_plans_for_one_of_several_devices(dpo, mine):
+    launch = ["--gpu", "24GB", "--num-processes", "2", "--engine", "zero3"]
+    code, out, _ = dpo("check", "mine.py", *launch, "--json")
+    found = json.loads(out)
+    assert code == 0 and (found["plan"]["num_processes"], found["plan"]["engine"]) == (2, "zero3")
+    [memory] = [finding for finding in found["findings"] if finding["name"] == "memory"]
+    assert "on each of 2 devices under zero3" in memory["text"]
 
 
 @pytest.mark.slow

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import tempfile
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from rich.console import Console
 
 from ..errors import Finding, RecipeError, UsageError
 from ..guard.losses import loss_findings
+from ..planning.engines import ENGINES, Launch, launch, notes, plan_on_engine
 from ..planning.memory import (
     PARTS,
     USABLE,
@@ -28,7 +32,7 @@ from ..planning.visible_differences import visible
 from ..planning.ways_out import WayOut, ways_out
 from ..progress import Stage
 from ..recipe.recipe import PREPARED, Recipe
-from ..recipe.resolve import Device
+from ..recipe.resolve import Device, here, resolve
 from ..recipe.unusual import unusual_findings
 from ..runs import environment, files
 from ..training import length
@@ -39,20 +43,30 @@ def check(
     recipe: Recipe,
     *,
     gpu: str | None = None,
+    num_processes: int | None = None,
+    engine: str | None = None,
     run: bool = False,
     pairs: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """{"findings", "data", "plan", "evaluation", "run", "pairs"}: what was found, in order, and the numbers behind it.
 
-    `gpu`: memory to plan for, such as "24GB"; None: of the device that is there. `pairs`: the file to write into which
-    pairs to look at, as data.exclude takes it; the recipe trains on each half of its pairs for that. What cannot work
-    is a finding here, not an error, and what depends on it is skipped. UsageError where `gpu` is no amount of memory,
-    or where the file is there already.
+    `gpu`: memory to plan for, such as "24GB"; None: of the device that is there. `num_processes`: plan for one of so
+    many devices, over which `engine` (ddp, fsdp2, zero2, zero3; None: ddp) spreads the run. `pairs`: the file to write
+    into which pairs to look at, as data.exclude takes it; the recipe trains on each half of its pairs for that. What
+    cannot work is a finding here, not an error, and what depends on it is skipped. UsageError where `gpu` is no amount
+    of memory, where processes, engine and device do not go together, or where the file is there already.
     """
     if pairs is not None and pairs.exists():
         raise UsageError(f"{pairs} is there already. Remove it, or name another: --to FILE")
     gpu_memory = parse_memory(gpu) if gpu else None
+    spread = launch(num_processes, engine)
+    on_gpu = gpu_memory is not None or (here().kind == "cuda" and not recipe.trl.get("use_cpu"))
+    if spread is not None and not on_gpu:
+        raise UsageError(
+            f"--num-processes {spread.num_processes} plans for as many GPUs, and here is none: say how much memory "
+            "each has, as in --gpu 24GB."
+        )
     findings: list[Finding] = []
     result: dict[str, Any] = dict.fromkeys(["findings", "data", "plan", "evaluation", "run", "pairs"])
     result["findings"] = findings
@@ -84,7 +98,7 @@ def check(
         if run:
             findings.append(Finding("skipped", "run", "it needs the model, which failed"))
         return result
-    _check_plan(session, gpu_memory, result)
+    _check_plan(session, gpu_memory, spread, result)
     if run:
         _check_real_steps(session, result)
     if pairs is not None:
@@ -164,7 +178,7 @@ def _visible_in_words(what: str, count: int, whose: str) -> str:
 # ------------------------------------------------------------------------------------------------------------ the plan
 
 
-def _check_plan(session: Session, gpu_memory: int | None, result: dict[str, Any]) -> None:
+def _check_plan(session: Session, gpu_memory: int | None, spread: Launch | None, result: dict[str, Any]) -> None:
     """Parameters, memory and, where it does not fit, the ways out; steps and tokens.
 
     Without its pairs, a recipe with a `max_length` is planned too.
@@ -177,11 +191,13 @@ def _check_plan(session: Session, gpu_memory: int | None, result: dict[str, Any]
         device, memory = session.device, device_memory(session.device.kind)
     else:
         device, memory = Device("cuda", bf16=True), gpu_memory
+    if spread is not None:
+        device = dataclasses.replace(device, processes=spread.num_processes)
 
     try:
         pairs = largest_pairs(session, report)
         with Stage(session.console, "Planning on fake tensors"):
-            plan = _plan(session, device, memory, pairs, train_pairs=train_report.get("kept", 0))
+            plan = _plan(session, device, spread, memory, pairs, train_pairs=train_report.get("kept", 0))
     except Unplannable as reason:
         findings.append(Finding("skipped", "plan", str(reason)))
         return
@@ -192,20 +208,26 @@ def _check_plan(session: Session, gpu_memory: int | None, result: dict[str, Any]
     result["plan"] = plan
     findings.append(Finding("info", "parameters", f"{plan['trainable']:,} of {plan['total']:,} train"))
     findings.append(_memory_finding(plan, device))
+    if spread is not None:
+        findings.append(_processes_finding(session.recipe, device, spread))
     if train_report.get("padded_tokens"):  # of a stream nothing is counted beforehand
         findings.append(_tokens_finding(train_report, plan["steps"]))
 
 
-def _plan(session: Session, device: Device, memory: int, pairs: list[PairLength], train_pairs: int) -> dict[str, Any]:
+def _plan(
+    session: Session, device: Device, spread: Launch | None, memory: int, pairs: list[PairLength], train_pairs: int
+) -> dict[str, Any]:
     """The plan for the largest pairs on a device of so many bytes, and what to change where it does not fit.
 
-    The fields of `Plan`, and beside them `here`, the peak on this machine's own device, which is what real steps
-    can be compared with; `memory`, in bytes; whether it `fits`; `tokens`; the `steps` of the whole run; and `ways_out`,
-    the best first.
+    The fields of `Plan`, of one device where a run is `spread` over several; and beside them `num_processes` and
+    `engine`; `here`, the peak on this machine's own device, which is what real steps can be compared with; `memory`, in
+    bytes; whether it `fits`; `tokens`; the `steps` of the whole run; and `ways_out`, the best first.
     """
 
     def planned(recipe: Recipe) -> Plan:
-        return plan_for(session, device, pairs, recipe)
+        if spread is None:
+            return plan_for(session, device, pairs, recipe)
+        return plan_on_engine(session, device, pairs, recipe, spread.engine)
 
     plan = planned(session.recipe)
     usable = USABLE * memory
@@ -214,10 +236,20 @@ def _plan(session: Session, device: Device, memory: int, pairs: list[PairLength]
     ways: list[WayOut] = []
     if not fits:
         tokens = longest_pair(pairs)
-        ways = ways_out(session.recipe, plan.peak, int(usable), planned, tokens, on_cpu=device.kind == "cpu")
+        ways = ways_out(
+            session.recipe,
+            plan.peak,
+            int(usable),
+            planned,
+            tokens,
+            on_cpu=device.kind == "cpu",
+            launches=_other_launches(session, device, spread, pairs),
+        )
 
     plan_here = plan if device == session.device else plan_for(session, session.device, pairs, session.recipe)
     return vars(plan) | {
+        "num_processes": 1 if spread is None else spread.num_processes,
+        "engine": None if spread is None else spread.engine,
         "here": plan_here.peak,
         "memory": memory,
         "fits": fits,
@@ -227,12 +259,38 @@ def _plan(session: Session, device: Device, memory: int, pairs: list[PairLength]
     }
 
 
+def _other_launches(
+    session: Session, device: Device, spread: Launch | None, pairs: list[PairLength]
+) -> dict[str, Callable[[], Plan]]:
+    """The other engines on as many devices, and the same engine on twice as many.
+
+    None where one process was asked for: training is refused with several, so that they are no way out unasked.
+    """
+    if spread is None:
+        return {}
+
+    def planned(other: Launch) -> Plan:
+        device_of_other = dataclasses.replace(device, processes=other.num_processes)
+        return plan_on_engine(session, device_of_other, pairs, session.recipe, other.engine)
+
+    launches: dict[str, Callable[[], Plan]] = {}
+    for engine in ENGINES:
+        if engine != spread.engine:
+            launches[f"--engine {engine}"] = functools.partial(planned, spread._replace(engine=engine))
+    twice = 2 * spread.num_processes
+    launches[f"--num-processes {twice}"] = functools.partial(planned, spread._replace(num_processes=twice))
+    return launches
+
+
 def _memory_finding(plan: dict[str, Any], device: Device) -> Finding:
     """What the worst moment needs, part by part; where that is too much, the ways out."""
     peak, memory = format_memory(plan["peak"]), format_memory(plan["memory"])
-    moment = MOMENTS[plan["moment"]]
-    parts = ", ".join(f"{part} {format_memory(plan[part])}" for part in PARTS if plan[part])
-    needs = f"{peak} of {memory} on {device.kind}, {moment}: {parts}."
+    where = f"on {device.kind}"
+    if plan["engine"]:
+        where = f"on each of {plan['num_processes']} devices under {plan['engine']}"
+    shown = [f"{part} {format_memory(plan[part])}" for part in PARTS if plan[part] >= LEAST_SHOWN]
+    parts = f": {', '.join(shown)}" if shown else ""
+    needs = f"{peak} of {memory} {where}, {MOMENTS[plan['moment']]}{parts}."
     if plan["fits"]:
         return Finding("info", "memory", needs)
 
@@ -240,6 +298,21 @@ def _memory_finding(plan: dict[str, Any], device: Device) -> Finding:
         return Finding("fail", "memory", f"{needs} It does not fit. No field is left to change.")
     ways = "; ".join(_way_out_in_words(way) for way in plan["ways_out"])
     return Finding("fail", "memory", f"{needs} It does not fit. Ways out, the best first: {ways}.")
+
+
+LEAST_SHOWN = 50_000  # bytes of a part: fewer would read 0.0 MB
+
+
+def _processes_finding(recipe: Recipe, device: Device, spread: Launch) -> Finding:
+    """What is divided over the devices, what is not, and how far this can be trusted."""
+    settings = resolve(recipe, device)
+    sentences = [
+        f"{recipe.global_batch_size} pairs a step = {settings.micro_batch_size} pairs x {settings.accumulation} "
+        f"accumulation x {spread.num_processes} processes. Under {spread.engine}: {ENGINES[spread.engine].words}.",
+        *notes(recipe, spread.engine, settings.accumulation),
+        "Planned by formula, and not compared with runs on several GPUs. This version trains in one process.",
+    ]
+    return Finding("info", "processes", " ".join(sentences))
 
 
 MOMENTS = {

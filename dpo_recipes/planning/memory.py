@@ -16,6 +16,7 @@ import os
 import re
 import weakref
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,9 +42,11 @@ USABLE = 0.95  # of a device's memory: the rest is the driver's, the kernels' an
 PARTS = (
     "process",
     "weights",
+    "gathered",
     "files",
     "adapter",
     "gradients",
+    "buckets",
     "optimizer",
     "reference",
     "activations",
@@ -86,9 +89,11 @@ class Plan:
     moment: str  # loading | reference | evaluation | step
     process: int  # on a CPU: the libraries and the pairs; a GPU's own context is left to what USABLE leaves free
     weights: int
+    gathered: int  # with several processes: weights of other devices, while they are in use (engines.py)
     files: int  # of weights, mapped while they are read
     adapter: int
     gradients: int
+    buckets: int  # with several processes: buffers in which gradients travel (engines.py)
     optimizer: int
     reference: int  # a frozen adapter or a second model; log-probabilities computed before training are nothing
     activations: int
@@ -121,7 +126,7 @@ class PairLength(NamedTuple):
 class Moment(NamedTuple):
     """What is alive at a time."""
 
-    total: int  # bytes
+    total: int  # bytes on a device
     name: str
     parts: Counter[str]  # part -> bytes
 
@@ -129,14 +134,20 @@ class Moment(NamedTuple):
 class Live(TorchDispatchMode):
     """Counts the bytes of all storages that are alive, by part, and keeps the count of the worst moment."""
 
-    def __init__(self, allocator: CachingAllocator | None = None) -> None:
-        """`allocator`: what it keeps of freed memory counts too."""
+    def __init__(self, allocator: CachingAllocator | None = None, divided_by: Mapping[str, int] | None = None) -> None:
+        """`allocator`: what it keeps of freed memory counts too.
+
+        `divided_by`: part -> over how many devices it is spread, by which the worst moment of one of them is found.
+        The counts themselves stay those of whole parts.
+        """
         super().__init__()
         self.allocator = allocator
+        self.divided_by = divided_by or {}
         self.moment = ""
         self.now = Counter[str]()  # part -> bytes
         self.worst = Moment(0, "", Counter[str]())
         self._known: Any = WeakIdKeyDictionary()  # storage -> its part and bytes, as a counter
+        self._allocated: Any = WeakIdKeyDictionary()  # storage -> what frees the memory that the allocator holds for it
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return tree_map_only(torch.Tensor, self.add, function(*args, **(kwargs or {})))
@@ -147,8 +158,7 @@ class Live(TorchDispatchMode):
         if storage not in self._known:
             self._known[storage] = Counter[str]()
             weakref.finalize(storage, self.now.subtract, self._known[storage])
-            if self.allocator is not None:
-                weakref.finalize(storage, self.allocator.free, self.allocator.allocate(storage.nbytes()))
+            self._allocate(storage, storage.nbytes())
 
         counted = self._known[storage]
         if part or not counted:
@@ -157,14 +167,29 @@ class Live(TorchDispatchMode):
             counted[part or "activations"] = storage.nbytes()
             self.now.update(counted)
 
+            # Made whole, as a gradient is, and then divided. 4-bit weights are not; optimizer states are plain bytes.
+            if part in self.divided_by and (tensor.is_floating_point() or part == "optimizer"):
+                self._allocate(storage, storage.nbytes() // self.divided_by[part])
+
         self.look()
         return tensor
+
+    def _allocate(self, storage: Any, size: int) -> None:
+        """Have the allocator hold so many bytes for a storage until it is freed, in place of what it holds for it."""
+        if self.allocator is None:
+            return
+        free_what_is_held = self._allocated.get(storage)
+        if free_what_is_held is not None:
+            free_what_is_held()
+        self._allocated[storage] = weakref.finalize(storage, self.allocator.free, self.allocator.allocate(size))
 
     def look(self) -> None:
         """Keep the count where there has been no worse one."""
         if self.allocator is not None:
             self.now["allocator"] = self.allocator.idle
         total = self.now.total()
+        for part, devices in self.divided_by.items():
+            total -= self.now[part] - self.now[part] // devices
         if total >= self.worst.total:
             self.worst = Moment(total, self.moment, self.now.copy())
 
@@ -254,13 +279,15 @@ def plan(
     pairs: list[PairLength],
     second: Any = None,
     process: int = 0,
+    divided_by: Mapping[str, int] | None = None,
 ) -> Plan:
     """The plan for the largest `pairs`, of which a batch takes as many as it has; of too few the last one is repeated.
 
-    `second`: the skeleton of another reference; `process`: bytes that are held without a model. Unplannable where a
-    model does not run on fake tensors.
+    `second`: the skeleton of another reference; `process`: bytes that are held without a model. `divided_by`: the parts
+    that are spread over several devices, which decide what is the worst moment; the plan has them whole. Unplannable
+    where a model does not run on fake tensors.
     """
-    live = Live(CachingAllocator() if settings.device == "cuda" else None)
+    live = Live(CachingAllocator() if settings.device == "cuda" else None, divided_by)
     live.now["process"] = process
     try:
         with live:
@@ -280,7 +307,9 @@ def plan(
             trainable += numbers
 
     bytes_of_parts = {part: live.worst.parts[part] for part in PARTS}
-    return Plan(trainable=trainable, total=total, moment=live.worst.name, peak=live.worst.total, **bytes_of_parts)
+    return Plan(
+        trainable=trainable, total=total, moment=live.worst.name, peak=live.worst.parts.total(), **bytes_of_parts
+    )
 
 
 def _run_on_paper(
@@ -430,7 +459,7 @@ def _on_fake_tensors(skeleton: Any, live: Live, part: str = "") -> Any:
         own_part = part or _part_of(name)
         fake_parameter = torch.nn.Parameter(fake(parameter, own_part), parameter.requires_grad)
         copies[id(parameter)] = fake_parameter
-        for tensor in _quantization(parameter):
+        for tensor in quantization_figures(parameter):
             fake(tensor, own_part)
         quant_state = copy.deepcopy(getattr(parameter, "quant_state", None), copies)
         fake_parameter.quant_state = quant_state  # type: ignore[attr-defined]
@@ -448,7 +477,7 @@ def _part_of(parameter_name: str) -> str:
     return "weights"
 
 
-def _quantization(parameter: torch.Tensor) -> list[torch.Tensor]:
+def quantization_figures(parameter: torch.Tensor) -> list[torch.Tensor]:
     """What a 4-bit parameter holds beside its numbers: scales and codes, which may be quantised once more."""
     state = getattr(parameter, "quant_state", None)
     if state is None:
@@ -545,15 +574,16 @@ def longest_pair(pairs: list[PairLength]) -> int:
     return max(pair.longer_row for pair in pairs)
 
 
-def plan_for(session: Session, device: Device, pairs: list[PairLength], recipe: Recipe) -> Plan:
+def plan_for(
+    session: Session,
+    device: Device,
+    pairs: list[PairLength],
+    recipe: Recipe,
+    divided_by: Mapping[str, int] | None = None,
+) -> Plan:
     """The plan of a recipe, the session's own or a changed one, on a device, for the largest pairs."""
-    from ..models.skeleton import skeleton
-
     settings = resolve(recipe, device)
-    policy = skeleton(recipe, settings, session.model_path)
-    second = None
-    if settings.reference in ("other model", "moving copy"):
-        second = skeleton(recipe, settings, session.reference_path or session.model_path, trainable=False)
+    policy, second = skeletons(session, recipe, settings)
     return plan(
         policy,
         recipe,
@@ -561,7 +591,19 @@ def plan_for(session: Session, device: Device, pairs: list[PairLength], recipe: 
         pairs=[pair.cut(recipe.max_length) for pair in pairs],
         second=second,
         process=0 if device.kind == "cuda" else resident(),
+        divided_by=divided_by,
     )
+
+
+def skeletons(session: Session, recipe: Recipe, settings: Settings) -> tuple[Any, Any]:
+    """Policy and, where it is a model of its own, reference; their shapes alone."""
+    from ..models.skeleton import skeleton
+
+    policy = skeleton(recipe, settings, session.model_path)
+    second = None
+    if settings.reference in ("other model", "moving copy"):
+        second = skeleton(recipe, settings, session.reference_path or session.model_path, trainable=False)
+    return policy, second
 
 
 # -------------------------------------------------------------------------------------------------------------- memory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from ..errors import RecipeError
@@ -15,12 +15,13 @@ SHORTER = (512, 256)  # tokens to cut pairs to
 LEAST_SAVING = 0.01  # of the peak: what saves less is no way out
 
 Replan = Callable[[Recipe], Plan]
+Launches = Mapping[str, Callable[[], Plan]]  # options of the command line -> the plan with them
 
 
 class WayOut(NamedTuple):
     """A change, and what it brings."""
 
-    change: str  # as on the command line; several have spaces between them
+    change: str  # as on the command line, of the recipe or of the launch; several have spaces between them
     same_maths: bool  # whether the result of the training stays the same
     saves: int  # bytes of the peak
     peak: int  # bytes that are left
@@ -28,32 +29,45 @@ class WayOut(NamedTuple):
 
 
 def ways_out(
-    recipe: Recipe, peak: int, memory: int, replan: Replan, tokens: int = 10**9, on_cpu: bool = False
+    recipe: Recipe,
+    peak: int,
+    memory: int,
+    replan: Replan,
+    tokens: int = 10**9,
+    on_cpu: bool = False,
+    launches: Launches | None = None,
 ) -> list[WayOut]:
     """Changes that save something of a `peak` that does not fit into `memory` bytes, the best first.
 
     Single changes that fit come first, of those the ones that leave the maths alone; then those that are not enough,
     by what they save. Where none is enough, the first is the shortest sum of them that is. `tokens`: the longest pair,
-    above which max_length changes nothing; `on_cpu`: where the weights have 32 bits, whatever the adapter.
+    above which max_length changes nothing; `on_cpu`: where the weights have 32 bits, whatever the adapter; `launches`:
+    other ways to spread the same steps over devices, which are in no sum.
     """
 
-    def way_out(changes: list[str], same_maths: bool) -> WayOut | None:
+    def judged(change: str, same_maths: bool, changed: Callable[[], Plan]) -> WayOut | None:
         try:
-            changed_peak = replan(apply(recipe, changes)).peak
+            changed_peak = changed().peak
         except RecipeError:  # such as an option that goes with full fine-tuning alone
             return None
         saves = peak - changed_peak
         if saves < LEAST_SAVING * peak:
             return None
-        return WayOut(" ".join(changes), same_maths, saves, changed_peak, changed_peak <= memory)
+        return WayOut(change, same_maths, saves, changed_peak, changed_peak <= memory)
+
+    def way_out(changes: list[str], same_maths: bool) -> WayOut | None:
+        return judged(" ".join(changes), same_maths, lambda: replan(apply(recipe, changes)))
 
     single = [way_out([change], True) for change in _changes_of_the_same_maths(recipe)]
     single += [way_out([change], False) for change in _changes_of_other_maths(recipe, tokens, on_cpu)]
-    ways = sorted((way for way in single if way is not None), key=_usefulness)
+    of_recipe = sorted((way for way in single if way is not None), key=_usefulness)
+
+    of_launch = [judged(options, True, planned) for options, planned in (launches or {}).items()]
+    ways = sorted([*of_recipe, *(way for way in of_launch if way is not None)], key=_usefulness)
     if not ways or ways[0].fits:
         return ways
 
-    together = _together(ways, way_out)
+    together = _together(of_recipe, way_out)
     return [*together, *ways]
 
 

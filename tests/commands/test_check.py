@@ -274,6 +274,7 @@ OPEN = {"gradient_checkpointing": False}
 def test_memory_is_planned_for_the_device_that_is_named(made):
     plan = check(made(), gpu="24GB")["plan"]
     assert plan["memory"] == 24 * 10**9 and plan["fits"] and plan["ways_out"] == []
+    assert (plan["num_processes"], plan["engine"], plan["buckets"]) == (1, None, 0)
     assert plan["peak"] == sum(plan[part] for part in PARTS)
     own = check(made())["plan"]
     assert own["here"] == own["peak"] and own["process"] > 10**8 and plan["process"] == 0
@@ -305,6 +306,49 @@ def test_ways_out_say_what_they_save_and_the_one_that_fits_passes(made):
 def test_where_no_field_is_left_that_is_said(made):
     found = check(made(adapter=QLoRA(r=4), micro_batch_size=1), gpu="1KB")
     assert of(found, "memory").text.endswith("It does not fit. No field is left to change.")
+
+
+def test_one_of_several_devices_is_planned_with_its_share_of_the_batch(made):
+    found = check(made(adapter=None, trl=OPEN), gpu="24GB", num_processes=2, engine="ddp")
+    plan = found["plan"]
+    assert (plan["num_processes"], plan["engine"], plan["fits"]) == (2, "ddp", True)
+    assert plan["buckets"] == 4 * plan["trainable"] and plan["gathered"] == 0
+    assert plan["peak"] == sum(plan[part] for part in PARTS)
+    assert " of 24.00 GB on each of 2 devices under ddp, in a step: " in of(found, "memory").text
+    said = of(found, "processes")
+    assert said.level == "info" and "4 pairs a step = 2 pairs x 1 accumulation x 2 processes" in said.text
+    assert "not compared with runs on several GPUs" in said.text and "trains in one process" in said.text
+
+
+@pytest.mark.slow
+def test_where_it_does_not_fit_other_engines_and_more_processes_are_ways_out(made):
+    found = check(made(adapter=None, micro_batch_size=1, trl=OPEN), gpu="1KB", num_processes=2, engine="zero2")
+    changes = {way["change"]: way for way in found["plan"]["ways_out"]}
+    assert {"--engine ddp", "--engine fsdp2"} <= changes.keys()  # as DeepSpeed's bucket is larger than this model
+    assert changes["--engine ddp"]["saves"] > 1.9e9 and changes["--engine ddp"]["same_maths"]
+    assert "--engine fsdp2 saves " in of(found, "memory").text
+
+
+@pytest.mark.parametrize(
+    ("changes", "engine", "text"),
+    [
+        ({"global_batch_size": 16}, "ddp", "16 pairs do not divide over 3 processes. Nearest: 15 and 18."),
+        ({"global_batch_size": 3, "adapter": QLoRA(r=4)}, "zero3", "cannot divide 4-bit weights"),
+    ],
+)
+def test_what_cannot_be_spread_is_a_fail_of_the_plan(made, changes, engine, text):
+    found = check(made(**changes), gpu="24GB", num_processes=3, engine=engine)
+    assert text in of(found, "plan").text and of(found, "plan").level == "fail"
+
+
+def test_several_processes_without_gpus_need_to_know_their_memory(made):
+    with pytest.raises(UsageError, match="as in --gpu 24GB"):
+        check(made(trl={"use_cpu": True}), num_processes=2)
+
+
+def test_a_part_that_would_read_0_is_left_out(made):
+    text = of(check(made(), gpu="24GB"), "memory").text
+    assert "weights 0.1 MB" in text and " 0.0 MB" not in text
 
 
 @pytest.mark.parametrize("gpu", ["much", "24 gigs", "0GB", "-1GB"])

@@ -29,10 +29,10 @@ from dpo_recipes.planning.memory import (
     Head,
     Live,
     PairLength,
-    _quantization,
     format_memory,
     parse_memory,
     plan,
+    quantization_figures,
 )
 from dpo_recipes.recipe.dpo_arguments import dpo_arguments
 from dpo_recipes.recipe.resolve import Device, resolve
@@ -92,7 +92,7 @@ def measured_peak(step: Callable[[], Any], tensors: list[torch.Tensor]) -> int:
     gc.collect()  # or what others left behind would be freed, and subtracted, on the way
     storages = {}  # by address, as several tensors may share one
     for tensor in tensors:
-        for part in (tensor, *_quantization(tensor)):
+        for part in (tensor, *quantization_figures(tensor)):
             storages[part.untyped_storage().data_ptr()] = part.untyped_storage()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()

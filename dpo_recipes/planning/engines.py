@@ -1,0 +1,255 @@
+"""What one of several devices holds, by the engine that spreads a run over them: the plan for one device, divided.
+
+The formulae are what the engines' own documentation and sources say of their defaults. They have not been compared with
+runs on several GPUs. The recipe's own types are counted; an engine that is told to keep others needs other amounts.
+
+Leans on torch 2.13: DDP's buckets, and when FSDP2 gathers and reduces. Leans on accelerate 1.15: into which units
+`fsdp2_prepare_model` divides a model, and that it leaves 4-bit weights out. Leans on Transformers 5.23: that
+micro-batches before the last of a step are not reduced, except by DeepSpeed, and that ZeRO-3 does not divide 4-bit
+weights while they are read. Leans on the defaults of DeepSpeed's configuration, as accelerate leaves them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import UsageError, nearest
+from ..recipe.recipe import QLoRA, Recipe
+from ..recipe.resolve import Device, resolve
+
+if TYPE_CHECKING:
+    from ..training.session import Session
+    from .memory import PairLength, Plan
+
+STATES = ("gradients", "optimizer")
+MODEL = ("weights", "adapter", "reference")
+
+
+class Engine(NamedTuple):
+    """How a run is spread over processes, each with a device of its own."""
+
+    words: str
+    divides: tuple[str, ...]  # parts of a plan that the devices share; all others each device holds whole
+
+
+ENGINES = {
+    "ddp": Engine("each device holds everything, and buckets for its gradients", ()),
+    "fsdp2": Engine(
+        "weights, gradients and optimizer states are divided; each layer is gathered for use", MODEL + STATES
+    ),
+    "zero2": Engine("gradients and optimizer states are divided; weights are whole", STATES),
+    "zero3": Engine("weights, gradients and optimizer states are divided; layers are gathered for use", MODEL + STATES),
+}
+
+# DeepSpeed's defaults, in numbers: `reduce_bucket_size`, a buffer that is made whole whatever the model's size, and
+# `stage3_max_live_parameters`, up to which ZeRO-3 keeps what it has gathered.
+BUCKET_NUMBERS = 500_000_000
+LIVE_NUMBERS = 1_000_000_000
+
+
+class Launch(NamedTuple):
+    """So many processes under an engine."""
+
+    num_processes: int
+    engine: str
+
+
+class Sizes(NamedTuple):
+    """Bytes of a model that count where it is spread over devices."""
+
+    whole: int  # all weights, with the adapter
+    number: int  # one weight of those that are most
+    trained: int  # what trains, and so its gradients
+    trained_number: int  # one number of it
+    unit: int  # the largest of the units that FSDP2 gathers: a layer, or the embeddings
+    unit_trained: int  # the most of a unit that trains
+    tail: int  # last norm and head, which FSDP2 keeps gathered
+    undivided: int  # what FSDP2 leaves whole: 4-bit weights, and buffers
+    undivided_reference: int = 0  # the same of a second model
+
+
+def launch(num_processes: int | None, engine: str | None) -> Launch | None:
+    """How a run is to be spread; None for one process. UsageError where the two do not go together."""
+    if engine is not None and engine not in ENGINES:
+        raise UsageError(f"--engine {engine} is not one of {', '.join(ENGINES)}.{nearest(engine, ENGINES)}")
+    if num_processes is not None and num_processes < 1:
+        raise UsageError(f"--num-processes {num_processes} is no number of processes: 1, 2, 4 and so on.")
+
+    if engine is not None and (num_processes is None or num_processes == 1):
+        count = "" if num_processes is None else " and not 1"
+        raise UsageError(
+            f"--engine {engine} spreads a run over several processes: say how many{count}, as in "
+            f"--num-processes 4 --engine {engine}. One process needs no engine."
+        )
+    if num_processes is None or num_processes == 1:
+        return None
+    return Launch(num_processes, engine or "ddp")
+
+
+def refuse_engine(recipe: Recipe, engine: str) -> None:
+    """UsageError where an engine does nothing for the recipe's weights."""
+    if engine == "zero3" and isinstance(recipe.adapter, QLoRA):
+        raise UsageError(
+            "--engine zero3 cannot divide 4-bit weights: Transformers reads them whole into every device. It can be "
+            "zero2, which leaves weights whole; or ddp; or zero3 with adapter=lora."
+        )
+
+
+def notes(recipe: Recipe, engine: str, accumulation: int) -> list[str]:
+    """What of an engine's promise does not hold for a recipe."""
+    sentences = []
+    if engine == "fsdp2" and isinstance(recipe.adapter, QLoRA):
+        sentences.append(
+            "4-bit weights stay whole on every device: FSDP2 divides floating-point storage alone "
+            "(bnb_4bit_quant_storage), and theirs is uint8."
+        )
+    if engine == "fsdp2" and accumulation > 1:
+        sentences.append(
+            f"Gradients stay whole over {accumulation} micro-batches, as they are reduced at the last one alone."
+        )
+    return sentences
+
+
+def divided_by(launch: Launch, accumulation: int) -> dict[str, int]:
+    """Part -> over how many devices it is divided. `accumulation`: forwards per optimiser step.
+
+    Micro-batches before the last one run under `no_sync`, where FSDP2 keeps the gradients whole
+    (`set_requires_gradient_sync(False)`); DeepSpeed reduces after each.
+    """
+    devices = dict.fromkeys(ENGINES[launch.engine].divides, launch.num_processes)
+    if launch.engine == "fsdp2" and accumulation > 1:
+        del devices["gradients"]
+    return devices
+
+
+def on_a_device(plan: Plan, launch: Launch, sizes: Sizes, accumulation: int = 1) -> Plan:
+    """What one of several devices holds, of the plan for one device with the same micro-batch.
+
+    A part that is divided counts as ceil(bytes / N); activations, head and what the allocator keeps belong to the
+    device's own micro-batch and stay. Of the model, what the engine cannot divide stays as well. Of one device it is
+    the plan itself.
+    """
+    if launch.num_processes == 1:
+        return plan
+    devices = divided_by(launch, accumulation)
+    undivided = {"weights": sizes.undivided, "reference": sizes.undivided_reference}
+    parts: dict[str, Any] = {}
+    for part, count in devices.items():
+        whole = getattr(plan, part)
+        stays = min(undivided.get(part, 0), whole)
+        parts[part] = stays + math.ceil((whole - stays) / count)
+    parts["gathered"] = _gathered(launch.engine, sizes)
+    parts["buckets"] = _buckets(launch.engine, sizes)
+
+    before = sum(getattr(plan, part) for part in parts)
+    return dataclasses.replace(plan, peak=plan.peak - before + sum(parts.values()), **parts)
+
+
+def _gathered(engine: str, sizes: Sizes) -> int:
+    """Bytes of weights that a device holds beside its own share, while they are in use.
+
+    FSDP2 (torch.distributed.fsdp.fully_shard): the unit in use and the next one, which is prefetched, and the last norm
+    and the head, which accelerate does not let go between forward and backward. ZeRO-3: as much as
+    `stage3_max_live_parameters` allows, if the model has it, and two units at least.
+    """
+    if engine == "fsdp2":
+        return min(sizes.whole, sizes.tail + 2 * sizes.unit)
+    if engine == "zero3":
+        return min(sizes.whole, max(LIVE_NUMBERS * sizes.number, 2 * sizes.unit))
+    return 0
+
+
+def _buckets(engine: str, sizes: Sizes) -> int:
+    """Bytes of the buffers in which gradients travel.
+
+    DDP: a copy of all gradients, as `gradient_as_bucket_view` is off (torch.nn.parallel.DistributedDataParallel).
+    FSDP2: the gradients of the unit that is reduced, whole, and of the one before it. ZeRO: `reduce_bucket_size`
+    numbers, with `contiguous_gradients`, which is on.
+    """
+    if engine == "ddp":
+        return sizes.trained
+    if engine == "fsdp2":
+        return min(2 * sizes.trained, 2 * sizes.unit_trained)
+    return BUCKET_NUMBERS * sizes.trained_number
+
+
+# ------------------------------------------------------------------------------------------------------- for a recipe
+
+
+def plan_on_engine(session: Session, device: Device, pairs: list[PairLength], recipe: Recipe, engine: str) -> Plan:
+    """What one of `device.processes` devices holds, at its own worst moment."""
+    from .memory import plan_for, skeletons  # which bring torch
+
+    refuse_engine(recipe, engine)
+    settings = resolve(recipe, device)
+    spread = Launch(device.processes, engine)
+    policy, second = skeletons(session, recipe, settings)
+    devices = divided_by(spread, settings.accumulation)
+    plan = plan_for(session, device, pairs, recipe, devices)
+    return on_a_device(plan, spread, sizes_of(policy, second), settings.accumulation)
+
+
+def sizes_of(policy: Any, second: Any = None) -> Sizes:
+    """The sizes of a skeleton, and of a second model's that is the reference."""
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    units = _units(policy)
+    tail = _tail(policy)
+    gathered_units = [_divisible(unit) for unit in units]
+    if second is not None:
+        gathered_units += [_divisible(unit) for unit in _units(second)]
+        tail = max(tail, _tail(second))
+    whole = _divisible(policy)
+    if second is not None:
+        whole = max(whole, _divisible(second))
+
+    return Sizes(
+        whole=whole,
+        number=max(parameter.itemsize for parameter in policy.parameters()),
+        trained=sum(parameter.nbytes for parameter in trained),
+        trained_number=max(parameter.itemsize for parameter in trained),
+        unit=max(gathered_units),
+        unit_trained=max(_trained(unit) for unit in units),
+        tail=tail,
+        undivided=_undivided(policy),
+        undivided_reference=0 if second is None else _undivided(second),
+    )
+
+
+def _units(model: Any) -> list[Any]:
+    """The modules that are gathered one at a time: layers by the names that the model gives them, and embeddings.
+
+    A model that names no layers is one unit.
+    """
+    names = getattr(model, "_no_split_modules", None) or []
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        return [model]
+    return [*layers, model.get_input_embeddings()]
+
+
+def _tail(model: Any) -> int:
+    """Bytes of the head, which with tied weights is the embeddings; the last norm is next to nothing."""
+    head = model.get_output_embeddings()
+    return 0 if head is None else _divisible(head)
+
+
+def _trained(module: Any) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _divisible(module: Any) -> int:
+    """Bytes of the parameters that are floating-point numbers."""
+    return sum(parameter.nbytes for parameter in module.parameters() if parameter.is_floating_point())
+
+
+def _undivided(model: Any) -> int:
+    """Bytes of what no engine divides: weights packed in bytes with the figures beside them, and buffers."""
+    from .memory import quantization_figures
+
+    size = sum(buffer.nbytes for buffer in model.buffers())
+    for parameter in model.parameters():
+        if not parameter.is_floating_point():
+            size += parameter.nbytes + sum(tensor.nbytes for tensor in quantization_figures(parameter))
+    return size
