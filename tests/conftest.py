@@ -20,8 +20,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait for each other cost more than they bring
 os.environ.setdefault("COLUMNS", "160")  # rich wraps at the terminal's width
 
-# A shell ignores Ctrl-C in what it runs behind `&`, and programs inherit that: the tests that press it would wait.
+# A shell ignores Ctrl-C in what it runs behind `&`, nohup ignores the end of a terminal, and programs inherit that: the
+# tests that send such signals would wait.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+if hasattr(signal, "SIGHUP"):  # Windows has none
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -338,4 +338,4 @@ def test_what_is_odd_is_a_warning(tmp_path, values, words, ending):
     findings = oddity_findings(pairs.report["train"], "train")
     assert all(finding.level == "warn" for finding in findings)
     assert any(words in finding.text for finding in findings) if words else not findings
-    assert pairs.train.column_names == ["prompt", "chosen", "rejected", "row"]
+    assert pairs.train.column_names == ["prompt", "chosen", "rejected", "pair_key", "row"]

@@ -8,6 +8,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from datetime import timedelta
 from pathlib import Path
@@ -438,14 +440,32 @@ TRIED = {
 def test_real_steps_hold_what_was_planned_and_time_adds_up(made, tiny, case):
     sizes, changes = TRIED[case]
     found = check(made(model=str(tiny(**sizes)), **changes), run=True)
-    assert names(found) == BEFORE + PAIRS + SEEN + PLAN + RUN and not by_level(found, "fail")
+    of_all = [name for name in names(found) if name != "batch"]  # which warns of fewer pairs than a step takes
+    assert of_all == BEFORE + PAIRS + SEEN + PLAN + RUN and not by_level(found, "fail")
     run, plan = found["run"], found["plan"]
-    print(f"{case}: planned {plan['here'] / 1e6:.1f} MB, measured {run['peak'] / 1e6:.1f} MB")
-    assert plan["here"] == pytest.approx(run["peak"], rel=0.15)
+    # What the tests before this one have freed is used again, so that in this process the plan may be too high.
+    assert run["peak"] <= 1.15 * plan["here"]
     assert run["seconds"] == run["seconds_per_step"] * plan["steps"] > 0
     whole = timedelta(seconds=round(run["seconds"]))
-    assert f"{plan['steps']:,} steps take {whole}, without evaluation and answers" in of(found, "time").text
+    steps = "1 step takes" if plan["steps"] == 1 else f"{plan['steps']:,} steps take"
+    assert f"{steps} {whole}, without evaluation and answers" in of(found, "time").text
     assert of(found, "step 0").text == "policy and reference agree, and the loss has its known value"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", ["lora, checkpointing", "full, precomputed, wide vocabulary", "a large evaluation batch"]
+)
+def test_a_process_of_its_own_takes_what_was_planned(made, tiny, tmp_path, case):
+    sizes, changes = TRIED[case]
+    recipe = made(model=str(tiny(**sizes)), **changes)
+    file = tmp_path / "tried.py"
+    file.write_text(f"from dpo_recipes import Data, LoRA, Recipe\n\nrecipe = {recipe!r}\n", encoding="utf-8")
+    words = [sys.executable, "-m", "dpo_recipes", "check", str(file), "--run", "--json"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["plan"]["here"] == pytest.approx(found["run"]["peak"], rel=0.15)
 
 
 @pytest.mark.slow
@@ -454,7 +474,7 @@ def test_a_plan_for_another_device_stands_beside_a_run_on_this_one(made):
     plan = found["plan"]
     assert plan["here"] == pytest.approx(check(made())["plan"]["peak"], rel=0.1)
     assert plan["here"] > plan["peak"]
-    assert plan["here"] == pytest.approx(found["run"]["peak"], rel=0.15)
+    assert found["run"]["peak"] <= 1.15 * plan["here"]
 
 
 @pytest.mark.slow
