@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 
 import pytest
-from making import CHATML, DATED, make_pairs, write_jsonl
+from making import CHATML, DATED, make_pairs, make_tokenizer, write_jsonl
 from rich.console import Console
 
 from dpo_recipes import Data, LoRA, Recipe, RecipeError, train
@@ -61,6 +63,24 @@ def test_a_template_that_prints_the_day_or_thinks_unasked_is_said(tiny, tmp_path
     other = begin(tiny(template=DATED), make_pairs(4), tmp_path, 192, **asked | {"template_date": "2025-07-09"})
     assert len(session.report["template_sha256"]) == 64
     assert session.report["template_sha256"] != other.report["template_sha256"]
+
+
+@pytest.mark.parametrize(("ends_of_generation", "level"), [(None, "fail"), ("the turn's", "pass")])
+def test_what_ends_a_turn_is_an_end_where_generation_stops_at_it(tiny, tmp_path, ends_of_generation, level):
+    """As with Llama 3, whose tokenizer names another end token than the one that ends a turn."""
+    template = CHATML.replace("'<|im_end|>'", "'<|pad|>'")
+    model = shutil.copytree(tiny(template=template), tmp_path / "model")
+    tokenizer = make_tokenizer()
+    ends = [tokenizer.eos_token_id]
+    if ends_of_generation:
+        ends.append(tokenizer.convert_tokens_to_ids("<|pad|>"))
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+
+    session = begin(model, make_pairs(8), tmp_path, 192)
+    assert levels(session)["train end_token"] == level
+    if level == "fail":
+        [text] = [found.text for found in session.findings if found.name == "train end_token"]
+        assert "The end token is missing in 8 of 8 pairs" in text
 
 
 def test_conversations_need_a_template_and_the_ways_out_are_named(tiny, tmp_path):
