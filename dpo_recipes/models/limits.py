@@ -6,6 +6,7 @@ Leans on Transformers 5.23: the names of configuration fields, and of its attent
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from typing import Any
 
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -47,6 +48,27 @@ def _rotary_parameters(text: Any) -> list[dict[str, Any]]:
     """The parameters of rotary positions: one set, or one for each type of layer."""
     parameters = getattr(text, "rope_parameters", None) or {}
     return [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+
+
+def refuse_absent_router(trl: Mapping[str, Any], config: Any, path: str) -> None:
+    """RecipeError where an option is about the loss of a router, and the model has none."""
+    text = config.get_text_config()
+    has_router = hasattr(text, "output_router_logits")
+    given = trl.get("router_aux_loss_coef")
+    weight = getattr(text, "router_aux_loss_coef", 0.0) if given is None else given
+    if given and not has_router:
+        raise RecipeError(
+            f"trl.router_aux_loss_coef={given!r} weights the loss of a router, and {path!r} is no mixture of experts "
+            "that has one. Delete it."
+        )
+
+    metric = trl.get("metric_for_best_model")
+    if metric in ("aux_loss", "eval_aux_loss") and not (has_router and weight):
+        reason = "the loss of its router weighs nothing" if has_router else "it is no mixture of experts"
+        raise RecipeError(
+            f"trl.metric_for_best_model={metric!r}: evaluations of {path!r} have no such number, as {reason}. It can "
+            "be loss, say."
+        )
 
 
 def refuse_longer_pairs(tokens: int, written: str, config: Any, path: str) -> None:

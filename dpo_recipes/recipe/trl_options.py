@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import RecipeError, UsageError, nearest
+from ..errors import RecipeError, UsageError, nearest, nearest_name
 from ..losses.trl_losses import F_DIVERGENCE_LOSSES, TRL_LOSSES, UNWEIGHTED_LOSSES, readers_of
 
 _TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
@@ -45,6 +45,7 @@ PACKAGES: dict[str, dict[str, list[str]]] = {
     "report_to": _by_single_names("report_to", _TABLES["packages"]),
     "optim": _by_single_names("optim", _TABLES["packages"]),
 }
+EVALUATED: list[str] = _TABLES["evaluations"]["metrics"]  # by which a checkpoint can be the best
 INSIDE_TRL_LOSSES: list[str] = _TABLES["losses"]["inside_trl"]  # names that never reach a plugin loss
 
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")  # schedules that never read warmup_steps
@@ -185,6 +186,7 @@ def refuse_unusable_options(given: Mapping[str, Any], losses: Collection[str], p
     # Where eval_steps is open, the Trainer takes logging_steps, which a recipe sets to 1 unless it says otherwise.
     evaluation_steps = in_force["eval_steps"] or given.get("logging_steps", 1)
     _refuse_unknowable_best_model(in_force, evaluation_steps)
+    _refuse_unknown_metric(in_force["metric_for_best_model"])
     _refuse_idle_warmup(in_force)
 
 
@@ -248,10 +250,12 @@ def _refuse_idle_warmup(in_force: Mapping[str, Any]) -> None:
 
 
 def _refuse_unknowable_best_model(in_force: Mapping[str, Any], eval_steps: float) -> None:
-    """`load_best_model_at_end` where the checkpoints are not those that are evaluated."""
-    if not in_force["load_best_model_at_end"]:
-        return
+    """`load_best_model_at_end` where the checkpoints are not those that are evaluated; the best of no evaluations."""
     evaluated, saved = in_force["eval_strategy"], in_force["save_strategy"]
+    if not in_force["load_best_model_at_end"]:
+        if saved == "best":
+            _refuse_best_of_nothing(in_force)
+        return
     if evaluated == "no":
         raise UsageError(
             "trl.load_best_model_at_end needs evaluations while training, to know which checkpoint is the best: add "
@@ -270,6 +274,42 @@ def _refuse_unknowable_best_model(in_force: Mapping[str, Any], eval_steps: float
             f"every {save_steps} steps and evaluated every {eval_steps}: make the first a multiple of the "
             "second, or set trl.save_strategy=best."
         )
+
+
+def _refuse_best_of_nothing(in_force: Mapping[str, Any]) -> None:
+    """`save_strategy="best"`, for which nothing says when or by which number."""
+    if in_force["eval_strategy"] == "no":
+        raise UsageError(
+            "trl.save_strategy='best' needs evaluations while training, to know which checkpoint is the best: add "
+            "trl.eval_strategy=steps and trl.eval_steps=50, say."
+        )
+    has_default = in_force["lr_scheduler_type"] in ("reduce_lr_on_plateau", "greedy")  # which look at the loss
+    if in_force["metric_for_best_model"] is None and not has_default:
+        raise UsageError(
+            "trl.save_strategy='best' needs to know by which number: add trl.metric_for_best_model=loss, say."
+        )
+
+
+def _refuse_unknown_metric(metric: str | None) -> None:
+    """A number that no evaluation while training has; `eval_` before it may be left out."""
+    if metric is None:
+        return
+    name = metric.removeprefix("eval_")
+    if name in EVALUATED:
+        return
+
+    meant = nearest(name, EVALUATED)
+    if not meant:
+        last_parts = {known.rpartition("/")[2]: known for known in reversed(EVALUATED)}
+        match = nearest_name(name, last_parts)
+        if match is not None:
+            meant = f" Did you mean {last_parts[match]!r}?"
+    if not meant:
+        meant = " What is measured before and after training alone, such as rewards of sampled answers, chooses none."
+    raise UsageError(
+        f"trl.metric_for_best_model={metric!r} is no number by which an evaluation while training can tell the best "
+        f"model. It can be {', '.join(EVALUATED)}.{meant}"
+    )
 
 
 def _refuse_idle_beside_losses(name: str, value: Any, losses: frozenset[str]) -> None:

@@ -150,6 +150,8 @@ class Session:
             if path == self.model_path and recipe.adapter is not None and recipe.adapter.continue_from:
                 refuse_unfit_adapter_file(model, os.path.expanduser(recipe.adapter.continue_from))
             limits.refuse_encoder(model.config, path)
+            if path == self.model_path:
+                limits.refuse_absent_router(recipe.trl, model.config, path)
             need_embeddings(model, tokenizer, who)
             if recipe.max_length:
                 limits.refuse_longer_pairs(recipe.max_length, f"max_length={recipe.max_length}", model.config, path)

@@ -102,6 +102,7 @@ REFUSED_AS_VALUES = [
     ("trl.optim=adamw_torhc", "Did you mean 'adamw_torch'?"),
     ("trl.lr_scheduler_type=cosin", "Did you mean 'cosine'?"),
     ("trl.load_best_model_at_end=true", "needs evaluations while training"),
+    ("trl.save_strategy=best", "needs evaluations while training"),
     # Overrides of every wrong form
     ("beta 0.1", "nor KEY=VALUE"),
     ("--beta=0.1", "Write beta=VALUE."),

@@ -13,6 +13,7 @@ from dpo_recipes.losses.trl_losses import TRL_LOSSES, readers_of
 from dpo_recipes.recipe import trl_options
 from dpo_recipes.recipe.trl_options import (
     ALIASES,
+    EVALUATED,
     HARMFUL,
     INERT,
     INSIDE_TRL_LOSSES,
@@ -177,6 +178,8 @@ VALUES_OF_TYPES = {
 def other_than_the_default(name):
     """A value that an option may have and that is not its default."""
     option = options()[name]
+    if name == "metric_for_best_model":
+        return EVALUATED[1]
     for choice in option.choices:
         if choice != option.default:
             return choice
@@ -197,7 +200,9 @@ def test_what_needs_another_option_is_refused_without_it_and_taken_with_each_alt
     assert expected in message({**off, name: value})
     for other, wanted in NEEDS[name].items():
         on = SWITCHED_ON.get(other, True) if wanted is True else wanted
-        beside = {"eval_strategy": "epoch", "save_strategy": "epoch"} if other == "load_best_model_at_end" else {}
+        beside = {}
+        if other == "load_best_model_at_end" or on == "best":  # which need more themselves
+            beside = {"eval_strategy": "epoch", "save_strategy": "epoch", "metric_for_best_model": "loss"}
         refuse_unusable_options({**off, **beside, other: on, name: value}, {"sigmoid"})
 
 
@@ -311,6 +316,46 @@ def test_a_best_model_that_cannot_be_known_is_refused(given, text):
 )
 def test_a_best_model_that_can_be_known_is_taken(given):
     refuse_unusable_options({"load_best_model_at_end": True, **given}, {"sigmoid"})
+
+
+BEST = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "text"),
+    [
+        ("rewards/margin", "Did you mean 'rewards/margins'?"),
+        ("eval_rewards/accuracy", "Did you mean 'rewards/accuracies'?"),
+        ("margin", "Did you mean 'rewards/margins'?"),
+        ("eval_los", "Did you mean 'loss'?"),
+        ("win_rate", "measured before and after training alone"),
+        ("eval_runtime", "It can be loss, rewards/accuracies, rewards/margins, "),
+        ("", "It can be loss"),
+    ],
+)
+def test_a_number_that_no_evaluation_has_tells_no_best_model(metric, text):
+    refused = message({**BEST, "metric_for_best_model": metric})
+    assert refused.startswith(f"trl.metric_for_best_model={metric!r} is no number") and text in refused
+
+
+@pytest.mark.parametrize("metric", [None, *EVALUATED, "eval_loss", "eval_rewards/margins"])
+def test_a_number_of_each_evaluation_tells_the_best_model(metric):
+    refuse_unusable_options({**BEST, "metric_for_best_model": metric}, {"sigmoid"})
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({}, "needs evaluations while training"),
+        ({"eval_strategy": "epoch"}, "needs to know by which number"),
+    ],
+)
+def test_the_best_checkpoint_of_nothing_is_refused(given, text):
+    assert text in message({"save_strategy": "best", **given})
+    enough = {"save_strategy": "best", "eval_strategy": "epoch", "metric_for_best_model": "loss"}
+    refuse_unusable_options(enough, {"sigmoid"})
+    plateau = {"save_strategy": "best", "eval_strategy": "epoch", "lr_scheduler_type": "reduce_lr_on_plateau"}
+    refuse_unusable_options(plateau, {"sigmoid"})
 
 
 @pytest.mark.parametrize("loss", TRL_LOSSES)

@@ -11,12 +11,12 @@ import inspect
 import re
 
 import pytest
-from reading_trl import SOURCE, leaning
+from reading_trl import SOURCE, bare_trainer, leaning
 from transformers import TrainingArguments
 from trl import DPOConfig
 from trl.trainer.base_config import _BaseConfig
 
-from dpo_recipes.recipe.trl_options import CHOICES, INSIDE_TRL_LOSSES, SOURCES
+from dpo_recipes.recipe.trl_options import CHOICES, EVALUATED, INSIDE_TRL_LOSSES, SOURCES
 
 
 def test_dpoconfig_inherits_from_the_classes_that_are_read_in_that_order():
@@ -56,3 +56,18 @@ def test_removed_names_have_not_come_back_under_a_deprecation():
     taken = inspect.signature(DPOConfig).parameters
     assert "max_prompt_length" not in taken, leaning("recipe/trl_options.py", "max_prompt_length is gone")
     assert "warmup_ratio" not in taken, leaning("recipe/trl_options.py", "warmup_ratio is gone")
+
+
+def test_the_numbers_that_tell_the_best_model_are_those_of_an_evaluation_while_training(tiny, tmp_path):
+    trainer = bare_trainer(tiny, tmp_path)
+    given = {name.removeprefix("eval_") for name in trainer.evaluate(trainer.train_dataset) if name.startswith("eval_")}
+    tells_nothing = {"runtime", "samples_per_second", "steps_per_second", "num_tokens", "model_preparation_time"}
+    assert given - tells_nothing == {*EVALUATED} - {"aux_loss"}, leaning(
+        "recipe/trl_options.py", "what an evaluation gives"
+    )
+    assert '_metrics[mode]["aux_loss"]' in SOURCE["_compute_loss"], leaning("recipe/trl_options.py", "aux_loss")
+
+
+def test_a_router_is_seen_in_the_configuration():
+    text = 'hasattr(text_config, "output_router_logits") and self.router_aux_loss_coef != 0.0'
+    assert text in SOURCE["__init__"], leaning("recipe/trl_options.py", "when there is an aux_loss")
