@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UsageError, nearest
@@ -60,7 +61,7 @@ class Sizes(NamedTuple):
     """Bytes of a model that count where it is spread over devices."""
 
     whole: int  # all weights, with the adapter
-    number: int  # one weight of those that are most
+    number: int  # one weight, of the type that most have
     trained: int  # what trains, and so its gradients
     trained_number: int  # one number of it
     unit: int  # the largest of the units that FSDP2 gathers: a layer, or the embeddings
@@ -206,7 +207,7 @@ def sizes_of(policy: Any, second: Any = None) -> Sizes:
 
     return Sizes(
         whole=whole,
-        number=max(parameter.itemsize for parameter in policy.parameters()),
+        number=_usual_number(policy),
         trained=sum(parameter.nbytes for parameter in trained),
         trained_number=max(parameter.itemsize for parameter in trained),
         unit=max(gathered_units),
@@ -233,6 +234,16 @@ def _tail(model: Any) -> int:
     """Bytes of the head, which with tied weights is the embeddings; the last norm is next to nothing."""
     head = model.get_output_embeddings()
     return 0 if head is None else _divisible(head)
+
+
+def _usual_number(model: Any) -> int:
+    """Bytes of one number of the type that most of a model's floating-point numbers have."""
+    numbers = Counter[int]()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            numbers[parameter.itemsize] += parameter.numel()
+    [(most, _count)] = numbers.most_common(1)
+    return most
 
 
 def _trained(module: Any) -> int:

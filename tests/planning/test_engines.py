@@ -200,6 +200,7 @@ def test_the_sizes_are_those_of_the_models_own_layers(tiny):
     of_adapter = sizes_of(adapted)
     assert of_adapter.trained == sum(p.nbytes for n, p in adapted.named_parameters() if ".lora_" in n)
     assert 0 < of_adapter.unit_trained < of_adapter.trained
+    assert (of_adapter.number, of_adapter.trained_number) == (2, 4)  # frozen in 16 bits, the adapter in 32
 
 
 def test_of_4_bit_weights_what_is_packed_is_undivided(tiny):
