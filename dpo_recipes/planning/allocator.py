@@ -76,6 +76,7 @@ class CachingAllocator:
     """
 
     def __init__(self) -> None:
+        self.reserved = 0  # bytes of all segments
         self._segments = 0
         self._small, self._large = FreeBlocks(), FreeBlocks()
 
@@ -112,6 +113,7 @@ class CachingAllocator:
         else:
             segment_size = _round_up(size, ROUND)
         self._segments += 1
+        self.reserved += segment_size
         return Block(segment_size, self._segments, 0)
 
 

@@ -98,7 +98,7 @@ class Plan:
     reference: int  # a frozen adapter or a second model; log-probabilities computed before training are nothing
     activations: int
     head: int  # TRL's: a tile of logits, and the gradients of what made them
-    allocator: int  # on a GPU: freed, and kept by torch for later
+    allocator: int  # on a GPU: what torch keeps reserved in the end, beyond what is in use at that moment
     peak: int  # their sum
 
 
@@ -147,6 +147,7 @@ class Live(TorchDispatchMode):
         self.now = Counter[str]()  # part -> bytes
         self.worst = Moment(0, "", Counter[str]())
         self._known: Any = WeakIdKeyDictionary()  # storage -> its part and bytes, as a counter
+        self._in_use_at_worst = 0  # bytes of the allocator
         self._allocated: Any = WeakIdKeyDictionary()  # storage -> what frees the memory that the allocator holds for it
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -185,13 +186,19 @@ class Live(TorchDispatchMode):
 
     def look(self) -> None:
         """Keep the count where there has been no worse one."""
-        if self.allocator is not None:
-            self.now["allocator"] = self.allocator.idle
         total = self.now.total()
         for part, devices in self.divided_by.items():
             total -= self.now[part] - self.now[part] // devices
         if total >= self.worst.total:
             self.worst = Moment(total, self.moment, self.now.copy())
+            if self.allocator is not None:
+                self._in_use_at_worst = self.allocator.reserved - self.allocator.idle
+
+    def kept_for_later(self) -> int:
+        """Bytes that the allocator reserves in the end, beyond what is in use at the worst moment."""
+        if self.allocator is None:
+            return 0
+        return self.allocator.reserved - self._in_use_at_worst
 
 
 class Head(torch.autograd.Function):
@@ -307,8 +314,9 @@ def plan(
             trainable += numbers
 
     bytes_of_parts = {part: live.worst.parts[part] for part in PARTS}
+    bytes_of_parts["allocator"] = live.kept_for_later()
     return Plan(
-        trainable=trainable, total=total, moment=live.worst.name, peak=live.worst.parts.total(), **bytes_of_parts
+        trainable=trainable, total=total, moment=live.worst.name, peak=sum(bytes_of_parts.values()), **bytes_of_parts
     )
 
 

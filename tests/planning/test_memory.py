@@ -362,4 +362,5 @@ def test_pairs_that_are_read_once_need_less_the_more_they_share(tiny):
 def test_on_a_gpu_what_torch_keeps_of_freed_memory_counts(tiny):
     planned = planned_for(tiny(**SMALL), Device("cuda", bf16=True))
     assert planned.allocator > 0 and planned.files == planned.process == 0
+    assert planned.activations > 0 and planned.head > 0  # as of the fullest moment, and not of the last one
     assert planned.peak == sum(getattr(planned, part) for part in PARTS)
