@@ -437,6 +437,7 @@ def test_check_exits_0_and_1_and_shows_every_finding(dpo, mine):
     assert "model='./nowhere': there is no such folder." in out
 
 
+@pytest.mark.slow
 def test_check_plans_for_one_of_several_devices(dpo, mine):
     launch = ["--gpu", "24GB", "--num-processes", "2", "--engine", "zero3"]
     code, out, _ = dpo("check", "mine.py", *launch, "--json")
@@ -536,6 +537,7 @@ recipe = Recipe(model={model!r}, data=Data({data!r}, reader=talking_reader), ada
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["list", "show talking.py", "preview talking.py", "check talking.py --run"])
 def test_what_functions_of_a_recipe_print_does_not_mix_with_json(dpo, here, tiny, pairs_file, verb):
     text = TALKING.format(model=str(tiny()), data=str(pairs_file))
@@ -552,6 +554,7 @@ def test_what_functions_of_a_recipe_print_does_not_mix_with_json(dpo, here, tiny
     assert ("loss" in err) == verb.startswith("check")
 
 
+@pytest.mark.slow
 def test_what_a_program_started_by_a_recipe_prints_does_not_mix_with_json(here):
     import subprocess
 

@@ -120,6 +120,7 @@ def fails_at(monkeypatch, target: str, error: Exception, when) -> None:
     monkeypatch.setattr(holder, name, failing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["system", "safetensors", "torch"])
 def test_a_full_disk_at_a_checkpoint_keeps_the_trained_model(recipe, tmp_path, monkeypatch, form):
     from dpo_recipes.training.trainer import RecipeTrainer
@@ -183,6 +184,7 @@ def test_a_run_folder_that_is_removed_while_training_keeps_the_model(recipe, tmp
     model_named_in(message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["evaluation.json", "samples.jsonl"])
 def test_numbers_that_cannot_be_written_leave_the_model(recipe, tmp_path, monkeypatch, name):
     fails_at(monkeypatch, "dpo_recipes.runs.files.write_bytes", NO_SPACE, lambda args: args[0].name == name)

@@ -203,6 +203,7 @@ def test_answers_that_were_rendered_stop_a_run_whoever_named_the_form(recipe, tm
     assert "was rendered before" in text and "data.allow=['special_tokens']" in text
 
 
+@pytest.mark.slow
 def test_text_keeps_rendered_prompts_and_questions_about_templates_pass(recipe):
     kept = check(recipe(RENDERED_ROWS["Vicuna"], format="text"), console=QUIET)
     assert not [finding for finding in kept["findings"] if finding.level == "fail" and finding.name != "versions"]
@@ -217,6 +218,7 @@ def test_text_keeps_rendered_prompts_and_questions_about_templates_pass(recipe):
 # One row among many, and the way out
 
 
+@pytest.mark.slow
 def test_one_row_that_the_template_refuses_is_dropped_and_named(recipe):
     rows = make_pairs(40)
     with_system(rows[7:8])

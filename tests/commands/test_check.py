@@ -105,6 +105,7 @@ def test_a_healthy_recipe_passes_in_one_order_and_prints_nothing(made, capsys):
     assert json.loads(json.dumps(found)).keys() == {"findings", "data", "plan", "evaluation", "run", "pairs"}
 
 
+@pytest.mark.slow
 def test_unusual_values_are_warnings_that_let_a_run_go_on(made, tmp_path):
     recipe = made(learning_rate=0.05, beta=20.0, trl={"max_steps": 1})
     warnings = by_level(check(recipe), "warn")
@@ -148,6 +149,7 @@ def longest_ids(recipe):
     return sides
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "steps"),
     [
@@ -233,6 +235,7 @@ def test_without_a_chat_template_the_pairs_fail_and_the_plan_is_made_for_max_len
     assert by_level(found, "skipped") == {"plan": "Neither the pairs nor max_length say how long a pair can be."}
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_used_fail_above_the_limit(with_rows):
     rows = even_pairs(20)
     for row in rows[3:6]:
@@ -273,6 +276,7 @@ WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "v
 OPEN = {"gradient_checkpointing": False}
 
 
+@pytest.mark.slow
 def test_memory_is_planned_for_the_device_that_is_named(made):
     plan = check(made(), gpu="24GB")["plan"]
     assert plan["memory"] == 24 * 10**9 and plan["fits"] and plan["ways_out"] == []
@@ -305,6 +309,7 @@ def test_ways_out_say_what_they_save_and_the_one_that_fits_passes(made):
     assert of(again, "memory").level == "info" and again["plan"]["ways_out"] == []
 
 
+@pytest.mark.slow
 def test_where_no_field_is_left_that_is_said(made):
     found = check(made(adapter=QLoRA(r=4), micro_batch_size=1), gpu="1KB")
     assert of(found, "memory").text.endswith("It does not fit. No field is left to change.")
@@ -348,6 +353,7 @@ def test_several_processes_without_gpus_need_to_know_their_memory(made):
         check(made(trl={"use_cpu": True}), num_processes=2)
 
 
+@pytest.mark.slow
 def test_a_part_that_would_read_0_is_left_out(made):
     text = of(check(made(), gpu="24GB"), "memory").text
     assert "weights 0.1 MB" in text and " 0.0 MB" not in text
@@ -391,6 +397,7 @@ def test_an_adapter_that_lacks_tensors_fails_before_a_weight_is_read(made, tiny,
     assert list(failed) == ["model"] and f"Missing from its file: {first} (1 of" in failed["model"]
 
 
+@pytest.mark.slow
 def test_a_batch_of_more_pairs_than_there_are_is_a_warning(made):
     found = check(made(global_batch_size=32, micro_batch_size=8))
     assert "there are 24 pairs to train on" in by_level(found, "warn")["batch"]
@@ -582,6 +589,7 @@ def test_what_does_not_fit_here_is_not_tried(made, monkeypatch):
     assert by_level(check(made(), gpu="80GB", run=True), "skipped").keys() == {"run"}
 
 
+@pytest.mark.slow
 def test_no_pairs_and_a_stream_are_not_tried(made, files):
     stream = check(made(data=Data(files[0], eval=files[1], streaming=True), trl={"max_steps": 5}), run=True)
     assert by_level(stream, "skipped") == {"run": "There are no stored pairs to try."}
@@ -623,6 +631,7 @@ def refused(recipe: Recipe, tmp_path: Path, finding) -> None:
     assert not any((tmp_path / "runs").glob("*"))
 
 
+@pytest.mark.slow
 def test_a_doubled_start_token(with_rows, with_tokenizer, tmp_path):
     rows = [{"prompt": f"<s>Q{n}", "chosen": f" a{n}", "rejected": f" b{n}"} for n in range(8)]
     recipe = with_rows(rows, model=with_tokenizer(start=True), format="text", eval=0.25)
@@ -635,6 +644,7 @@ def test_a_doubled_start_token(with_rows, with_tokenizer, tmp_path):
     assert of(found, "train start_token").level == "pass"
 
 
+@pytest.mark.slow
 def test_a_doubled_start_token_in_a_template(made, with_tokenizer):
     found = check(made(model=with_tokenizer("{{ '<s><s>' }}" + CHATML, start=True)))
     assert found["data"]["train"]["start_token"]["doubled"] == 24 and of(found, "train start_token").level == "fail"
@@ -642,6 +652,7 @@ def test_a_doubled_start_token_in_a_template(made, with_tokenizer):
     assert found["data"]["train"]["start_token"]["one"] == 24 and not by_level(found, "fail")
 
 
+@pytest.mark.slow
 def test_a_missing_and_a_doubled_end_token(made, with_tokenizer, tmp_path):
     recipe = made(model=with_tokenizer(CHATML.replace("<|im_end|>'", "'")))
     finding = of(check(recipe), "train end_token")
@@ -697,6 +708,7 @@ def test_rows_of_the_wrong_shape_name_the_columns(with_rows):
     assert name == "pairs" and all(column in text for column in ("question", "good", "bad"))
 
 
+@pytest.mark.slow
 def test_pairs_that_truncation_makes_identical(with_rows, tmp_path):
     rows = even_pairs(20)
     for n in (3, 4):

@@ -220,6 +220,7 @@ def test_the_model_card_loads_the_model_and_says_how_it_was_made(lora_run):
         assert torch.equal(names["model"](**ids).logits, run.load_model()[0](**ids).logits)
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_holds_one_model_and_says_so(tiny, pairs_file, tmp_path):
     run, said = run_it(quick(tiny, pairs_file), tmp_path)
     assert "all weights (32,416 of 32,416 parameters train)" in said
@@ -264,12 +265,14 @@ def test_another_model_as_reference_does_not_get_the_continued_adapter(tiny, pai
     assert shown[0] == shown[1] and runs[0].reference["fingerprint"] == runs[1].reference["fingerprint"]
 
 
+@pytest.mark.slow
 def test_a_moving_reference_is_a_second_copy(tiny, pairs_file, tmp_path):
     trl = {"gradient_checkpointing": False, "max_steps": 4, "sync_ref_model": True, "ref_model_sync_steps": 2}
     _, said = run_it(quick(tiny, pairs_file, trl=trl), tmp_path)
     assert "a second copy of the weights, moved towards the policy (TR-DPO)" in said
 
 
+@pytest.mark.slow
 def test_plain_strings_train_without_a_template_and_end_with_the_end_token(tiny, tmp_path):
     rows = [{"prompt": f"Q{i}: lamp?", "chosen": f" red {i} thanks", "rejected": f" blue {i}"} for i in range(16)]
     data = Data(str(write_jsonl(tmp_path / "text.jsonl", rows)), format="text", eval=0.25)

@@ -477,6 +477,7 @@ def test_a_broken_row_is_dropped_and_counted_or_named_in_the_error(tmp_path, goo
         assert message.endswith("data.max_dropped=0.04.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "content", "first"), ODD.values(), ids=ODD)
 def test_what_is_odd_and_right_is_read_as_it_is(tmp_path, name, content, first):
     (tmp_path / name).write_bytes(content)

@@ -460,6 +460,7 @@ def test_the_hold_out_is_the_same_for_every_file_and_shares_no_prompt(tmp_path):
     assert "leaves none to train on" in refused(save(tmp_path / "same.jsonl", same))
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_of_the_rows_alone(tmp_path):
     path = save(tmp_path / "a.jsonl", three(12))
     code = (

@@ -170,6 +170,7 @@ def test_truncation_drops_what_it_makes_identical_and_on_request_what_it_cuts():
     assert part["dropped"]["identical after truncation"]["rows"] == ["file:1", "file:2"]
 
 
+@pytest.mark.slow
 def test_identical_after_truncation_is_what_comparing_the_cut_sides_says():
     draw = np.random.default_rng(0)
 

@@ -196,6 +196,7 @@ def test_a_few_long_prompts_do_not_shorten_the_answers_to_the_others():
     assert not _length_findings(recipe_for("unused"), {"prompt_ids": [[1] * n for n in lengths]}, 356)
 
 
+@pytest.mark.slow
 def test_learned_positions_are_never_exceeded(tiny, pairs_file, tmp_path):
     """GPT-2's are a table of so many rows: whatever lies behind is an IndexError."""
     folder = tiny("gpt2", max_position_embeddings=128)

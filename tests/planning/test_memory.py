@@ -180,6 +180,7 @@ def test_a_continued_adapter_is_planned_with_its_frozen_copy(tiny, tmp_path, sta
         assert planned.peak == pytest.approx(measured_peak(trainer.train, resident(trainer.model)), rel=0.01)
 
 
+@pytest.mark.slow
 def test_another_models_log_probabilities_are_the_worst_moment_where_it_is_larger(tiny):
     folder, large = tiny(), tiny(**SMALL | {"hidden_size": 512})
     recipe = recipe_for(folder, reference=str(large))
@@ -328,6 +329,7 @@ def planned_for(folder, device=CPU, pairs=LONG, **changes):
     return plan(skeleton(recipe, settings, str(folder)), recipe, settings, pairs=pairs, process=0)
 
 
+@pytest.mark.slow
 def test_files_are_mapped_while_weights_are_read_and_as_long_as_a_weight_is_a_view_of_them(tiny, tmp_path):
     in_32_bits = tiny(**SMALL)
     in_16_bits = shutil.copytree(in_32_bits, tmp_path / "in_16_bits")
@@ -359,6 +361,7 @@ def test_pairs_that_are_read_once_need_less_the_more_they_share(tiny):
     assert planned_for(folder, pairs=LONG, pair_sharing="auto", **changes).activations > once.activations
 
 
+@pytest.mark.slow
 def test_on_a_gpu_what_torch_keeps_of_freed_memory_counts(tiny):
     planned = planned_for(tiny(**SMALL), Device("cuda", bf16=True))
     assert planned.allocator > 0 and planned.files == planned.process == 0

@@ -116,6 +116,7 @@ def test_where_nothing_is_computed_beforehand_nothing_is_said(tiny):
 # ---------------------------------------------------------------------------------------------------- hits and misses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -184,6 +185,7 @@ def test_other_weights_or_another_config_miss(tiny, tmp_path):
     assert build(tmp_path / "copy").reference_cache["train"] == "computed"
 
 
+@pytest.mark.slow
 def test_other_pairs_miss_and_known_ones_are_found_in_any_order_subset_and_split(tiny, forwards):
     first = build(tiny())
     assert build(tiny(), make_pairs(24, seed=5)).reference_cache["train"] == "computed"
@@ -225,6 +227,7 @@ def test_the_key_of_a_row_is_its_tokens_and_where_the_parts_end():
 # ------------------------------------------------------------------------------------------------ who the reference is
 
 
+@pytest.mark.slow
 def test_a_4bit_base_hits_under_another_rank_and_misses_where_it_is_quantised_otherwise(tiny):
     first = build(tiny(), adapter=QLoRA(r=4))
     second = build(tiny(), adapter=QLoRA(r=8), beta=0.3, seed=5)
@@ -274,6 +277,7 @@ def test_the_frozen_copy_of_a_continued_adapter_belongs_to_the_reference(tiny, t
         assert build(tiny(), adapter=LoRA(continue_from=other)).reference_cache["train"] == "computed"
 
 
+@pytest.mark.slow
 def test_another_model_as_the_reference_is_the_key_and_the_policy_is_not(tiny):
     other = str(tiny(seed=7))
     first = build(tiny(), reference=other)
@@ -284,6 +288,7 @@ def test_another_model_as_the_reference_is_the_key_and_the_policy_is_not(tiny):
     assert build(tiny(seed=7)).reference_cache == HIT  # where it is the start, it is the same model
 
 
+@pytest.mark.slow
 def test_training_does_not_change_the_fingerprint_under_an_adapter(tiny):
     trainer = build(tiny())
     before = trainer.fingerprint()

@@ -103,6 +103,7 @@ def test_the_table_shows_both_splits(tiny, tmp_path):
     assert cells['accuracy of "pick the longer"'][0].endswith("%")
 
 
+@pytest.mark.slow
 def test_system_messages_of_a_stream_are_put_before_the_question(tiny, tmp_path):
     rows = make_pairs(6)
     for row in rows[1:]:

@@ -67,6 +67,7 @@ def test_a_trl_loss_runs_bit_for_bit_as_in_bare_trl_over_20_steps(tiny, tmp_path
     assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [LoRA(r=4), None], ids=["adapter off", "precomputed"])
 def test_what_is_logged_of_the_held_out_pairs_is_what_evaluation_json_says(tiny, tmp_path, adapter):
     """Also where a reference that was computed in other batches rounds otherwise, and the last batch is smaller."""
