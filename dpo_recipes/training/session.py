@@ -177,7 +177,7 @@ class Session:
     def _read_pairs(self) -> None:
         from ..data import preference_dataset
         from ..data.chat_template import template_findings
-        from ..data.report import contradiction_findings, near_duplicate_findings, weight_findings
+        from ..data.findings import contradiction_findings, near_duplicate_findings, weight_findings
         from ..data.template_trial import trial_findings, try_template
 
         data = self.recipe.data
@@ -271,7 +271,7 @@ class Session:
     def _tokenized(self, split: str, pairs: Any, text: bool) -> Any:
         """The pairs of a split that can teach something, as token ids; report and findings learn what became of all."""
         from ..data import tokenize
-        from ..data.report import split_findings
+        from ..data.findings import split_findings
 
         recipe = self.recipe
         report = self.report[split]

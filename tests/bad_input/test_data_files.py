@@ -20,7 +20,7 @@ from rich.console import Console
 
 from dpo_recipes import Data, Recipe, apply, check, cli, train
 from dpo_recipes.data import preference_dataset, sources
-from dpo_recipes.data.report import oddity_findings
+from dpo_recipes.data.findings import oddity_findings
 from dpo_recipes.errors import RecipeError
 
 ROWS = [{"prompt": f"q{number:02}", "chosen": f"good {number}", "rejected": f"bad {number}"} for number in range(30)]

@@ -11,7 +11,7 @@ from making import make_pairs, perturb
 from test_trainer import FAST, build, dpo, history
 
 from dpo_recipes import RecipeError
-from dpo_recipes.data.report import weight_findings
+from dpo_recipes.data.findings import weight_findings
 from dpo_recipes.losses.trl_losses import COUPLED_LOSSES
 
 WEIGHTS = [0.5, 2.0, 0.5, 1.0, 0.25, 3.0, 1.0, 0.5]
