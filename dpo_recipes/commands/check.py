@@ -14,20 +14,10 @@ from rich.console import Console
 
 from ..errors import Finding, RecipeError, UsageError
 from ..guard.losses import loss_findings
+from ..planning.amounts import USABLE, device_memory, format_memory, parse_memory
 from ..planning.engines import ENGINES, Launch, launch, notes, plan_on_engine
-from ..planning.memory import (
-    PARTS,
-    USABLE,
-    PairLength,
-    Plan,
-    Unplannable,
-    device_memory,
-    format_memory,
-    largest_pairs,
-    longest_pair,
-    parse_memory,
-    plan_for,
-)
+from ..planning.memory import PARTS, Plan, Unplannable, largest_pairs, plan_for
+from ..planning.pair_lengths import PairLength, longest_pair
 from ..planning.visible_differences import visible
 from ..planning.ways_out import WayOut, ways_out
 from ..progress import Stage

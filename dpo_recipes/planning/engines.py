@@ -22,7 +22,8 @@ from ..recipe.resolve import Device, resolve
 
 if TYPE_CHECKING:
     from ..training.session import Session
-    from .memory import PairLength, Plan
+    from .memory import Plan
+    from .pair_lengths import PairLength
 
 STATES = ("gradients", "optimizer")
 MODEL = ("weights", "adapter", "reference")
@@ -194,25 +195,21 @@ def plan_on_engine(session: Session, device: Device, pairs: list[PairLength], re
 
 def sizes_of(policy: Any, second: Any = None) -> Sizes:
     """The sizes of a skeleton, and of a second model's that is the reference."""
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     units = _units(policy)
-    tail = _tail(policy)
-    gathered_units = [_divisible(unit) for unit in units]
+    models = [policy]
+    gathered_units = list(units)
     if second is not None:
-        gathered_units += [_divisible(unit) for unit in _units(second)]
-        tail = max(tail, _tail(second))
-    whole = _divisible(policy)
-    if second is not None:
-        whole = max(whole, _divisible(second))
+        models.append(second)
+        gathered_units += _units(second)
 
     return Sizes(
-        whole=whole,
+        whole=max(_divisible(model) for model in models),
         number=_usual_number(policy),
-        trained=sum(parameter.nbytes for parameter in trained),
-        trained_number=max(parameter.itemsize for parameter in trained),
-        unit=max(gathered_units),
+        trained=_trained(policy),
+        trained_number=max(parameter.itemsize for parameter in policy.parameters() if parameter.requires_grad),
+        unit=max(_divisible(unit) for unit in gathered_units),
         unit_trained=max(_trained(unit) for unit in units),
-        tail=tail,
+        tail=max(_tail(model) for model in models),
         undivided=_undivided(policy),
         undivided_reference=0 if second is None else _undivided(second),
     )
@@ -247,6 +244,7 @@ def _usual_number(model: Any) -> int:
 
 
 def _trained(module: Any) -> int:
+    """Bytes of the parameters that train."""
     return sum(parameter.nbytes for parameter in module.parameters() if parameter.requires_grad)
 
 
@@ -257,7 +255,7 @@ def _divisible(module: Any) -> int:
 
 def _undivided(model: Any) -> int:
     """Bytes of what no engine divides: weights packed in bytes with the figures beside them, and buffers."""
-    from .memory import quantization_figures
+    from .packed_weights import quantization_figures  # which brings torch
 
     size = sum(buffer.nbytes for buffer in model.buffers())
     for parameter in model.parameters():

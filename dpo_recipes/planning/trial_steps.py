@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from ..recipe.recipe import Recipe
 from ..training.session import Session
 from . import process
-from .memory import pair_lengths
+from .pair_lengths import pair_lengths
 
 TIMED = 3  # steps on pairs as they come, after a first one on the longest
 
@@ -91,7 +91,7 @@ def _longest_first(pairs: Any, recipe: Recipe) -> list[int]:
 
     The length is that of the longer side with its prompt, or of all that is read where a prompt is read once.
     """
-    lengths = [pair.cut(recipe.max_length) for pair in pair_lengths(pairs)]
+    lengths = pair_lengths(pairs, recipe.max_length)
     if recipe.pair_sharing == "off":
         tokens = [pair.longer_row for pair in lengths]
     else:

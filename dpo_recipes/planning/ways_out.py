@@ -83,7 +83,9 @@ def _together(ways: list[WayOut], way_out: Callable[[list[str], bool], WayOut | 
     Where not even all of it does, the sum of all. Nothing where there is nothing to add up.
     """
     changes = [way.change for way in ways if way.same_maths]
-    sums = [(list(changes), True)] if len(changes) > 1 else []
+    sums = []  # changes, and whether they leave the maths alone
+    if len(changes) > 1:
+        sums.append((list(changes), True))
     for way in ways:
         if way.same_maths:
             continue

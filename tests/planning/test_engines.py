@@ -25,7 +25,8 @@ from dpo_recipes.planning.engines import (
     refuse_engine,
     sizes_of,
 )
-from dpo_recipes.planning.memory import PARTS, PairLength, Plan, plan
+from dpo_recipes.planning.memory import PARTS, Plan, plan
+from dpo_recipes.planning.pair_lengths import PairLength
 from dpo_recipes.recipe.resolve import Device, resolve
 
 GB = 10**9

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import shutil
-import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,26 +13,16 @@ import torch
 from datasets import Dataset
 from making import make_pairs
 from peft import get_peft_model
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig
-from trl.kernels import chunked_logprob
 
 from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError
-from dpo_recipes.errors import UsageError
 from dpo_recipes.models.adapter import peft_config
 from dpo_recipes.models.skeleton import skeleton
 from dpo_recipes.models.tokenizer import load_tokenizer
 from dpo_recipes.models.weights import load_weights
-from dpo_recipes.planning.memory import (
-    PARTS,
-    Head,
-    Live,
-    PairLength,
-    format_memory,
-    parse_memory,
-    plan,
-    quantization_figures,
-)
+from dpo_recipes.planning.memory import PARTS, plan
+from dpo_recipes.planning.packed_weights import quantization_figures
+from dpo_recipes.planning.pair_lengths import PairLength
 from dpo_recipes.recipe.dpo_arguments import dpo_arguments
 from dpo_recipes.recipe.resolve import Device, resolve
 from dpo_recipes.training.trainer import RecipeTrainer, config
@@ -221,58 +210,6 @@ def test_fewer_tokens_and_pairs_need_less_and_the_parts_are_those_of_the_recipe(
         assert found.optimizer == each * found.trainable, name
 
 
-# ------------------------------------------------------------------------------------------------------------ the head
-
-
-class Kernel:
-    """In place of a Triton kernel, which allocates nothing."""
-
-    def __getitem__(self, grid):
-        return lambda *args, **kwargs: None
-
-
-@pytest.mark.parametrize("triton", [False, True])
-@pytest.mark.parametrize(
-    ("positions", "width", "words", "dtype", "autocast", "trains"),
-    [
-        (1000, 256, 32000, torch.float32, False, False),
-        (2000, 64, 300, torch.float32, False, True),
-        (9000, 512, 50000, torch.bfloat16, False, False),
-        (9000, 512, 128000, torch.bfloat16, True, True),
-        (64, 2048, 40000, torch.bfloat16, False, True),
-        (5000, 128, 64000, torch.float32, True, True),
-    ],
-)
-def test_the_head_on_paper_allocates_what_trls_head_does(
-    monkeypatch, triton, positions, width, words, dtype, autocast, trains
-):
-    """Off Triton as it is; with Triton, whose kernels stay out and whose products are added in place."""
-    if triton:
-        monkeypatch.setattr(chunked_logprob, "_use_triton", lambda device: True)
-        monkeypatch.setattr(chunked_logprob, "_addmm_fp32", lambda *args: None)
-        monkeypatch.setattr(chunked_logprob, "triton", types.SimpleNamespace(cdiv=lambda a, b: 1), raising=False)
-        for name in ("_forward_kernel", "_backward_kernel"):
-            monkeypatch.setattr(chunked_logprob, name, Kernel())
-    outputs = ("log_probs", "entropy", "mean_logits", "is_top1")
-    peaks = []
-    for paper in (True, False):
-        with FakeTensorMode(), Live() as live, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            hidden = torch.empty(positions, width, dtype=dtype, requires_grad=True)
-            weight = torch.empty(words, width, dtype=torch.float32 if autocast else dtype, requires_grad=trains)
-            targets = torch.zeros(positions, dtype=torch.long)
-            real = (hidden, weight, None, targets, 1.0, 32768, None, 1.0, outputs)
-            logps = (
-                Head.apply(live, triton, hidden, weight)
-                if paper
-                else chunked_logprob.ChunkedLogProbFunction.apply(*real)[0]
-            )
-            forward = live.worst[0]
-            with torch.autocast("cpu", enabled=False):
-                logps.sum().backward()
-            peaks.append((forward, live.worst[0]))
-    assert peaks[0] == pytest.approx(peaks[1], rel=0.02)
-
-
 # ---------------------------------------------------------------------------------------------- what cannot be known
 
 
@@ -288,36 +225,6 @@ def test_a_model_that_does_not_run_on_fake_tensors_is_a_reason(tiny, monkeypatch
     )
     with pytest.raises(RecipeError, match="does not run on fake tensors: DataDependentOutput"):
         plan(bare, recipe, settings, pairs=LONG)
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("24GB", 24 * 10**9), ("80 GiB", 80 * 2**30), ("512mb", 512 * 10**6), ("1.5g", 15 * 10**8), ("1TiB", 2**40)],
-)
-def test_memory_is_read_as_people_write_it(text, size):
-    assert parse_memory(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "much", "24 gigs", "-1GB", "0GB", "1.GB", "24"])
-def test_what_is_no_amount_of_memory_is_refused(text):
-    with pytest.raises(UsageError, match="is no amount of memory. Examples: 24GB, 80GiB, 512MB"):
-        parse_memory(text)
-
-
-def test_memory_is_written_as_people_read_it():
-    assert [format_memory(size) for size in (24e9, 10**8, 99_900_000, 10**6)] == [
-        "24.00 GB",
-        "0.10 GB",
-        "99.9 MB",
-        "1.0 MB",
-    ]
-
-
-def test_a_pair_is_cut_as_training_cuts_it():
-    pair = PairLength(prompt=10, chosen=20, rejected=5)
-    assert (pair.longer_row, pair.read_once) == (30, 35)
-    assert pair.cut(None) == pair.cut(30) == pair
-    assert pair.cut(12) == PairLength(10, 2, 2) and pair.cut(8) == PairLength(8, 0, 0)
 
 
 # ------------------------------------------------------------------------------------------- what is not a tensor's

@@ -1,0 +1,42 @@
+"""How long pairs are, in tokens: what a batch of them needs is decided by that alone."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pyarrow.compute
+
+
+class PairLength(NamedTuple):
+    """Tokens of a pair, as max_length cuts it."""
+
+    prompt: int
+    chosen: int  # without the prompt
+    rejected: int
+
+    @property
+    def longer_row(self) -> int:
+        return self.prompt + max(self.chosen, self.rejected)
+
+    @property
+    def read_once(self) -> int:
+        return self.prompt + self.chosen + self.rejected
+
+    def cut(self, max_length: int | None) -> PairLength:
+        limit = max_length or self.longer_row
+        prompt = min(self.prompt, limit)
+        return PairLength(prompt, min(self.chosen, limit - prompt), min(self.rejected, limit - prompt))
+
+
+def pair_lengths(split: Any, max_length: int | None) -> list[PairLength]:
+    """The lengths of every pair of a tokenised split, as max_length cuts it; read off without its tokens."""
+    columns = []
+    for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
+        table = split.select_columns([name]).with_format("arrow")[:]
+        columns.append(pyarrow.compute.list_value_length(table[name]).to_pylist())
+    return [PairLength(*lengths).cut(max_length) for lengths in zip(*columns, strict=True)]
+
+
+def longest_pair(pairs: list[PairLength]) -> int:
+    """Tokens of the longest side of any pair, with its prompt."""
+    return max(pair.longer_row for pair in pairs)

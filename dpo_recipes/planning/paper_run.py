@@ -1,0 +1,258 @@
+"""A run on paper: loading, a pass of the reference, an evaluation and a step, once each, on fake tensors.
+
+Leans on TRL 1.16: which positions its head scores, what of a batch it holds, and that gradient checkpointing is on.
+Leans on Transformers 5.23: the files of the weights are mapped into memory until all of them are read.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import heapq
+import logging
+from typing import Any, NamedTuple
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..recipe.dpo_arguments import dpo_arguments
+from ..recipe.recipe import Recipe
+from ..recipe.resolve import Settings
+from ..shared_prefix.attention import split_attention
+from ..shared_prefix.layout import Row
+from .head import Head
+from .live_bytes import Live
+from .packed_weights import count_numbers, is_packed, quantization_figures
+from .pair_lengths import PairLength, longest_pair
+
+logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # what does not run is said once, by us
+
+# Part of an optimiser's name -> bytes that it keeps per number; the first that fits counts, so that the longer names
+# come first. Any other is taken for AdamW, with two numbers of the parameter's own size.
+BYTES_OF_STATES = {
+    "sgd": 0,
+    "adafactor": 0,
+    "rmsprop_bnb_8bit": 1,
+    "rmsprop": 4,
+    "adagrad": 4,
+    "ademamix_8bit": 3,
+    "ademamix": 12,
+    "lion_8bit": 1,
+    "lion": 4,
+    "4bit": 1,
+    "8bit": 2,
+    "32bit": 8,
+}
+
+# TRL's options for how many pairs a pass without gradients takes at once.
+BATCHES_OF_A_PASS = ("per_device_eval_batch_size", "precompute_ref_batch_size")
+
+
+def run_on_paper(
+    live: Live, skeleton: Any, second: Any, recipe: Recipe, settings: Settings, pairs: list[PairLength]
+) -> None:
+    """What a run does, once each, in its order: loading, the pass of another reference, an evaluation, a step."""
+    options: dict[str, Any] = {"gradient_checkpointing": True, "optim": "adamw"} | dpo_arguments(recipe, settings, "")
+    pairs_a_step = settings.micro_batch_size
+    pairs_a_pass = max(pairs_a_step, *(options.get(name) or 0 for name in BATCHES_OF_A_PASS))
+    shares = recipe.pair_sharing != "off" and _can_share(skeleton)
+    batch = Batch.of_largest(pairs, pairs_a_step, shares)
+    batch_of_a_pass = Batch.of_largest(pairs, pairs_a_pass, shares)
+
+    with FakeTensorMode():
+        live.moment = "loading"
+        policy = _on_fake_tensors(skeleton, live).train()
+        _map_files(live, skeleton, settings)
+        reference = None
+        if second is not None:
+            reference = _on_fake_tensors(second, live, "reference")
+            _map_files(live, second, settings)
+        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+
+        if reference is not None:
+            live.moment = "reference"
+            _forward(reference, live, settings, batch_of_a_pass)
+            if settings.reference != "moving copy":
+                reference = None  # of another model only the log-probabilities stay
+                gc.collect()  # as modules refer to each other
+
+        states = [_optimizer_state(live, parameter, options["optim"]) for parameter in trained]
+        live.moment = "evaluation"
+        _forward(policy, live, settings, batch_of_a_pass)
+
+        live.moment = "step"
+        _count_gradients(live, trained, waiting=settings.accumulation > 1)
+        if options["gradient_checkpointing"]:
+            policy.activation_checkpointing_enable(options.get("gradient_checkpointing_kwargs"))
+            if recipe.adapter:
+                policy.enable_input_require_grads()
+        logps = _forward(policy, live, settings, batch, grad=True)
+        if batch.row is not None:  # which is compared once with what it stands for
+            _forward(policy, live, settings, batch._replace(row=None))
+        logps.sum().backward()
+        del states
+
+
+def _can_share(skeleton: Any) -> bool:
+    # Imported here: it brings bitsandbytes, which announces at import what the session has silenced by now.
+    from ..shared_prefix.forward import why_not
+
+    return why_not(_causal(skeleton)) is None
+
+
+def _map_files(live: Live, skeleton: Any, settings: Settings) -> None:
+    """On a CPU the files of the weights are mapped into memory while they are read, and count as the process's own.
+
+    A weight that keeps the type it has in its file is a view of it. As long as there is one, such as the embedding over
+    4-bit layers, the file stays mapped. A GPU's memory knows nothing of this.
+    """
+    if settings.device == "cuda":
+        return
+    causal = _causal(skeleton)
+    dtype_of_files = causal.dtype_of_files
+    in_files, viewed = 0, 0  # bytes
+    for name, parameter in causal.named_parameters():
+        if ".lora_" in name:
+            continue
+        in_files += count_numbers(parameter) * dtype_of_files.itemsize
+        if parameter.dtype == dtype_of_files and not is_packed(parameter):
+            viewed += parameter.nbytes
+
+    if viewed:
+        live.now["files"] += in_files - viewed
+        live.look()
+        return
+    mapped_before = live.now["files"]
+    live.now["files"] += in_files
+    live.look()
+    live.now["files"] = mapped_before
+
+
+class Batch(NamedTuple):
+    """The largest batch: 2 x pairs rows of so many tokens, or the same pairs in one row."""
+
+    rows: int
+    tokens: int
+    row: Row | None  # of which only the shapes count
+
+    @classmethod
+    def of_largest(cls, pairs: list[PairLength], count: int, shares: bool) -> Batch:
+        longest = longest_pair(pairs)
+        if not shares:
+            return cls(2 * count, longest, None)
+
+        most_to_read = heapq.nlargest(count, pairs, key=lambda pair: pair.read_once)
+        last = most_to_read[-1]
+        while len(most_to_read) < count:
+            most_to_read.append(last)
+        return cls(2 * count, longest, _row(most_to_read))
+
+
+def _row(pairs: list[PairLength]) -> Row:
+    """Pairs in one row, as `shared_prefix` lays them out; the tokens themselves are all the same."""
+    lengths = [pair.prompt + pair.chosen for pair in pairs] + [pair.prompt + pair.rejected for pair in pairs]
+    ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    for number, (pair, length) in enumerate(zip(pairs * 2, lengths, strict=True)):
+        labels[number, pair.prompt : length] = 0
+    return Row(ids, labels, lengths, common=[pair.prompt for pair in pairs])
+
+
+def _optimizer_state(live: Live, parameter: torch.Tensor, optimizer: str) -> torch.Tensor:
+    """What an optimiser keeps for a parameter, as bytes."""
+    size = parameter.numel() * 2 * parameter.itemsize
+    for name, bytes_per_number in BYTES_OF_STATES.items():
+        if name in optimizer:
+            size = parameter.numel() * bytes_per_number
+            break
+    return live.add(torch.empty(size, dtype=torch.uint8), "optimizer")
+
+
+def _count_gradients(live: Live, trained: list[Any], waiting: bool) -> None:
+    """Count gradients as such when they are made; `waiting`: those of earlier micro-batches are there already."""
+
+    def count(parameter: Any) -> None:
+        live.add(parameter.grad, "gradients")
+
+    for parameter in trained:
+        if waiting:
+            parameter.grad = live.add(torch.empty_like(parameter), "gradients")
+        parameter.register_post_accumulate_grad_hook(count)
+
+
+def _on_fake_tensors(skeleton: Any, live: Live, part: str = "") -> Any:
+    """A copy of a skeleton with fake CPU tensors in place of meta ones, whose attention would hold every score.
+
+    `part`: what all of it counts as, instead of weights, adapter and reference by the names of the parameters.
+    """
+    copies: dict[int, Any] = {}  # id of a tensor -> its fake copy, as `deepcopy` takes them
+
+    def fake(tensor: torch.Tensor, part: str) -> torch.Tensor:
+        empty = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+        return copies.setdefault(id(tensor), live.add(empty, part))
+
+    for name, parameter in skeleton.named_parameters():
+        own_part = part or _part_of(name)
+        fake_parameter = torch.nn.Parameter(fake(parameter, own_part), parameter.requires_grad)
+        copies[id(parameter)] = fake_parameter
+        for tensor in quantization_figures(parameter):
+            fake(tensor, own_part)
+        quant_state = copy.deepcopy(getattr(parameter, "quant_state", None), copies)
+        fake_parameter.quant_state = quant_state  # type: ignore[attr-defined]
+    for buffer in skeleton.buffers():
+        fake(buffer, part or "weights")
+    return copy.deepcopy(skeleton, copies)
+
+
+def _part_of(parameter_name: str) -> str:
+    """PEFT names an adapter in its parameters: `default` is trained, `ref` is the frozen start of a continued one."""
+    if ".default." in parameter_name:
+        return "adapter"
+    if ".ref." in parameter_name:
+        return "reference"
+    return "weights"
+
+
+def _causal(model: Any) -> Any:
+    """The causal model, which an adapter may wrap."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _forward(model: Any, live: Live, settings: Settings, batch: Batch, grad: bool = False) -> torch.Tensor:
+    """A forward as TRL's: padded rows through the backbone, every position but the last through the head.
+
+    Or, where the batch has a row, that row, and those of its positions that predict a scored token.
+    """
+    autocast_dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    autocast = autocast_dtypes.get(str(settings.autocast))
+    causal = _causal(model)
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", autocast, enabled=autocast is not None):
+        # Of the four tensors in TRL's batch the completion mask and the labels are only held.
+        input_ids, attention_mask, *_held = torch.zeros(4, batch.rows, batch.tokens, dtype=torch.long)
+        if batch.row is None:
+            output = causal.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            hidden = output.last_hidden_state[:, :-1]
+        else:
+            hidden = _read_once(causal, batch.row)
+        weights = causal.get_output_embeddings().parameters()  # with a bias in some models
+        return Head.apply(live, settings.device == "cuda", hidden.reshape(-1, hidden.shape[-1]), *weights)
+
+
+def _read_once(causal: Any, row: Row) -> torch.Tensor:
+    """The hidden states (1, S, width) that predict a scored token, from pairs in one row."""
+    # Imported here for the same reason as `why_not` above.
+    from transformers import AttentionInterface
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    name = causal.config._attn_implementation
+    kernel = ALL_ATTENTION_FUNCTIONS[name]
+    if not hasattr(kernel, "reads_pairs"):
+        AttentionInterface.register(name, split_attention(kernel, flash=False))
+    output = causal.base_model(
+        input_ids=torch.zeros(row.tokens.shape, dtype=torch.long),
+        position_ids=torch.zeros(row.positions.shape, dtype=torch.long),
+        attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool),
+        use_cache=False,
+        pair_row=row,
+    )
+    return output.last_hidden_state.index_select(1, torch.zeros(row.predictors.shape, dtype=torch.long))
