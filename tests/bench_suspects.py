@@ -7,7 +7,6 @@ same for displacement and the tenth of the pairs whose chosen answer falls most,
 
 from __future__ import annotations
 
-import copy
 import json
 import random
 import sys
@@ -19,8 +18,8 @@ import numpy as np
 from rich.console import Console
 
 from dpo_recipes import apply, load
-from dpo_recipes.planning.suspect_pairs import PLAIN, score_pairs, worst
-from dpo_recipes.training.session import Session
+from dpo_recipes.planning.suspect_pairs import score_pairs, worst
+from dpo_recipes.training.session import LOOKS_ONLY, Session
 
 
 def flip_a_tenth(source: Path, target: Path) -> set[int]:
@@ -36,9 +35,8 @@ def flip_a_tenth(source: Path, target: Path) -> set[int]:
 
 def falls_of_chosen(session: Session, folder: Path) -> np.ndarray:
     """Nats per token by which the chosen answer of each train pair falls in a run on all of them."""
-    whole = copy.copy(session)
-    whole.eval = session.train
-    trainer = whole.make_trainer(folder, [], **PLAIN)
+    whole = session.on_pairs(session.train, session.train)
+    trainer = whole.make_trainer(folder, [], **LOOKS_ONLY)
     _, before = trainer.held_out()
     trainer.train()
     _, after = trainer.held_out()

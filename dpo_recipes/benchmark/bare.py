@@ -13,6 +13,8 @@ from typing import Any
 from torch import Tensor
 from trl import DPOTrainer
 
+from ..shared_prefix.forward import put_back
+
 # What makes TRL's trainer fast or slow and leaves its maths alone. `--against-defaults` leaves all of it to TRL.
 SPEED_OPTIONS = (
     "activation_offloading",
@@ -68,9 +70,7 @@ def score_answers_only(model: Any) -> None:
         finally:
             hook.remove()
 
-        for name, values in list(output.items()):
-            if isinstance(values, Tensor) and values.shape == targets.shape:
-                output[name] = values.new_zeros(scored.shape).masked_scatter(scored, values)
+        put_back(output, targets, scored)
         return output
 
     model.forward = types.MethodType(forward, model)

@@ -12,28 +12,25 @@ import torch
 from rich.console import Console
 
 from ..guard.callback import Watch
+from ..models.adapter import without_adapters
 from ..progress import Stage
 from ..recipe.dpo_arguments import dpo_arguments
 from ..shared_prefix.layout import Row
-from ..training.session import Session
+from ..training.session import LOOKS_ONLY, Session
 from .bare import BareTrainer, score_answers_only, with_trl_defaults
 from .steps import COMPARED, Side, Watcher, compare_first_steps, time_steps
 
 # Two rounds, each side first in one of them: what drifts meets both alike.
 ROUNDS = 2
-# A step is one micro-batch, as the accumulated ones are all alike; nothing is written, and nothing moves.
+# A step is one micro-batch, as the accumulated ones are all alike; and nothing moves.
 STEP_OPTIONS: dict[str, Any] = {
+    **LOOKS_ONLY,
     "gradient_accumulation_steps": 1,
     "learning_rate": 0.0,
     "lr_scheduler_type": "constant",
     "warmup_steps": 0,
     "train_sampling_strategy": "sequential",
     "num_train_epochs": 1,
-    "save_strategy": "no",
-    "eval_strategy": "no",
-    "load_best_model_at_end": False,
-    "report_to": "none",
-    "push_to_hub": False,
 }
 
 
@@ -56,8 +53,7 @@ def make_sides(
     _move_away(bare.model)
     _copy_trained(bare.model, ours.model)
     if compact_head:
-        policy = bare.model
-        score_answers_only(policy.get_base_model() if hasattr(policy, "peft_config") else policy)
+        score_answers_only(without_adapters(bare.model))
     return {"trl": Side(bare), "ours": Side(ours)}, watchers
 
 

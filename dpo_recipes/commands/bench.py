@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import random
 import statistics
@@ -19,7 +18,7 @@ from ..benchmark.lengths import PROFILES, drawn_pairs
 from ..benchmark.random_models import SIZES, make
 from ..errors import RecipeError, UsageError, nearest
 from ..formats.pair_weights import WEIGHT
-from ..recipe.recipe import PREPARED, Data, Recipe
+from ..recipe.recipe import Data, Recipe
 from ..runs import environment
 from ..training.session import Session
 
@@ -62,16 +61,15 @@ def bench(
         session.check_model()
         session.try_options()
         micro_batch_size = session.settings.micro_batch_size
-        few = copy.copy(session)
-        few.train = _pairs(session, lengths, batches * micro_batch_size)
-        few.eval = few.train.select(range(1))
-        batches = len(few.train) // micro_batch_size
+        pairs = _pairs(session, lengths, batches * micro_batch_size)
+        batches = len(pairs) // micro_batch_size
+        few = session.on_pairs(pairs, pairs.select(range(1)))
         figures = _measure(few, Path(folder) / "run", batches, against_defaults, compact_head)
 
     return {
         "recipe": recipe.name,
-        "model": f"{random_model} of random weights" if random_model else _spoken(recipe.model, recipe),
-        "lengths": lengths or _spoken(recipe.data.name, recipe),
+        "model": f"{random_model} of random weights" if random_model else recipe.in_words(recipe.model),
+        "lengths": lengths or recipe.in_words(recipe.data.name),
         "against": _against(against_defaults, compact_head),
         "batches": batches,
         "pairs_per_batch": micro_batch_size,
@@ -146,11 +144,6 @@ def _on_random_weights(recipe: Recipe, size: str, folder: Path) -> Recipe:
         raise UsageError("adapter.continue_from is an adapter of another model than one of random weights.")
     make(SIZES[size], folder)
     return replace(recipe, model=str(folder), revision=None, reference=None, prepare=None, data=Data("drawn"))
-
-
-def _spoken(name: str, recipe: Recipe) -> str:
-    """The name of a model or of data; of what the recipe makes itself, such as `quickstart's own pairs`."""
-    return name.replace(f"{PREPARED}/", f"{recipe.name}'s own ")
 
 
 def _against(against_defaults: bool, compact_head: bool) -> str:

@@ -21,7 +21,7 @@ from ..planning.pair_lengths import PairLength, longest_pair
 from ..planning.visible_differences import visible
 from ..planning.ways_out import WayOut, ways_out
 from ..progress import Stage
-from ..recipe.recipe import PREPARED, Recipe
+from ..recipe.recipe import Recipe
 from ..recipe.resolve import Device, here, resolve
 from ..recipe.unusual import unusual_findings
 from ..runs import environment, files
@@ -110,8 +110,8 @@ def _check_model(session: Session, here: bool) -> Finding:
         session.check_model(here=here)
     except RecipeError as error:
         return Finding("fail", "model", str(error))
-    model_and_data = f"{recipe.model} and {recipe.data.name}".replace(f"{PREPARED}/", f"{recipe.name}'s own ")
-    return Finding("pass", "model", f"{model_and_data} are at hand")
+    model, data = recipe.in_words(recipe.model), recipe.in_words(recipe.data.name)
+    return Finding("pass", "model", f"{model} and {data} are at hand")
 
 
 # ----------------------------------------------------------------------------------------------------------- the pairs

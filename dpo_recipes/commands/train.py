@@ -17,9 +17,10 @@ from ..evaluation.held_out import METRICS, compared, held_out
 from ..guard.losses import loss_findings
 from ..progress import Stage, TrainingBar
 from ..recipe.origins import values_with_origins
-from ..recipe.recipe import PREPARED, QLoRA, Recipe
+from ..recipe.recipe import QLoRA, Recipe
 from ..recipe.unusual import unusual_findings
 from ..runs import environment, files, folder
+from ..runs.full_memory import is_out_of_memory
 from ..runs.model_card import model_card
 from ..runs.unwritable import places_with_room, unwritable_place, unwritable_reason
 from ..terminal import comparison_table, data_table
@@ -127,9 +128,7 @@ def _run_folder(runs: Path, name: str) -> Iterator[folder.Run]:
 
 def _explain_full_memory(error: BaseException, name: str) -> None:
     """RecipeError for an error of torch that says that a GPU's memory, or this machine's, does not suffice."""
-    is_of_gpu = type(error).__name__ == "OutOfMemoryError"
-    is_of_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    if not (is_of_gpu or is_of_cpu):
+    if not is_out_of_memory(error):
         return
     first_sentence = str(error).partition(". ")[0].splitlines()[0].rstrip(".")
     left_behind = "".join(f" {note}" for note in getattr(error, "__notes__", []))
@@ -244,7 +243,7 @@ def _policy_and_reference(trainer: RecipeTrainer) -> dict[str, Any]:
 
 def _policy(recipe: Recipe) -> str:
     """The model and what of it is trained, such as `org/model@revision + LoRA of rank 32`."""
-    model = recipe.model.replace(f"{PREPARED}/", f"{recipe.name}'s own ")
+    model = recipe.in_words(recipe.model)
     if recipe.revision:
         model += f"@{recipe.revision}"
 

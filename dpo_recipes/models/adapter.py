@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -171,12 +171,7 @@ def refuse_other_adapter_weights(model: Any, folder: str) -> None:
         "In its file, and not read by this model": list(result.unexpected_keys),
         "NaN or Inf in its file": broken,
     }
-    for problem, names in problems.items():
-        if names:
-            raise RecipeError(
-                f"The adapter in {folder!r} does not fit the model, or is not whole. {problem}: {sorted(names)[0]}"
-                f" ({len(names)} of {len(tensors)} tensors). It must be complete, and made on the same model."
-            )
+    _refuse_problems(problems, folder, len(tensors))
 
 
 def refuse_unfit_adapter_file(skeleton: Any, folder: str) -> None:
@@ -185,19 +180,30 @@ def refuse_unfit_adapter_file(skeleton: Any, folder: str) -> None:
     if not os.path.isfile(file):  # of the hub, or in another format: it is looked at when it is loaded
         return
     with safe_open(file, framework="pt") as tensors:
-        in_file = {name for name in tensors.keys() if ".lora_A." in name or ".lora_B." in name}  # noqa: SIM118
+        names = tensors.keys()
+    in_file = {name for name in names if ".lora_A." in name or ".lora_B." in name}
     wanted = {
         name.replace(".default.", ".")
         for name, _ in skeleton.named_parameters()
         if ".lora_A.default." in name or ".lora_B.default." in name
     }
     problems = {"Missing from its file": wanted - in_file, "In its file, and not read by this model": in_file - wanted}
+    _refuse_problems(problems, folder, len(wanted | in_file))
+
+
+def _refuse_problems(problems: Mapping[str, Collection[str]], folder: str, tensors: int) -> None:
+    """RecipeError for the first problem that some of an adapter's tensors have; problem -> their names."""
     for problem, names in problems.items():
         if names:
             raise RecipeError(
-                f"The adapter in {folder!r} does not fit the model, or is not whole. {problem}: {min(names)}"
-                f" ({len(names)} of {len(wanted | in_file)} tensors). It must be complete, and made on the same model."
+                f"The adapter in {folder!r} does not fit the model, or is not whole. {problem}: {min(names)} "
+                f"({len(names)} of {tensors} tensors). It must be complete, and made on the same model."
             )
+
+
+def without_adapters(model: Any) -> Any:
+    """The causal LM under its adapters; a model without any is that itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 @contextmanager

@@ -17,7 +17,6 @@ teach speaks against this one (cross-validated as in confident learning, 1911.00
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,16 +27,9 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from ..data.excluded import KEY, as_text
+from ..models.adapter import without_adapters
 from ..progress import Stage, TrainingBar
-from ..training.session import Session
-
-PLAIN: dict[str, Any] = {  # nothing is written while judging, and nothing is evaluated on the way
-    "save_strategy": "no",
-    "eval_strategy": "no",
-    "load_best_model_at_end": False,
-    "report_to": "none",
-    "push_to_hub": False,
-}
+from ..training.session import LOOKS_ONLY, Session
 
 
 def displacement(hidden: Tensor, is_completion: Tensor) -> Tensor:
@@ -56,7 +48,7 @@ def displacement(hidden: Tensor, is_completion: Tensor) -> Tensor:
 def displacements(trainer: Any, pairs: Any, batch_size: int, stage: Stage) -> np.ndarray:
     """The CHES score of each pair under the policy as it is now, in the order of `pairs`."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    causal_lm = model.get_base_model() if hasattr(model, "peft_config") else model
+    causal_lm = without_adapters(model)
     was_training = model.training
     model.eval()
 
@@ -93,13 +85,11 @@ def score_pairs(session: Session, folder: Path) -> Scores:
     margins = np.zeros(count)
 
     for number, (trained, judged) in enumerate([(first, second), (second, first)], start=1):
-        half = copy.copy(session)
-        half.train = session.train.select(trained)
-        half.eval = session.train.select(judged)
+        half = session.on_pairs(session.train.select(trained), session.train.select(judged))
         bar = TrainingBar(session.console, {})
         session.say(f"Training on half {number} of 2, to judge the labels of the other: {len(trained):,} pairs.")
         with contextlib.closing(bar):
-            trainer = half.make_trainer(folder, [_Steps(bar)], **PLAIN)
+            trainer = half.make_trainer(folder, [_Steps(bar)], **LOOKS_ONLY)
             if not len(displacement_scores):
                 with Stage(session.console, "Reading the pairs for displacement", total=count) as stage:
                     displacement_scores = displacements(trainer, session.train, batch_size, stage)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import tempfile
 import time
@@ -14,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..recipe.recipe import Recipe
-from ..training.session import Session
+from ..training.session import LOOKS_ONLY, Session
 from . import process
 from .pair_lengths import pair_lengths
 
@@ -51,13 +50,9 @@ def try_steps(session: Session) -> Trial:
     """
     clock = Clock()
     options: dict[str, Any] = {
+        **LOOKS_ONLY,
         "max_steps": 1 + TIMED,
         "train_sampling_strategy": "sequential",  # the longest come first
-        "save_strategy": "no",
-        "eval_strategy": "no",
-        "load_best_model_at_end": False,
-        "report_to": "none",
-        "push_to_hub": False,
     }
     with tempfile.TemporaryDirectory() as folder:
         _reset_peak(session.device.kind)
@@ -80,10 +75,9 @@ def _on_the_longest_pairs(session: Session) -> Session:
     pairs_a_pass = recipe.trl.get("per_device_eval_batch_size", session.settings.micro_batch_size)
     first = range(min(len(session.train), TIMED * pairs_a_step))
 
-    few = copy.copy(session)
-    few.train = session.train.select([*_longest_first(session.train, recipe)[:pairs_a_step], *first])
-    few.eval = session.eval.select(_longest_first(session.eval, recipe)[:pairs_a_pass])
-    return few
+    longest = _longest_first(session.train, recipe)[:pairs_a_step]
+    longest_held_out = _longest_first(session.eval, recipe)[:pairs_a_pass]
+    return session.on_pairs(session.train.select([*longest, *first]), session.eval.select(longest_held_out))
 
 
 def _longest_first(pairs: Any, recipe: Recipe) -> list[int]:

@@ -336,6 +336,10 @@ class Recipe(Value):
         if self.loss_names & SMOOTHED_LOSSES and not self.trl.get("label_smoothing"):
             raise UsageError("loss='exo_pair' needs trl.label_smoothing above 0; the EXO paper uses 0.001.")
 
+    def in_words(self, name: str) -> str:
+        """A model or data of this recipe as a sentence names it, such as `quickstart's own pairs`."""
+        return name.replace(f"{PREPARED}/", f"{self.name}'s own ")
+
     def _refuse_idle_dropout(self) -> None:
         if self.adapter and self.adapter.dropout and self.trl.get("disable_dropout", True):
             raise UsageError(

@@ -181,11 +181,16 @@ def _read(model: Any, fused: Callable[..., Any], row: Row) -> Any:
         fused_lm_head=True,
         pair_row=row,
     )
-    for name, values in list(output.items()):
-        if isinstance(values, Tensor) and values.shape == row.targets.shape:  # (1, S)
-            empty = values.new_zeros(row.scored.shape)  # (2B, T - 1)
-            output[name] = empty.masked_scatter(row.scored.to(values.device), values)
+    put_back(output, row.targets, row.scored)
     return output
+
+
+def put_back(output: Any, targets: Tensor, scored: Tensor) -> None:
+    """Give a head's outputs of S targets, (1, S), their places in TRL's layout (2B, T - 1): where `scored` is true."""
+    for name, values in list(output.items()):
+        if isinstance(values, Tensor) and values.shape == targets.shape:
+            empty = values.new_zeros(scored.shape)
+            output[name] = empty.masked_scatter(scored.to(values.device), values)
 
 
 def _keep_predictors(module: Any, args: Any, given: dict[str, Any], output: Any) -> None:

@@ -7,6 +7,7 @@ Leans on TRL 1.16: the errors that `DPOTrainer.__init__` raises, and the bars th
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import logging
@@ -29,6 +30,7 @@ from ..progress import Stage
 from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import here, resolve
+from ..runs.full_memory import is_out_of_memory
 from ..runs.unwritable import UNWRITABLE
 from ..terminal import print_line
 from .length import length_findings
@@ -41,6 +43,16 @@ if TYPE_CHECKING:
     from ..data.template_trial import Trial
     from ..models.reference import Reference
     from .trainer import RecipeTrainer
+
+
+# DPOConfig of a trainer that only looks: nothing is written, nothing sent, and nothing evaluated on the way.
+LOOKS_ONLY: dict[str, Any] = {
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "load_best_model_at_end": False,
+    "report_to": "none",
+    "push_to_hub": False,
+}
 
 
 class Session:
@@ -301,6 +313,13 @@ class Session:
         )
         return tokenized
 
+    def on_pairs(self, train: Any, held_out: Any) -> Session:
+        """This session with other tokenised pairs, such as a part of its own."""
+        other = copy.copy(self)
+        other.train = train
+        other.eval = held_out
+        return other
+
     def make_trainer(
         self,
         output: Path,
@@ -357,6 +376,8 @@ class Session:
                     peft_config=peft_config(recipe.adapter),
                 )
         except (ValueError, NotImplementedError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise RecipeError(f"TRL refuses the recipe: {str(error).strip()}") from error
         except ImportError as error:
             raise RecipeError(f"A package that the recipe asks for is missing: {error}") from error

@@ -39,11 +39,13 @@ from ..losses.pair_logps import PairLogps
 from ..losses.plugins import Loss
 from ..losses.selection import name_of
 from ..losses.trl_losses import COUPLED_LOSSES
+from ..models.adapter import without_adapters
 from ..models.weights import not_finite
 from ..progress import Stage
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
 from ..runs import environment
+from ..runs.full_memory import is_out_of_memory
 from ..shared_prefix import forward as shared_prefix
 from . import reference_cache
 
@@ -124,8 +126,7 @@ class RecipeTrainer(DPOTrainer):
         for model in models:
             if model is None:
                 continue
-            base = model.get_base_model() if hasattr(model, "peft_config") else model
-            reason = shared_prefix.share(base, require=must_share, say=self.say)
+            reason = shared_prefix.share(without_adapters(model), require=must_share, say=self.say)
             if reason and reason not in self._said_why_not_shared:
                 self._said_why_not_shared.add(reason)
                 self.say(f"Each pair is read twice and padded, as in TRL: {reason}.")
@@ -309,9 +310,9 @@ class RecipeTrainer(DPOTrainer):
         """A plugin loss of each pair; what the kit could not foresee, as another device, is one message too."""
         try:
             values = plugin(pairs, beta=self.beta, **numbers)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise RecipeError(f"The loss {name_of(plugin)} fails on real pairs: {failure(plugin, error)}") from error
         wrong = wrong_result(values, len(pairs.h))
         if wrong:

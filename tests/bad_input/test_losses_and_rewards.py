@@ -86,9 +86,12 @@ def in_place(pairs, *, beta):
     return -logsigmoid(beta * pairs.h)
 
 
-def counting(pairs, *, beta, calls=[]):  # noqa: B006
-    calls.append(1)
-    return -logsigmoid(beta * pairs.h) / len(calls)
+calls_of_counting: list[int] = []
+
+
+def counting(pairs, *, beta):
+    calls_of_counting.append(1)
+    return -logsigmoid(beta * pairs.h) / len(calls_of_counting)
 
 
 def start_raises(pairs, *, beta):

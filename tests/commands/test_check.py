@@ -50,8 +50,9 @@ def even_pairs(n: int, seed: int = 0) -> list[dict]:
 def files(tmp_path_factory) -> tuple[str, str]:
     """24 pairs to train on and 8 to evaluate with."""
     folder = tmp_path_factory.mktemp("pairs")
-    parts = {"train": even_pairs(24), "eval": even_pairs(8, 9)}
-    return tuple(str(write_jsonl(folder / f"{name}.jsonl", rows)) for name, rows in parts.items())  # type: ignore
+    train = write_jsonl(folder / "train.jsonl", even_pairs(24))
+    evaluation = write_jsonl(folder / "eval.jsonl", even_pairs(8, 9))
+    return str(train), str(evaluation)
 
 
 @pytest.fixture
@@ -196,7 +197,7 @@ def lying(pairs, *, beta):
     return (1 - beta * pairs.h).clamp(min=0)
 
 
-lying.at_start = lambda beta, **_: 5.0  # type: ignore[attr-defined]
+lying.at_start = lambda beta, **_: 5.0
 
 NEEDS = {
     "pairs": "it needs the model, which failed",

@@ -156,7 +156,7 @@ def test_attention_kernels_are_those_that_are_on(monkeypatch):
         urllib.error.URLError("[Errno -2] Name or service not known"),
         TimeoutError("timed out"),
         urllib.error.HTTPError("u", 503, "Service Unavailable", {}, None),
-        RemoteDisconnected("closed"),  # type: ignore
+        RemoteDisconnected("closed"),
         ValueError("unknown url type: 'hub'"),
     ],
     ids=lambda error: type(error).__name__,

@@ -90,9 +90,12 @@ def dividing_in_place(pairs, *, beta):
     return right(pairs, beta=beta)
 
 
-def counting(pairs, *, beta, calls=[]):  # noqa: B006
-    calls.append(1)
-    return right(pairs, beta=beta) / len(calls)
+calls_of_counting: list[int] = []
+
+
+def counting(pairs, *, beta):
+    calls_of_counting.append(1)
+    return right(pairs, beta=beta) / len(calls_of_counting)
 
 
 def ranks(pairs, *, beta):

@@ -7,6 +7,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from making import CHATML, DATED, make_pairs, make_tokenizer, write_jsonl
 from rich.console import Console
 
@@ -175,3 +176,14 @@ def test_a_stream_is_trained_on_and_its_drops_are_counted(tiny, tmp_path):
     assert [row["row"] for row in session.train] == ["0", "1", "3", "4", "5"]
     assert session.report["train"]["dropped"] == {"identical sides": {"count": 1, "rows": ["2"]}}
     assert [row["weight"] for row in session.train] == [1, 1, 2.5, 1, 1]
+
+
+def test_memory_that_does_not_suffice_is_no_refusal_of_trls(tiny, tmp_path):
+    """The reference is computed while the trainer is made; what comes after says what to do about memory."""
+
+    def full(**_arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    session = begin(tiny(), make_pairs(12), tmp_path)
+    with pytest.raises(torch.OutOfMemoryError):
+        session.make_trainer(tmp_path / "checkpoints", [], kind=full)
