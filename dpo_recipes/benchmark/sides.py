@@ -34,27 +34,25 @@ STEP_OPTIONS: dict[str, Any] = {
 }
 
 
-def make_sides(
-    session: Session, folder: Path, *, against_defaults: bool, compact_head: bool
-) -> tuple[dict[str, Side], dict[str, Watcher]]:
+def make_sides(session: Session, folder: Path, *, against_defaults: bool, compact_head: bool) -> dict[str, Side]:
     """Both trainers on the same weights, a little away from the reference, so that no loss stands at its start."""
-    watchers = {"trl": Watcher(), "ours": Watcher()}
+    watch_trl, watch_ours = Watcher(), Watcher()
     options = dpo_arguments(session.recipe, session.settings, str(folder))
     bare = session.make_trainer(
         folder,
-        [watchers["trl"]],
+        [watch_trl],
         kind=BareTrainer,
         options=with_trl_defaults(options) if against_defaults else options,
         **STEP_OPTIONS,
     )
-    ours = session.make_trainer(folder, [watchers["ours"]], **STEP_OPTIONS)
+    ours = session.make_trainer(folder, [watch_ours], **STEP_OPTIONS)
     ours.health.same_start = False  # it is not, from here on
     ours.remove_callback(Watch)  # which stops a run whose weights stay where they are, as they are to do here
     _move_away(bare.model)
     _copy_trained(bare.model, ours.model)
     if compact_head:
         score_answers_only(without_adapters(bare.model))
-    return {"trl": Side(bare), "ours": Side(ours)}, watchers
+    return {"trl": Side(bare, watch_trl), "ours": Side(ours, watch_ours)}
 
 
 def _move_away(model: Any) -> None:
@@ -74,19 +72,19 @@ def _copy_trained(source: Any, target: Any) -> None:
             parameter.data.copy_(weights[name].data)
 
 
-def run(sides: dict[str, Side], watchers: dict[str, Watcher], batches: int, console: Console) -> None:
+def run(sides: dict[str, Side], batches: int, console: Console) -> None:
     """The compared steps of each side, which warm up too, and then the timed rounds, each side first in turn."""
     with Stage(console, "Comparing TRL's steps with ours", len(sides) * min(COMPARED, batches), "steps") as stage:
-        for name, side in sides.items():
-            compare_first_steps(side, watchers[name])
+        for side in sides.values():
+            compare_first_steps(side)
             stage.advance(min(COMPARED, batches))
 
-    order = list(sides)
+    order = list(sides.values())
     for number in range(1, ROUNDS + 1):
         words = f"Timing, round {number} of {ROUNDS}"
         with Stage(console, words, len(sides) * batches, "steps") as stage:
-            for name in order:
-                time_steps(sides[name], watchers[name], batches, stage.advance)
+            for side in order:
+                time_steps(side, batches, stage.advance)
         order.reverse()
 
 

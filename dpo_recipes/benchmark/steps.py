@@ -11,29 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import TrainerCallback
 
+from ..models.device import wall_seconds
+
 COMPARED = 2  # batches on which the gradients are compared
-
-
-@dataclass
-class Side:
-    """A trainer, and what its steps have shown."""
-
-    trainer: Any
-    rounds: list[list[float]] = field(default_factory=list)  # of each round, the seconds of each step
-    losses: list[float] = field(default_factory=list)  # of the first steps
-    gradients: list[dict[str, torch.Tensor]] = field(default_factory=list)  # of the first steps, by parameter
-    held: list[int] = field(default_factory=list)  # bytes, of the first steps
-
-    def seconds(self) -> list[float]:
-        """The median seconds of each step over the rounds."""
-        return [statistics.median(times) for times in zip(*self.rounds, strict=True)]
-
-
-class Agreement(NamedTuple):
-    """The largest differences between the two sides, relative."""
-
-    loss: float
-    gradient: float
 
 
 class Watcher(TrainerCallback):
@@ -58,7 +38,30 @@ def _nothing() -> None:
     """Nobody asked."""
 
 
-def compare_first_steps(side: Side, watcher: Watcher) -> None:
+@dataclass
+class Side:
+    """A trainer, and what its steps have shown."""
+
+    trainer: Any
+    watcher: Watcher  # among its callbacks
+    rounds: list[list[float]] = field(default_factory=list)  # of each round, the seconds of each step
+    losses: list[float] = field(default_factory=list)  # of the first steps
+    gradients: list[dict[str, torch.Tensor]] = field(default_factory=list)  # of the first steps, by parameter
+    held: list[int] = field(default_factory=list)  # bytes, of the first steps
+
+    def seconds(self) -> list[float]:
+        """The median seconds of each step over the rounds."""
+        return [statistics.median(times) for times in zip(*self.rounds, strict=True)]
+
+
+class Agreement(NamedTuple):
+    """The largest differences between the two sides, relative."""
+
+    loss: float
+    gradient: float
+
+
+def compare_first_steps(side: Side) -> None:
     """Take COMPARED steps and keep their losses, their gradients and the bytes they hold; these warm up too."""
     trainer = side.trainer
     compute_loss = trainer.compute_loss
@@ -74,15 +77,15 @@ def compare_first_steps(side: Side, watcher: Watcher) -> None:
         side.gradients.append(_gradients(trainer.model))
 
     trainer.compute_loss = counted
-    watcher.has_gradients = keep_gradients
+    side.watcher.has_gradients = keep_gradients
     try:
         _take(trainer, COMPARED)
     finally:
         trainer.compute_loss = compute_loss
-        watcher.has_gradients = _nothing
+        side.watcher.has_gradients = _nothing
 
 
-def time_steps(side: Side, watcher: Watcher, steps: int, on_step: Callable[[], None]) -> None:
+def time_steps(side: Side, steps: int, on_step: Callable[[], None]) -> None:
     """Take `steps` steps and keep the seconds of each: policy, reference, loss, backward, clipping, optimizer."""
     clock = clock_of(side.trainer.accelerator.device)
     seconds: list[float] = []
@@ -96,24 +99,19 @@ def time_steps(side: Side, watcher: Watcher, steps: int, on_step: Callable[[], N
         seconds.append(clock() - begun)
         on_step()
 
-    watcher.begins, watcher.ends = begin, end
+    side.watcher.begins = begin
+    side.watcher.ends = end
     try:
         _take(side.trainer, steps)
     finally:
-        watcher.begins = watcher.ends = _nothing
+        side.watcher.begins = _nothing
+        side.watcher.ends = _nothing
     side.rounds.append(seconds)
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
     """Seconds of this process on a CPU, which other programs do not lengthen; on a GPU those of the wall."""
-    if device.type == "cpu":
-        return time.process_time
-
-    def wall() -> float:
-        torch.accelerator.synchronize()
-        return time.perf_counter()
-
-    return wall
+    return time.process_time if device.type == "cpu" else wall_seconds
 
 
 def _take(trainer: Any, steps: int) -> None:

@@ -87,10 +87,10 @@ def _measure(
     from ..benchmark.sides import count_tokens, make_sides, run
     from ..benchmark.steps import agreement
 
-    sides, watchers = make_sides(session, folder, against_defaults=against_defaults, compact_head=compact_head)
+    sides = make_sides(session, folder, against_defaults=against_defaults, compact_head=compact_head)
     with _one_thread_on_a_cpu(session.settings.device):
         threads = torch.get_num_threads()
-        run(sides, watchers, batches, session.console)
+        run(sides, batches, session.console)
     trl, ours = sides["trl"], sides["ours"]
 
     micro_batch_size = session.settings.micro_batch_size

@@ -138,30 +138,30 @@ def _check_what_can_be_seen(session: Session, result: dict[str, Any]) -> None:
     if report is None or not report.get("eval", {}).get("kept"):
         return
     pairs = report["eval"]["kept"]
-    result["evaluation"] = {"pairs": visible(pairs)}
-    result["findings"].append(Finding("info", "evaluation", _visible_in_words("accuracy", pairs, "held-out pairs")))
+    of_pairs = visible(pairs)
+    result["evaluation"] = {"pairs": of_pairs}
+    result["findings"].append(Finding("info", "evaluation", _visible_in_words("accuracy", of_pairs, "held-out pairs")))
 
     if session.recipe.reward:
         from ..evaluation.answers import REWARDED_PROMPTS  # which imports TRL
 
         asked = {str(prompt) for prompt in session.eval["prompt"]}
-        prompts = min(REWARDED_PROMPTS, len(asked))
-        result["evaluation"]["prompts"] = visible(prompts)
-        result["findings"].append(Finding("info", "answers", _visible_in_words("win rate", prompts, "prompts")))
+        of_prompts = visible(min(REWARDED_PROMPTS, len(asked)))
+        result["evaluation"]["prompts"] = of_prompts
+        result["findings"].append(Finding("info", "answers", _visible_in_words("win rate", of_prompts, "prompts")))
 
 
-def _visible_in_words(what: str, count: int, whose: str) -> str:
-    """What so many pairs or prompts can show, and how many would show two points."""
-    numbers = visible(count)
+def _visible_in_words(what: str, numbers: dict[str, Any], whose: str) -> str:
+    """What so many pairs or prompts can show, and how many would show two points; `numbers` are from `visible`."""
 
     def seen(name: str) -> str:
         value = numbers[name]
         return "none at all" if value is None else f"{100 * value:.0f} points and more"
 
     return (
-        f"{count:,} {whose}. Of differences in {what} between two runs they show: {seen('paired')}, where both runs "
-        f"have the same {whose} and one in five comes out differently; {seen('unpaired')}, where each has others. "
-        f"2 points are seen with {numbers['needed_paired']:,} or {numbers['needed_unpaired']:,} of them."
+        f"{numbers['count']:,} {whose}. Of differences in {what} between two runs they show: {seen('paired')}, where "
+        f"both runs have the same {whose} and one in five comes out differently; {seen('unpaired')}, where each has "
+        f"others. 2 points are seen with {numbers['needed_paired']:,} or {numbers['needed_unpaired']:,} of them."
     )
 
 
@@ -223,9 +223,9 @@ def _plan(
     usable = USABLE * memory
     fits = plan.peak < usable
 
+    tokens = longest_pair(pairs)
     ways: list[WayOut] = []
     if not fits:
-        tokens = longest_pair(pairs)
         ways = ways_out(
             session.recipe,
             plan.peak,
@@ -243,7 +243,7 @@ def _plan(
         "here": plan_here.peak,
         "memory": memory,
         "fits": fits,
-        "tokens": longest_pair(pairs),
+        "tokens": tokens,
         "steps": length.steps(session.recipe, train_pairs),
         "ways_out": [way._asdict() for way in ways],
     }

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 from .messages import Drop, Row, is_empty, malformed, number, typed
 
-PAIRINGS = ("all", "best_worst", "best_random")  # what data.pairing takes
-
 # The keys of a reply's text, and of its place in the order, where each reply is an object.
 TEXT_KEYS = ("response", "completion", "answer", "text", "content")
 SCORE_KEYS = ("score", "overall_score", "rating", "reward")  # higher is better
@@ -19,7 +17,7 @@ RANK_KEY = "rank"  # 1 is the best
 class Pairing(NamedTuple):
     """How the replies to one prompt become pairs."""
 
-    kind: str = "all"  # one of PAIRINGS
+    kind: str = "all"  # as data.pairing takes it
     seed: int = 0  # of best_random
 
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 LN2 = math.log(2)
 
 
-class Betas(NamedTuple):
-    """The values of beta that are not remarked on, wider than those published, and what is published, in words."""
+class Usual(NamedTuple):
+    """The values of a number that are not remarked on, wider than those published, and what is published, in words."""
 
     least: float
     most: float
@@ -22,7 +22,7 @@ class Betas(NamedTuple):
 
 
 # Most losses are published with 0.01 to 0.1. The widest is DPO itself: 0.01 in Zephyr and SimPO, 5 in the DPO paper.
-USUAL_BETA = Betas(0.005, 10, "0.01 to 5")
+USUAL_BETA = Usual(0.005, 10, "0.01 to 5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class TrlLoss:
     needs_label_smoothing: bool = False  # above 0, or its formula takes the logarithm of 0
     couples_pairs: bool = False  # a pair's loss depends on the other pairs of its micro-batch, which decides the maths
     compares: bool = True  # policy with reference, so that beta acts
-    usual_beta: Betas = USUAL_BETA
+    usual_beta: Usual = USUAL_BETA
 
 
 # The values at the start, each a function of (beta, label_smoothing).
@@ -126,7 +126,7 @@ _ROWS = (
         name="sppo_hard",
         paper="2405.00675",
         at_start=_sppo,
-        usual_beta=Betas(0.0005, 10, "0.001"),
+        usual_beta=Usual(0.0005, 10, "0.001"),
     ),
     TrlLoss(
         name="aot",  # sorts the log-ratios of a micro-batch
@@ -174,7 +174,7 @@ _ROWS = (
         paper="2411.15124",  # length-normalised DPO, of Tulu 3
         at_start=_ln2,
         takes_f_divergence=True,
-        usual_beta=Betas(0.5, 50, "5 in Tulu 3, and 2 to 10 in SimPO, whose margin is one per token too"),
+        usual_beta=Usual(0.5, 50, "5 in Tulu 3, and 2 to 10 in SimPO, whose margin is one per token too"),
     ),
 )
 

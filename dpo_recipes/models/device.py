@@ -7,6 +7,7 @@ import platform
 import re
 import resource
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,10 @@ def give_freed_memory_back(model: Any) -> bool:
     glibc = ctypes.CDLL(None)
     glibc.malloc_trim(0)  # what loading has left behind
     return bool(glibc.mallopt(M_MMAP_THRESHOLD, MAPPED_FROM))
+
+
+def wall_seconds() -> float:
+    """The clock, when the device has done what it was told: a GPU is still at work when a step is said to end."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()

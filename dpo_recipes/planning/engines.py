@@ -173,7 +173,7 @@ def _buckets(engine: str, sizes: Sizes) -> int:
     if engine == "ddp":
         return sizes.trained
     if engine == "fsdp2":
-        return min(2 * sizes.trained, 2 * sizes.unit_trained)
+        return 2 * sizes.unit_trained
     return BUCKET_NUMBERS * sizes.trained_number
 
 

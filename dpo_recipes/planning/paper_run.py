@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..models.adapter import without_adapters
 from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
@@ -97,7 +98,7 @@ def _can_share(skeleton: Any) -> bool:
     # Imported here: it brings bitsandbytes, which announces at import what the session has silenced by now.
     from ..shared_prefix.forward import why_not
 
-    return why_not(_causal(skeleton)) is None
+    return why_not(without_adapters(skeleton)) is None
 
 
 def _map_files(live: Live, skeleton: Any, settings: Settings) -> None:
@@ -108,7 +109,7 @@ def _map_files(live: Live, skeleton: Any, settings: Settings) -> None:
     """
     if settings.device == "cuda":
         return
-    causal = _causal(skeleton)
+    causal = without_adapters(skeleton)
     dtype_of_files = causal.dtype_of_files
     in_files, viewed = 0, 0  # bytes
     for name, parameter in causal.named_parameters():
@@ -213,11 +214,6 @@ def _part_of(parameter_name: str) -> str:
     return "weights"
 
 
-def _causal(model: Any) -> Any:
-    """The causal model, which an adapter may wrap."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def _forward(model: Any, live: Live, settings: Settings, batch: Batch, grad: bool = False) -> torch.Tensor:
     """A forward as TRL's: padded rows through the backbone, every position but the last through the head.
 
@@ -225,7 +221,7 @@ def _forward(model: Any, live: Live, settings: Settings, batch: Batch, grad: boo
     """
     autocast_dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     autocast = autocast_dtypes.get(str(settings.autocast))
-    causal = _causal(model)
+    causal = without_adapters(model)
     with torch.set_grad_enabled(grad), torch.autocast("cpu", autocast, enabled=autocast is not None):
         # Of the four tensors in TRL's batch the completion mask and the labels are only held.
         input_ids, attention_mask, *_held = torch.zeros(4, batch.rows, batch.tokens, dtype=torch.long)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from ..models.device import wall_seconds
 from ..recipe.recipe import Recipe
 from ..training.session import LOOKS_ONLY, Session
 from . import process
@@ -37,10 +37,10 @@ class Clock(TrainerCallback):
         self._begun = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._begun = time.perf_counter()
+        self._begun = wall_seconds()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(time.perf_counter() - self._begun)
+        self.seconds.append(wall_seconds() - self._begun)
 
 
 def try_steps(session: Session) -> Trial:

@@ -157,7 +157,7 @@ MODULES = Limit(
 
 
 HIGHEST_RANK = at_most(16384, "no adapter is wider than the layers that it changes; published ranks are 4 to 256")
-LARGEST_SCALE = 256  # alpha / r, by which the adapter's output is multiplied; published ones are 0.25 to 4
+LARGEST_SCALE = 256  # alpha / r, by which the adapter's output is multiplied; published ones are 0.25 to 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,6 +336,11 @@ class Recipe(Value):
         if self.loss_names & SMOOTHED_LOSSES and not self.trl.get("label_smoothing"):
             raise UsageError("loss='exo_pair' needs trl.label_smoothing above 0; the EXO paper uses 0.001.")
 
+    @property
+    def max_steps(self) -> int | None:
+        """The steps that decide the length of the run, in place of num_train_epochs; None where these decide."""
+        return self.trl.get("max_steps")
+
     def in_words(self, name: str) -> str:
         """A model or data of this recipe as a sentence names it, such as `quickstart's own pairs`."""
         return name.replace(f"{PREPARED}/", f"{self.name}'s own ")
@@ -376,7 +381,7 @@ class Recipe(Value):
                 "data.streaming counts what it drops in this process: no trl.dataloader_num_workers beside it."
             )
         precomputes = self._reference_is_precomputed or self.trl.get("precompute_ref_log_probs")
-        if precomputes or not self.trl.get("max_steps"):  # it has no length, and cannot be read whole beforehand
+        if precomputes or self.max_steps is None:  # it has no length, and cannot be read whole beforehand
             raise UsageError(
                 "data.streaming needs trl.max_steps, and a reference not computed beforehand: an adapter's own."
             )

@@ -7,25 +7,15 @@ SmolLM3, SimPO, open-instruct, torchtune, LLaMA-Factory, Unsloth and the smol co
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from ..errors import Finding
 from ..losses.plugins import PLUGIN_LOSSES
-from ..losses.trl_losses import TRL_LOSSES, USUAL_BETA
+from ..losses.trl_losses import TRL_LOSSES, USUAL_BETA, Usual
 from .recipe import LoRA, Recipe
 
 # Optimizers whose learning rates are like AdamW's. Of others, such as sgd or lion, no usual rate is known here.
 LIKE_ADAMW = ("adamw_torch", "adamw_apex", "adamw_8bit", "adamw_bnb", "adamw_anyprecision", "paged_adamw", "rmsprop")
-LARGEST_EPOCHS = 10  # published runs take 1 to 5
-
-
-@dataclass(frozen=True)
-class Usual:
-    """The learning rates that are not remarked on, wider than those published, and what is published, in words."""
-
-    least: float
-    most: float
-    published: str
+MOST_USUAL_EPOCHS = 10  # published runs take 1 to 5
 
 
 # Full fine-tuning: Tulu 3 70B and APO at the low end, the smol course's SmolLM2-135M at the high one.
@@ -34,7 +24,7 @@ FULL = Usual(2e-8, 1e-4, "2e-07 to 5e-05, most of them 5e-07 or 1e-06")
 ADAPTER = Usual(5e-8, 5e-3, "5e-07 to 5e-04, most of them 5e-06")
 
 # alpha / r, or alpha / sqrt(r) under rsLoRA. Published are 0.25 to 2; an alpha of 32 at any rank is common too.
-LEAST_SCALE, LARGEST_SCALE = 1 / 32, 32
+LEAST_USUAL_SCALE, MOST_USUAL_SCALE = 1 / 32, 32
 
 
 def unusual_findings(recipe: Recipe) -> list[Finding]:
@@ -72,18 +62,18 @@ def _beta(recipe: Recipe) -> str:
     for loss in sorted(recipe.loss_names):
         known = TRL_LOSSES.get(loss)
         if known is not None and known.compares:
-            least, most, published = known.usual_beta
+            usual = known.usual_beta
         elif loss in PLUGIN_LOSSES:
-            least, most, published = USUAL_BETA
+            usual = USUAL_BETA
         else:
             continue
-        if recipe.beta > most:
+        if recipe.beta > usual.most:
             consequence = "So high, it holds the policy at its reference."
-        elif recipe.beta < least:
+        elif recipe.beta < usual.least:
             consequence = "So low, it lets the policy drift far from its reference."
         else:
             continue
-        return f"{recipe.beta:g} is unusual for loss={loss!r}: published are {published}. {consequence}"
+        return f"{recipe.beta:g} is unusual for loss={loss!r}: published are {usual.published}. {consequence}"
     return ""
 
 
@@ -92,7 +82,7 @@ def _scale(adapter: LoRA | None) -> str:
         return ""
     width = math.sqrt(adapter.r) if adapter.use_rslora else adapter.r
     scale = adapter.alpha / width
-    if LEAST_SCALE <= scale <= LARGEST_SCALE:
+    if LEAST_USUAL_SCALE <= scale <= MOST_USUAL_SCALE:
         return ""
     divisor = f"sqrt(adapter.r={adapter.r})" if adapter.use_rslora else f"adapter.r={adapter.r}"
     consequence = "Its steps are that much larger." if scale > 1 else "It hardly reaches the output."
@@ -103,7 +93,7 @@ def _scale(adapter: LoRA | None) -> str:
 
 
 def _epochs(recipe: Recipe) -> str:
-    if recipe.num_train_epochs <= LARGEST_EPOCHS or "max_steps" in recipe.trl:  # which decides the length instead
+    if recipe.num_train_epochs <= MOST_USUAL_EPOCHS or recipe.max_steps is not None:  # which decides the length instead
         return ""
     return (
         f"{recipe.num_train_epochs:g} is unusual: published runs take 1 to 5. Pairs seen often are learned by heart, "

@@ -66,9 +66,8 @@ def _data(recipe: Recipe, data: Mapping[str, Any]) -> str:
 
 def _training(recipe: Recipe, settings: Settings) -> str:
     """The numbers of the optimisation."""
-    max_steps = recipe.trl.get("max_steps", 0)
-    if max_steps > 0:
-        duration = f"{max_steps:,} steps"
+    if recipe.max_steps is not None:
+        duration = f"{recipe.max_steps:,} steps"
     elif recipe.num_train_epochs == 1:
         duration = "1 epoch"
     else:

@@ -6,15 +6,15 @@ import math
 
 from ..errors import Finding
 from ..recipe.recipe import Recipe
+from ..recipe.unusual import MOST_USUAL_EPOCHS
 
 TRIAL = 10  # steps: a run that max_steps makes this short is there to see that it runs
 
 
 def steps(recipe: Recipe, train_pairs: int) -> int:
     """Optimiser steps of the whole run, as the Trainer counts them."""
-    max_steps = recipe.trl.get("max_steps", 0)
-    if max_steps > 0:  # -1 is its own word for no limit
-        return max_steps
+    if recipe.max_steps is not None:
+        return recipe.max_steps
     return math.ceil(recipe.num_train_epochs * _steps_an_epoch(recipe, train_pairs))
 
 
@@ -43,7 +43,7 @@ def _warmup(recipe: Recipe, total: int) -> list[Finding]:
         f"trl.warmup_steps={warmup_steps} in a run of {total:,} steps: the learning rate would never reach its value. "
         "A share of all steps fits any run: trl.warmup_steps=0.1."
     )
-    is_trial = "max_steps" in recipe.trl and total <= TRIAL
+    is_trial = recipe.max_steps is not None and total <= TRIAL
     return [Finding("warn" if is_trial else "fail", "warm-up", text)]
 
 
@@ -53,7 +53,7 @@ def _nothing_but_warmup(recipe: Recipe, train_pairs: int | None) -> Finding:
         f"The run has one step, and trl.warmup_steps={recipe.trl['warmup_steps']:g} makes the learning rate 0 in it: "
         "nothing would be trained. "
     )
-    if recipe.trl.get("max_steps", 0) > 0:
+    if recipe.max_steps is not None:
         text += "Set trl.max_steps=2 or more, or trl.warmup_steps=0."
     else:
         text += (
@@ -94,8 +94,8 @@ def _there_are(pairs: int) -> str:
 
 
 def _epochs(recipe: Recipe, train_pairs: int) -> list[Finding]:
-    max_steps = recipe.trl.get("max_steps", 0)
-    if max_steps <= 0:
+    max_steps = recipe.max_steps
+    if max_steps is None:
         return []
     epochs = max_steps / _steps_an_epoch(recipe, train_pairs)
     findings = []
@@ -105,7 +105,7 @@ def _epochs(recipe: Recipe, train_pairs: int) -> list[Finding]:
             f"num_train_epochs={recipe.num_train_epochs:g} does nothing beside it."
         )
         findings.append(Finding("warn", "epochs", text))
-    elif epochs > 10:
+    elif epochs > MOST_USUAL_EPOCHS:
         text = (
             f"trl.max_steps={max_steps} reads each of the {train_pairs:,} pairs {epochs:,.0f} times; 1 to 5 is usual."
         )

@@ -29,11 +29,15 @@ def test_a_storage_counts_once_and_backward_still_works():
 
 
 def test_agreement_is_the_largest_relative_difference():
-    trl = Side(None, losses=[1.0, 2.0], gradients=[{"a": torch.tensor([3.0, 4.0])}, {"a": torch.tensor([0.0, 2.0])}])
-    ours = Side(None, losses=[1.0, 2.5], gradients=[{"a": torch.tensor([3.0, 4.5])}, {"a": torch.tensor([0.0, 2.0])}])
+    trl = Side(
+        None, None, losses=[1.0, 2.0], gradients=[{"a": torch.tensor([3.0, 4.0])}, {"a": torch.tensor([0.0, 2.0])}]
+    )
+    ours = Side(
+        None, None, losses=[1.0, 2.5], gradients=[{"a": torch.tensor([3.0, 4.5])}, {"a": torch.tensor([0.0, 2.0])}]
+    )
     assert agreement(trl, trl) == (0.0, 0.0)
     assert agreement(trl, ours) == (pytest.approx(0.25), pytest.approx(0.1))
 
 
 def test_seconds_are_the_medians_of_the_rounds_for_each_step():
-    assert Side(None, rounds=[[1.0, 5.0], [3.0, 7.0], [2.0, 9.0]]).seconds() == [2.0, 7.0]
+    assert Side(None, None, rounds=[[1.0, 5.0], [3.0, 7.0], [2.0, 9.0]]).seconds() == [2.0, 7.0]
