@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import Finding
 from ..formats.oddities import ODDITIES
-from .preference_dataset import HARMLESS
+from .drop_reasons import HARMLESS
 from .report import NO_LIMIT
 
 NEAR_ABOVE = 0.01  # share of pairs that are nearly others, above which it is warned of

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import RecipeError
 from ..runs.source_hash import source_hash
-from .preference_dataset import count_drop
+from .drop_reasons import count_drop
 from .report import FIGURES, NO_LIMIT, Figures, split_report
 from .template_trial import lost_text
 

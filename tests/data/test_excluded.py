@@ -9,8 +9,9 @@ import pytest
 from making import make_pair, write_jsonl
 
 from dpo_recipes import Data
+from dpo_recipes.data.drop_reasons import EXCLUDED
 from dpo_recipes.data.excluded import as_text, read_excluded
-from dpo_recipes.data.preference_dataset import EXCLUDED, read
+from dpo_recipes.data.preference_dataset import read
 from dpo_recipes.errors import RecipeError
 
 

@@ -186,8 +186,9 @@ def test_only_the_code_that_reads_a_row_makes_the_cached_pairs_stale(tmp_path, m
         return len(read_anew)
 
     try:
-        assert rows_read_after_a_change_of("data/preference_dataset.py") == len(ROWS)
+        assert rows_read_after_a_change_of("data/explicit_rows.py") == len(ROWS)
         assert rows_read_after_a_change_of("data/read_row.py") == len(ROWS)
+        assert rows_read_after_a_change_of("data/hold_out.py") == 0
         assert rows_read_after_a_change_of("cli.py") == 0
         assert rows_read_after_a_change_of("recipe/overrides.py") == 0
         assert rows_read_after_a_change_of("formats/readers.py") == len(ROWS)

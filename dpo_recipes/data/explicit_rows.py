@@ -1,0 +1,94 @@
+"""A part, row by row: each row as its pairs with their KEYS, or as None beside the reason to drop it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from typing import Any
+
+from ..formats.oddities import ALL_SCORE_COLUMNS
+from ..formats.pair_weights import WEIGHT
+from ..formats.readers import FORMATS, PAIR, PASSED_ON, Reading, may_hold_question
+from ..formats.several_replies import Pairing
+from ..recipe.recipe import Data
+from ..runs.source_hash import source_hash
+from . import sources
+from .parts import Part, may_be_rendered
+from .read_row import KEYS, NEAR, ODD, OF_ROW, read_rows
+
+# Columns that nothing reads any more once the pairs are chosen. The key of a pair stays, by which it can be named.
+USED_UP = ["dropped", "found", "prompt_key", "swapped_key", *NEAR, *ODD, *OF_ROW]
+
+
+def explicit_rows(part: Part, data: Data, num_proc: int | None, seed: int) -> Any:
+    """The rows of a part as pairs, or as None beside the reason to drop them, with KEYS; cached by datasets."""
+    from datasets import Features, Json, Value
+
+    raw = part.raw
+    if not data.reader and sources.RAW not in raw.column_names:
+        reads = FORMATS[part.form].reads
+        raw = raw.select_columns([name for name in raw.column_names if name in reads or _is_looked_at(name)])
+    kind = Value("string") if part.form == "text" else Json()
+    features = {
+        **dict.fromkeys(PAIR, kind),
+        **dict.fromkeys(PASSED_ON, Json()),
+        **dict.fromkeys((*KEYS, *NEAR, *ODD, *OF_ROW), Value("int64")),
+        WEIGHT: Value("float64"),
+        **dict.fromkeys(("row", "dropped", "found"), Value("string")),
+    }
+    return raw.map(
+        read_rows,
+        batched=True,
+        with_indices=True,
+        fn_kwargs={**reading_arguments(part, data, seed), "reader": data.reader, "where": part.where},
+        new_fingerprint=_cache_key(raw, part, data, seed),
+        features=Features(features),
+        remove_columns=raw.column_names,
+        desc=f"Reading {part.where}",
+        num_proc=_processes(num_proc, len(raw), data),
+    )
+
+
+def _is_looked_at(column: str) -> bool:
+    """Whether a column says something of a pair, though the form does not read it."""
+    return may_hold_question(column) or column in ALL_SCORE_COLUMNS or column == WEIGHT
+
+
+def _cache_key(raw: Any, part: Part, data: Data, seed: int) -> str:
+    """The name under which datasets finds the pairs of a part again."""
+    # All that decides what a row becomes. What data.parts finds of a part is in the key itself: its rows, its form.
+    code = source_hash("formats", "data.sources", "data.explicit_rows", "data.read_row")
+    # What a user's function reads beside the row no cache can know: it is asked anew in every run.
+    reader = secrets.token_hex() if data.reader else None
+    key = [raw._fingerprint, reading_arguments(part, data, seed), code, reader]
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:32]
+
+
+def _processes(num_proc: int | None, rows: int, data: Data) -> int | None:
+    """How many processes read; None for this one alone."""
+    from multiprocess import get_start_method
+
+    if get_start_method() != "fork" and (data.reader or num_proc is None):
+        return None  # other ways of starting a process would run a user's script anew in each
+    if num_proc is None and rows >= 2000:
+        num_proc = len(os.sched_getaffinity(0))
+    return num_proc if num_proc is not None and num_proc > 1 else None
+
+
+def reading_arguments(part: Part, data: Data, seed: int) -> dict[str, Any]:
+    """What `read_rows` needs beside the rows."""
+    is_drawn = data.pairing == "best_random"
+    reading = Reading(
+        strict=not data.format,
+        may_be_rendered=may_be_rendered(data),
+        pairing=Pairing(data.pairing, seed if is_drawn else 0),
+        every_turn=data.turns == "all",
+    )
+    return {
+        "form": part.form,
+        "kwargs": data.chat_template_kwargs,
+        "reading": reading,
+        "label": part.label,
+        "spans": part.spans,
+    }
