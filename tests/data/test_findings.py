@@ -129,9 +129,9 @@ def test_a_token_that_grows_over_the_end_of_a_text_prompt_is_a_border():
 
 @pytest.mark.parametrize(("identical", "level"), [(1, "pass"), (2, "fail")])
 def test_more_pairs_that_truncation_makes_identical_than_may_be_dropped_stop_a_run(identical, level):
-    rows = make_text_pairs(
-        *[("q", "the same start", "the same end")] * identical, *[("q", "a", "b")] * (20 - identical)
-    )
+    rows = [("q", "a", "b")] * 20
+    rows[:identical] = [("q", "the same start", "the same end")] * identical
+    rows = make_text_pairs(*rows)
     _, part = tokenize_pairs(rows, text=True, max_length=10)
     finding = judge(part, max_length=10)["dropped"]
     assert finding.level == level and f"identical after truncation: {identical} of 20 pairs" in finding.text
