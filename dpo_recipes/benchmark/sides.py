@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from ..guard.callback import Watch
-from ..models.adapter import without_adapters
+from ..models.base_model import without_adapters
 from ..progress import Stage
 from ..recipe.dpo_arguments import dpo_arguments
 from ..shared_prefix.layout import Row

@@ -201,11 +201,6 @@ def _refuse_problems(problems: Mapping[str, Collection[str]], folder: str, tenso
             )
 
 
-def without_adapters(model: Any) -> Any:
-    """The causal LM under its adapters; a model without any is that itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
 @contextmanager
 def lora_config(adapter: LoRA) -> Iterator[Any]:
     """The adapter's configuration, new or of the folder it continues; what goes wrong with it becomes a RecipeError."""

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from ..data.excluded import KEY, as_text
-from ..models.adapter import without_adapters
+from ..models.base_model import without_adapters
 from ..progress import Stage, TrainingBar
 from ..training.session import LOOKS_ONLY, Session
 

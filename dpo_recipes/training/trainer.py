@@ -39,7 +39,7 @@ from ..losses.pair_logps import PairLogps
 from ..losses.plugins import Loss
 from ..losses.selection import name_of
 from ..losses.trl_losses import COUPLED_LOSSES
-from ..models.adapter import without_adapters
+from ..models.base_model import without_adapters
 from ..models.weights import not_finite
 from ..progress import Stage
 from ..recipe.recipe import Recipe
