@@ -19,7 +19,6 @@ from ..models.base_model import without_adapters
 from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
-from ..shared_prefix.attention import split_attention
 from ..shared_prefix.layout import Row
 from .head import Head
 from .live_bytes import Live
@@ -237,13 +236,9 @@ def _forward(model: Any, live: Live, settings: Settings, batch: Batch, grad: boo
 def _read_once(causal: Any, row: Row) -> torch.Tensor:
     """The hidden states (1, S, width) that predict a scored token, from pairs in one row."""
     # Imported here for the same reason as `why_not` above.
-    from transformers import AttentionInterface
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from ..shared_prefix.forward import split_attention_of
 
-    name = causal.config._attn_implementation
-    kernel = ALL_ATTENTION_FUNCTIONS[name]
-    if not hasattr(kernel, "reads_pairs"):
-        AttentionInterface.register(name, split_attention(kernel, flash=False))
+    split_attention_of(causal)
     output = causal.base_model(
         input_ids=torch.zeros(row.tokens.shape, dtype=torch.long),
         position_ids=torch.zeros(row.positions.shape, dtype=torch.long),

@@ -2,7 +2,7 @@
 
 It is split rather than masked, because a dense mask costs the square of the row: chosen is plain causal attention, and
 the queries of rejected see [prefix, rejected], causal from the bottom right. A varlen kernel does all of it in one
-call, SDPA in a short loop.
+call, SDPA and what a model computes itself ("eager": caps on scores, sinks) in a short loop.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,8 +22,12 @@ with contextlib.suppress(ImportError):  # new in torch 2.10; to go when the olde
     from torch.nn.attention.varlen import varlen_attn as varlen
 
 
-def split_attention(kernel: Callable[..., Any], flash: bool) -> Callable[..., Any]:
-    """A registered attention function that takes a `pair_row`, and without one is what it was.
+# How a kernel is told what a query sees: borders of stretches, a mask that is true there, a mask to add to the scores.
+Kind = Literal["flash", "sdpa", "eager"]
+
+
+def split_attention(kernel: Callable[..., Any], kind: Kind) -> Callable[..., Any]:
+    """An attention function that takes a `pair_row`, and without one is what it was.
 
     As an argument, the row is there again when a checkpointed layer is computed a second time.
     """
@@ -32,7 +36,7 @@ def split_attention(kernel: Callable[..., Any], flash: bool) -> Callable[..., An
     def attention(*args: Any, pair_row: Row | None = None, **given: Any) -> Any:
         if pair_row is None:
             return kernel(*args, **given)
-        return _attend(kernel, flash, pair_row, *args, **given)
+        return _attend(kernel, kind, pair_row, *args, **given)
 
     attention.reads_pairs = True  # type: ignore[attr-defined]
     return attention
@@ -40,7 +44,7 @@ def split_attention(kernel: Callable[..., Any], flash: bool) -> Callable[..., An
 
 def _attend(
     kernel: Callable[..., Any],
-    flash: bool,
+    kind: Kind,
     row: Row,
     module: Any,
     query: Tensor,
@@ -62,11 +66,11 @@ def _attend(
     if value.dtype.itemsize < 4 or torch.is_autocast_enabled(value.device.type):
         row.half = True
 
-    if flash:
+    if kind == "flash":
         return _flash(kernel, row, module, query, key, value, given)
-    if _varlen_can(query, key, value, given):
+    if kind == "sdpa" and _varlen_can(query, key, value, given):
         return _torch_varlen(row, query, key, value, given)
-    return _loop(kernel, row, module, query, key, value, given)
+    return _loop(kernel, kind, row, module, query, key, value, given)
 
 
 def _flash(
@@ -110,12 +114,23 @@ def _torch_varlen(row: Row, query: Tensor, key: Tensor, value: Tensor, given: di
 
 
 def _loop(
-    kernel: Callable[..., Any], row: Row, module: Any, query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any]
+    kernel: Callable[..., Any],
+    kind: Kind,
+    row: Row,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    given: dict[str, Any],
 ) -> tuple[Tensor, None]:
     """A call of the kernel for each stretch."""
     outputs = []
+    mask: Tensor | None
     for stretch in row.stretches:
-        mask = row.mask(stretch, given.get("sliding_window"), query.device)
+        if kind == "eager":
+            mask = row.added_mask(stretch, given.get("sliding_window"), query.device, query.dtype)
+        else:
+            mask = row.mask(stretch, given.get("sliding_window"), query.device)
         queries = query[:, :, stretch.start : stretch.stop]
         output = kernel(module, queries, _seen(key, stretch), _seen(value, stretch), mask, **given)
         outputs.append(output[0])  # without attention weights

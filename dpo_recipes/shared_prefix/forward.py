@@ -15,6 +15,7 @@ The maths is TRL's, in another order of summation. It is not believed: the first
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,7 +43,8 @@ EXACT = Tolerance(largest=1e-3, mean=1e-3)
 # 0.1 and more.
 HALF = Tolerance(largest=1.0, mean=5e-2)
 
-ROUTER = "the router's balancing loss counts the prompts of both rows"
+# What every file of Transformers that has attention calls its own computation of it.
+EAGER = "eager_attention_forward"
 
 
 # ------------------------------------------------------------------------------------------------------------- install
@@ -66,11 +68,41 @@ def why_not(model: Any) -> str | None:
     if not model._supports_flash_attn:
         return "Transformers runs it on padded rows only"
     kernel = str(model.config._attn_implementation)
-    if kernel != "sdpa" and "flash" not in kernel:
+    if kernel == "eager":
+        if not _files_with_eager_attention(model):
+            return "its 'eager' attention is no function that could be split, 'sdpa' is one"
+    elif kernel != "sdpa" and "flash" not in kernel:
         return f"{kernel!r} attention cannot be split, 'sdpa' can"
-    if getattr(config, "output_router_logits", False):
-        return ROUTER
     return None
+
+
+def _files_with_eager_attention(model: Any) -> list[types.ModuleType]:
+    """The files of Transformers that a model's layers are from, and that have a function for what they compute."""
+    files = []
+    for layer_class in {type(module) for module in model.modules()}:
+        for ancestor in layer_class.__mro__:  # FSDP2 gives a module a class of its own, below the one it had
+            file = sys.modules.get(ancestor.__module__)
+            if file is not None and file not in files and callable(getattr(file, EAGER, None)):
+                files.append(file)
+    return files
+
+
+def split_attention_of(model: Any) -> None:
+    """Let the attention function of a model take a row; for all others it stays what it is.
+
+    A model that computes attention itself does it by a function of its own file, which is not registered anywhere.
+    """
+    name = model.config._attn_implementation
+    if name == "eager":
+        for file in _files_with_eager_attention(model):
+            kernel = getattr(file, EAGER)
+            if not hasattr(kernel, "reads_pairs"):
+                setattr(file, EAGER, split_attention(kernel, "eager"))
+        return
+
+    kernel = ALL_ATTENTION_FUNCTIONS[name]
+    if not hasattr(kernel, "reads_pairs"):
+        AttentionInterface.register(name, split_attention(kernel, "sdpa" if name == "sdpa" else "flash"))
 
 
 def _why_not_dropout(model: Any) -> str | None:
@@ -94,6 +126,25 @@ class _Trust:
     kinds: set[tuple[bool, bool]] = field(default_factory=set)  # of rows that were right: see `Row.kind`
     lost: bool = False  # every forward is TRL's own from here on
 
+    def news(self, row: Row) -> set[tuple[bool, bool]]:
+        """The kinds of rows that now come for the first time, in this process or in another.
+
+        All processes look, or none does: where weights are divided over them, a forward of one waits for the others'.
+        """
+        with_gradients, _ = row.kind
+        if (with_gradients, True) in self.kinds:  # what has a prefix has stretches without one, too
+            return set()
+        return set(_of_all_processes(row.kind)) - self.kinds
+
+
+def _of_all_processes(value: Any) -> list[Any]:
+    """The values that the processes of a run have, in their order."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
 
 def share(model: Any, *, require: bool, say: Callable[[str], None]) -> str | None:
     """Let an unwrapped causal LM with TRL's fused head read pairs once. Returns why not; a RecipeError if required.
@@ -107,11 +158,7 @@ def share(model: Any, *, require: bool, say: Callable[[str], None]) -> str | Non
     if reason:
         return _refuse(reason, require)
 
-    name = model.config._attn_implementation
-    kernel = ALL_ATTENTION_FUNCTIONS[name]
-    if not hasattr(kernel, "reads_pairs"):
-        AttentionInterface.register(name, split_attention(kernel, flash=name != "sdpa"))
-
+    split_attention_of(model)
     fused = model.forward.__func__
     trust = _Trust()
 
@@ -128,26 +175,29 @@ def share(model: Any, *, require: bool, say: Callable[[str], None]) -> str | Non
 
         row = None if args else Row.of(**given)
         if row is None:
-            if given.get("fused_lm_head") and given.get("output_router_logits"):
-                stop(ROUTER)
             return plain()
+        read = functools.partial(_read, self, fused, row, given)
+        news = trust.news(row)
+        if not news:
+            return read()
 
-        if row.kind in trust.kinds:
-            return _read(self, fused, row)
-
-        attempt = _compare(self, fused, row, plain)
-        if attempt.distrust:
-            stop(attempt.distrust)
+        output, finding = _compare(self, row, read, plain)
+        findings = _of_all_processes(finding)
+        reasons = [finding.distrust for finding in findings if finding.distrust]
+        if reasons:
+            stop(reasons[0])
             return plain()
         if not trust.kinds:
+            largest = max(finding.largest for finding in findings)
             say(
                 f"Each pair is read once: {row.tokens.numel():,} of {row.padded_tokens:,} padded tokens; "
-                f"log-probabilities differ by {_short(attempt.largest)} nats per token from TRL's own forward."
+                f"log-probabilities differ by {_short(largest)} nats per token from TRL's own forward."
             )
-        trust.kinds.add(row.kind)
-        return attempt.output
+        trust.kinds |= news
+        return output
 
-    model.base_model.register_forward_hook(_keep_predictors, with_kwargs=True)
+    model.base_model.register_forward_pre_hook(_take_mask_away, with_kwargs=True)
+    model.base_model.register_forward_hook(_keep_what_is_used, with_kwargs=True)
     model.forward = types.MethodType(forward, model)
     model._reads_pairs = True
     return None
@@ -167,19 +217,19 @@ def _short(nats: float) -> str:
 # ---------------------------------------------------------------------------------------------------------------- read
 
 
-def _read(model: Any, fused: Callable[..., Any], row: Row) -> Any:
+def _read(model: Any, fused: Callable[..., Any], row: Row, given: dict[str, Any]) -> Any:
     """TRL's fused forward on the row; per-token outputs back in TRL's layout, zero where nothing is scored."""
-    # Transformers hands a mask of four dimensions on as it is, and builds none of (N, N) beside it.
-    unused_mask = row.tokens.new_zeros(1, 1, 1, 1, dtype=torch.bool)
+    of_routers = {name: given[name] for name in ("output_router_logits",) if name in given}
     output = fused(
         model,
         input_ids=row.tokens,
         position_ids=row.positions,
-        attention_mask=unused_mask,
+        attention_mask=given["attention_mask"],  # (2B, T): TRL takes the mean of routers' logits over it
         use_cache=False,
         shift_labels=row.targets,
         fused_lm_head=True,
         pair_row=row,
+        **of_routers,
     )
     put_back(output, row.targets, row.scored)
     return output
@@ -193,42 +243,62 @@ def put_back(output: Any, targets: Tensor, scored: Tensor) -> None:
             output[name] = empty.masked_scatter(scored.to(values.device), values)
 
 
-def _keep_predictors(module: Any, args: Any, given: dict[str, Any], output: Any) -> None:
-    """Behind the backbone, (1, N, hidden) -> (1, S, hidden): the last token of a prompt predicts twice."""
+def _take_mask_away(module: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """Before the backbone: the mask of the batch is not that of the row."""
     row = given.get("pair_row")
-    if row is not None:
-        hidden = output.last_hidden_state
-        output.last_hidden_state = hidden.index_select(1, row.predictors.to(hidden.device))
+    if row is None:
+        return None
+    # Transformers hands a mask of four dimensions on as it is, and builds none of (N, N) beside it.
+    unused_mask = row.tokens.new_zeros(1, 1, 1, 1, dtype=torch.bool)
+    return args, {**given, "attention_mask": unused_mask}
+
+
+def _keep_what_is_used(module: Any, args: Any, given: dict[str, Any], output: Any) -> None:
+    """Behind the backbone, (1, N, hidden) -> (1, S, hidden): the last token of a prompt predicts twice.
+
+    Where the balancing loss of routers is on, theirs go back to TRL's layout, as it counts prompts in both rows:
+    (N, experts) -> (2B * T, experts) for each layer.
+    """
+    row = given.get("pair_row")
+    if row is None:
+        return
+    hidden = output.last_hidden_state
+    output.last_hidden_state = hidden.index_select(1, row.predictors.to(hidden.device))
+    if output.get("router_logits") is not None:
+        in_the_batch = row.place.flatten()
+        output.router_logits = tuple(
+            logits.index_select(0, in_the_batch.to(logits.device)) for logits in output.router_logits
+        )
 
 
 # -------------------------------------------------------------------------------------------------------------- verify
 
 
-class _Attempt(NamedTuple):
-    """A row that was read beside TRL's own forward."""
+class _Finding(NamedTuple):
+    """What a row showed that was read beside TRL's own forward."""
 
-    output: Any
     largest: float  # difference of a scored token's log-probability, in nats
-    distrust: str | None  # why the output is not to be used
+    distrust: str | None  # why its output is not to be used
 
 
-def _compare(model: Any, fused: Callable[..., Any], row: Row, plain: Callable[[], Any]) -> _Attempt:
+def _compare(model: Any, row: Row, read: Callable[[], Any], plain: Callable[[], Any]) -> tuple[Any, _Finding]:
     """Read a row, and the same batch as TRL does. Whatever breaks in a library is a reason, and no crash."""
     try:
-        output = _read(model, fused, row)
+        output = read()
         with torch.no_grad():
             theirs = plain()
             differences = (output.log_probs.double() - theirs.log_probs.double()).abs()
     except Exception as error:
         lines = str(error).strip().splitlines()
         message = lines[0] if lines else "no message"
-        return _Attempt(None, 0.0, f"{type(error).__name__}: {message}")
+        return None, _Finding(0.0, f"{type(error).__name__}: {message}")
 
     scored = differences[output.label_mask]
     largest, mean = 0.0, 0.0
     if len(scored) > 0:
         largest, mean = scored.max().item(), scored.mean().item()
-    return _Attempt(output, largest, _distrust(model, row, largest, mean))
+    distrust = _distrust(model, row, largest, mean) or _distrust_of_routers(model, row, output, theirs)
+    return output, _Finding(largest, distrust)
 
 
 def _distrust(model: Any, row: Row, largest: float, mean: float) -> str | None:
@@ -249,6 +319,17 @@ def _distrust(model: Any, row: Row, largest: float, mean: float) -> str | None:
     within = largest <= tolerance.largest and mean <= tolerance.mean  # which not-a-number is not
     if not within:
         return f"log-probabilities differ from TRL's own by up to {largest:.1g}, on average {mean:.1g} nats per token"
+    return None
+
+
+def _distrust_of_routers(model: Any, row: Row, output: Any, theirs: Any) -> str | None:
+    """Why the balancing loss of routers is not to be used, where it is on."""
+    if theirs.aux_loss is None:
+        return None
+    difference = abs(output.aux_loss.item() - theirs.aux_loss.item())
+    within = difference <= _tolerance(model, row).mean * abs(theirs.aux_loss.item())
+    if not within:
+        return f"the routers' balancing loss differs by {difference:.1g} from TRL's own"
     return None
 
 

@@ -77,6 +77,7 @@ class Row:
         source = _sources(place, lengths, tokens=stretches[-1].stop)  # (N,), row -> flattened batch
         place, source = place.to(ids.device), source.to(ids.device)
 
+        self.place = place  # (2B, T), the index in the row of every token of the batch; at padding, of any
         self.padded_tokens = ids.numel()
         self.tokens = ids.flatten()[source][None]  # (1, N)
         self.positions = (source % ids.size(1))[None]  # (1, N)
@@ -93,7 +94,8 @@ class Row:
         # What the attention function notes down on its way through the model.
         self.windows: dict[int, int | None] = {}  # attention layer -> its sliding window
         self.half = False  # whether a layer computed in 16 bits
-        self._masks: dict[tuple[int, int, int], Tensor] = {}
+        self._masks: dict[tuple[Any, ...], Tensor] = {}
+        self._added_masks: dict[tuple[Any, ...], Tensor] = {}
 
     @classmethod
     def of(
@@ -103,6 +105,7 @@ class Row:
         labels: Any = None,
         fused_lm_head: bool = False,
         use_cache: bool = False,
+        output_router_logits: bool | None = None,
         **other: Any,
     ) -> Row | None:
         """The row of TRL's call for pairs that are padded on the right; None for every other call."""
@@ -131,19 +134,31 @@ class Row:
         return cls(input_ids, labels, lengths=counts[: 2 * pairs], common=counts[2 * pairs :])
 
     def mask(self, stretch: Stretch, window: int | None, device: torch.device) -> Tensor | None:
-        """(1, 1, queries, keys), true where a query sees a key; None where plain causal attention does the same.
+        """(1, 1, queries, keys), true where a query sees a key; None where plain causal attention does the same."""
+        window = min(window or stretch.keys, stretch.keys)
+        if stretch.shared == 0 and window == stretch.keys:
+            return None
+        return self._seen(stretch, window, device)
+
+    def added_mask(self, stretch: Stretch, window: int | None, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The same to be added to scores: 0 where a query sees a key, elsewhere the least number that there is."""
+        window = min(window or stretch.keys, stretch.keys)
+        shape = (stretch.shared, stretch.keys, window, device, dtype)
+        if shape not in self._added_masks:
+            seen = self._seen(stretch, window, device)
+            unseen = torch.full(seen.shape, torch.finfo(dtype).min, dtype=dtype, device=device)
+            self._added_masks[shape] = unseen.masked_fill(seen, 0)
+        return self._added_masks[shape]
+
+    def _seen(self, stretch: Stretch, window: int, device: torch.device) -> Tensor:
+        """(1, 1, queries, keys), true where a query sees a key.
 
         The queries of a stretch are the last of its keys. Stretches of one shape have one mask.
         """
-        keys = stretch.keys
-        window = min(window or keys, keys)
-        if stretch.shared == 0 and window == keys:
-            return None
-
-        shape = (stretch.shared, keys, window)
+        shape = (stretch.shared, stretch.keys, window, device)
         if shape not in self._masks:
-            key = torch.arange(keys, device=device)
-            query = torch.arange(stretch.shared, keys, device=device)[:, None]
+            key = torch.arange(stretch.keys, device=device)
+            query = torch.arange(stretch.shared, stretch.keys, device=device)[:, None]
             ahead = key - query  # (queries, keys), how far the key stands in front of the query
             self._masks[shape] = ((ahead <= 0) & (ahead > -window))[None, None]
         return self._masks[shape]

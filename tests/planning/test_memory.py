@@ -269,6 +269,15 @@ def test_pairs_that_are_read_once_need_less_the_more_they_share(tiny):
 
 
 @pytest.mark.slow
+def test_a_model_without_a_kernel_for_its_attention_reads_pairs_once_too(tiny):
+    folder = tiny("gemma2", head_dim=8)
+    mostly_prompt = [PairLength(prompt=180, chosen=20, rejected=20)]
+    twice = planned_for(folder, pairs=mostly_prompt, trl=OPEN)
+    once = planned_for(folder, pairs=mostly_prompt, pair_sharing="auto", trl=OPEN)
+    assert once.activations < 0.75 * twice.activations
+
+
+@pytest.mark.slow
 def test_on_a_gpu_what_torch_keeps_of_freed_memory_counts(tiny):
     planned = planned_for(tiny(**SMALL), Device("cuda", bf16=True))
     assert planned.allocator > 0 and planned.files == planned.process == 0

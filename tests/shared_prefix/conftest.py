@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from transformers import AttentionInterface
+
+from dpo_recipes.shared_prefix.forward import EAGER
 
 
 @pytest.fixture(autouse=True)
 def _attention_as_it_was(monkeypatch):
     """What `share` registers is for the process: undone here, so that no test leans on another."""
     monkeypatch.setattr(AttentionInterface, "_global_mapping", dict(AttentionInterface._global_mapping))
+    yield
+    for name, file in list(sys.modules.items()):
+        if name.startswith("transformers.models."):
+            kernel = vars(file).get(EAGER)
+            if hasattr(kernel, "reads_pairs"):
+                setattr(file, EAGER, kernel.__wrapped__)

@@ -15,15 +15,30 @@ FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
 ARCHITECTURES = {
     "llama": {},
+    "qwen2": {},
     "qwen3": {"head_dim": 8},
     "smollm3": {"no_rope_layers": [1, 0]},
     "mistral": {"sliding_window": 16},
     "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, **WINDOWS},
     "gpt2": {},
     "gpt_neox": {},
+    "phi": {"partial_rotary_factor": 0.5},
     "phi3": {"sliding_window": 16},
     "olmo2": {},
 }
+# Their attention caps its scores, or has sinks, which SDPA does not know.
+WITHOUT_KERNEL = {
+    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, **WINDOWS},
+    "gpt_oss": {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, **WINDOWS},
+}
+# Mixtures of experts.
+MIXTURES = {
+    "mixtral": {"num_local_experts": 4, "sliding_window": None},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": WITHOUT_KERNEL["gpt_oss"],
+}
+ALL = ARCHITECTURES | WITHOUT_KERNEL | MIXTURES
 # For a model from its configuration alone.
 SMALL_SIZES = {
     "vocab_size": 96,
@@ -42,6 +57,8 @@ SMALL_SIZES = {
 def load(folder, dtype=torch.float32, **options):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options).train()
     disable_dropout_in_model(model)
+    if dtype == torch.float64 and model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")  # the one that takes float64
     return model
 
 

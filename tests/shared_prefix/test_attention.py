@@ -93,7 +93,7 @@ def test_torchs_varlen_kernel_takes_the_row_in_one_call(tiny, kind, monkeypatch)
 )
 def test_what_the_row_would_lose_is_refused(given, reason):
     row = Row.of(**BATCH)
-    split = attention.split_attention(sdpa_attention_forward, flash=False)
+    split = attention.split_attention(sdpa_attention_forward, "sdpa")
     tensor = torch.ones(1, 2, row.tokens.numel(), 4)
     with pytest.raises(ValueError, match=reason):
         split(None, tensor, tensor, tensor, pair_row=row, **given)

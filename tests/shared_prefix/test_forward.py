@@ -7,10 +7,13 @@ import re
 
 import pytest
 import torch
+from making import perturb
 from reading_pairs import (
+    ALL,
     ARCHITECTURES,
     BATCH,
     FIELDS,
+    MIXTURES,
     SMALL_SIZES,
     batch,
     compare,
@@ -24,17 +27,18 @@ from reading_pairs import (
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from dpo_recipes import RecipeError
-from dpo_recipes.shared_prefix.forward import ROUTER, share, why_not
+from dpo_recipes import LoRA, RecipeError
+from dpo_recipes.models.adapter import peft_config
+from dpo_recipes.shared_prefix.forward import share, why_not
 from dpo_recipes.shared_prefix.layout import Row
 
 # ------------------------------------------------------------------------------------------------------- architectures
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("kind", ALL)
 def test_outputs_and_gradients_are_trls(tiny, kind, checkpointing):
-    bare, mine, said = two(load(tiny(kind, **ARCHITECTURES[kind])), require=True)
+    bare, mine, said = two(load(tiny(kind, **ALL[kind])), require=True)
     for model in (bare, mine):
         if checkpointing:
             model.gradient_checkpointing_enable()
@@ -49,13 +53,30 @@ def test_outputs_and_gradients_are_trls(tiny, kind, checkpointing):
     ), line
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.filterwarnings("ignore:.*(fan_in_fan_out|did not match any targeted module)")
+@pytest.mark.parametrize("kind", ALL)
+def test_adapters_have_trls_gradients(tiny, kind):
+    from peft import get_peft_model
+
+    models = []
+    for model in two(load(tiny(kind, **ALL[kind])), require=True)[:2]:
+        model.gradient_checkpointing_enable()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            adapted = get_peft_model(model, peft_config(LoRA(r=4)))
+        perturb(adapted, 0.1)  # where B is 0, A has no gradient
+        models.append(adapted)
+    logps, gradient = compare(*models, BATCH)
+    assert logps <= 5e-6 and gradient <= 5e-6
+
+
+@pytest.mark.parametrize("kind", ALL)
 def test_gradients_in_float64_are_equal_to_what_norms_and_head_round(tiny, kind):
-    bare, mine, _ = two(load(tiny(kind, **ARCHITECTURES[kind]), torch.float64))
+    bare, mine, _ = two(load(tiny(kind, **ALL[kind]), torch.float64))
     assert compare(bare, mine, BATCH)[1] <= 1e-7
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "smollm3", "mistral", "gpt2", "gpt_neox", "phi3"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "smollm3", "mistral", "gpt2", "gpt_neox", "phi", "phi3"])
 def test_gradients_in_true_float64_are_equal_to_14_digits(tiny, kind, monkeypatch):
     model = load(tiny(kind, **ARCHITECTURES[kind]), torch.float64)
     keep_float64(monkeypatch, model)
@@ -157,22 +178,40 @@ def test_prompt_tuning_is_read_as_trl_reads_it(tiny, tmp_path):
     assert torch.equal(theirs, ours) and said == []
 
 
-def test_a_routers_balancing_loss_keeps_the_padded_rows(tiny):
-    model = load(tiny("mixtral", num_local_experts=4, sliding_window=None, router_aux_loss_coef=0.1))
-    bare, mine, said = two(model)
-    assert compare(bare, mine, BATCH)[1] <= 5e-6
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_the_balancing_loss_of_routers_counts_prompts_in_both_rows_as_in_trl(tiny, kind, checkpointing):
+    bare, mine, said = two(load(tiny(kind, **MIXTURES[kind], router_aux_loss_coef=0.1)), require=True)
     given = BATCH | {"output_router_logits": True}
-    assert torch.equal(bare(**given).aux_loss, mine(**given).aux_loss)
-    assert torch.equal(bare(**BATCH).log_probs, mine(**BATCH).log_probs)
-    assert len(said) == 2 and "the router's balancing loss counts the prompts of both rows" in said[1]
-    model.config.output_router_logits = True
-    assert why_not(model) == ROUTER
+    gradients_of_it = []
+    for model in (bare, mine):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        output = model(**given)
+        (output.log_probs.sum() + 100 * output.aux_loss).backward()
+        gradients_of_it.append((output.aux_loss.item(), gradients(model)))
+    (their_loss, theirs), (our_loss, ours) = gradients_of_it
+    assert our_loss == pytest.approx(their_loss, rel=1e-6) and off(ours, theirs) <= 5e-6 and "read once" in said[0]
+
+
+def test_a_balancing_loss_that_differs_is_trls_from_there_on(tiny, monkeypatch):
+    bare, mine, said = two(load(tiny("mixtral", **MIXTURES["mixtral"], output_router_logits=True)))
+    init = Row.__init__
+
+    def misplaced(self, *arguments, **named):
+        init(self, *arguments, **named)
+        self.place = self.place.flip(0)
+
+    monkeypatch.setattr(Row, "__init__", misplaced)
+    with torch.no_grad():
+        assert torch.equal(mine(**BATCH).aux_loss, bare(**BATCH).aux_loss)
+    assert "the routers' balancing loss differs by" in said[0]
 
 
 @pytest.mark.parametrize(
     ("kind", "changes", "reason"),
     [
-        ("llama", {"attn_implementation": "eager"}, "'eager' attention cannot be split, 'sdpa' can"),
+        ("llama", {"attn_implementation": "flex_attention"}, "'flex_attention' attention cannot be split, 'sdpa' can"),
         ("bloom", {}, "it has attention classes of its own"),
         ("qwen3_next", {"linear_num_value_heads": 4}, "it has recurrent layers"),
         ("minimax", {"head_dim": 8}, "it has layers of type linear_attention"),
