@@ -18,6 +18,7 @@ from .errors import Finding
 
 # The worst first, which is the order in which `folded` shows them.
 LEVEL_STYLES = {"fail": "bold red", "warn": "yellow", "skipped": "dim", "info": "cyan", "pass": "green"}
+OBSERVATION_STYLES = {"stop": "bold red", "warning": "yellow", "note": "cyan"}
 # What was typed for this run stands out, what nobody has set stands back.
 ORIGIN_STYLES = {"command line": "bold", "default": "dim"}
 
@@ -128,6 +129,15 @@ def comparison_table(pairs: int, rows: Iterable[tuple[str, str, str, str]]) -> T
     table = Table(*columns, title=f"Held out: {pairs} pairs", title_justify="left")
     for words, before, after, spread in rows:
         table.add_row(escape(words), before, after, spread)  # the name of a recipe's own measure may be any text
+    return table
+
+
+def observations_table(observations: Iterable[tuple[int, str, str, str, str]]) -> Table:
+    """What the rules of the guard have seen while training: step, rule, level, what was seen, what to do."""
+    table = Table(title="Seen while training", title_justify="left", show_header=False, box=None, padding=GAP)
+    for step, rule, level, seen, _advice in observations:
+        styled = f"[{OBSERVATION_STYLES[level]}]{level}[/]"
+        table.add_row(f"step {step:,}", styled, Sentence(f" {seen}", start=f"{rule}:", style="bold"))
     return table
 
 

@@ -35,6 +35,8 @@ def test_every_table_that_it_names_is_in_the_file_it_names():
         "PLUGIN_LOSSES": package / "losses/plugins.py",
         "FORMATS": package / "formats/readers.py",
         "METRICS": package / "evaluation/held_out.py",
+        "TRENDS": package / "guard/trends.py",
+        "RULES": package / "recipe/recipe.py",
         "ACTS": ROOT / "tests/recipe/test_recipe.py",
     }.items():
         assert f"`{table}`" in TEXT

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ..errors import Finding, RecipeError, UsageError
 from ..guard.losses import loss_findings
+from ..guard.own_rules import rule_findings
 from ..planning.amounts import USABLE, device_memory, format_memory, parse_memory
 from ..planning.engines import ENGINES, Launch, launch, notes, plan_on_engine
 from ..planning.memory import PARTS, Plan, Unplannable, largest_pairs, plan_for
@@ -65,6 +66,7 @@ def check(
     findings.append(_check_values(recipe))
     findings += unusual_findings(recipe)
     findings += loss_findings(recipe)
+    findings += rule_findings(recipe)
 
     # The model, without which nothing else can be looked at
     try:

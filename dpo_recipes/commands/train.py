@@ -15,6 +15,7 @@ from ..data.sources import is_path
 from ..errors import Finding, RecipeError
 from ..evaluation.held_out import METRICS, compared, held_out
 from ..guard.losses import loss_findings
+from ..guard.own_rules import rule_findings
 from ..progress import Stage, TrainingBar
 from ..recipe.origins import values_with_origins
 from ..recipe.recipe import QLoRA, Recipe
@@ -23,7 +24,7 @@ from ..runs import environment, files, folder
 from ..runs.full_memory import is_out_of_memory
 from ..runs.model_card import model_card
 from ..runs.unwritable import places_with_room, unwritable_place, unwritable_reason
-from ..terminal import comparison_table, data_table
+from ..terminal import comparison_table, data_table, observations_table
 from ..training.session import Session
 
 if TYPE_CHECKING:
@@ -37,15 +38,16 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     Raises RecipeError with one readable message for whatever is the user's to fix; nothing is left half-written.
     """
     console = console or Console()
-    losses = loss_findings(recipe)
-    _stop_at_fails(losses)
+    own_functions = loss_findings(recipe) + rule_findings(recipe)
+    _stop_at_fails(own_functions)
     session = Session(recipe, console)
-    _say_warnings(session, unusual_findings(recipe) + losses)
+    _say_warnings(session, unusual_findings(recipe) + own_functions)
     with Stage(console, "Checking the model's files"):
         session.check_model()
     # These import torch and TRL: what could be refused without them is refused by now.
     with Stage(console, "Loading TRL"):
         from ..evaluation.answers import answers, rehearsed
+        from ..guard.judge import Judge, Observation
         from ..training.metrics_log import MetricsLog
 
     shown_while_training = {metric.name: metric.short for metric in METRICS if metric.short}
@@ -60,7 +62,13 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         _stop_at_fails(scores)
         _say_warnings(session, scores)
         log = MetricsLog(run.path / "metrics.jsonl", bar)
-        trainer = session.make_trainer(run.path / "checkpoints", [log])
+
+        def tell(observation: Observation) -> None:
+            log.observed(observation._asdict())
+            session.say(observation.sentence())
+
+        judge = Judge(recipe, session.settings, len(session.eval), tell)
+        trainer = session.make_trainer(run.path / "checkpoints", [log, judge])
         who = _policy_and_reference(trainer)
         _describe(run, trainer, session, who)
         session.say(f"Policy: {who['policy']}. Reference: {who['reference']}.")
@@ -98,6 +106,8 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         _write_results(run, session, who, before, after)
 
     console.print(comparison_table(after["pairs"], compared(before, after)))
+    if judge.observations:
+        console.print(observations_table(judge.observations))
     session.say(f"{run.path} holds the model, the numbers and the answers.")
     return run
 

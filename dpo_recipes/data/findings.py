@@ -92,7 +92,7 @@ def weight_findings(weights: np.ndarray, coupled: list[str]) -> list[Finding]:
                 "fail",
                 "weights",
                 f"{what} loss={coupled[0]!r} is of all pairs of a batch together: none has a loss of its own to be "
-                "weighted. Choose another loss, such as 'sigmoid', or leave the column out.",
+                "weighted. Choose another loss, such as 'sigmoid' without sft_weight, or leave the column out.",
             )
         ]
     if not 0.5 <= weights.mean() <= 2:

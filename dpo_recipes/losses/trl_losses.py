@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 LN2 = math.log(2)
+SFT = "sft"  # the one of them that a field of its own adds to any other
 
 
 class Usual(NamedTuple):
@@ -162,7 +163,7 @@ _ROWS = (
         takes_f_divergence=True,
     ),
     TrlLoss(
-        name="sft",  # the likelihood of the chosen side, averaged over the tokens of a micro-batch
+        name=SFT,  # the likelihood of the chosen side, averaged over the tokens of a micro-batch
         paper=None,
         at_start=None,  # as it does not compare
         takes_f_divergence=True,

@@ -66,8 +66,8 @@ def _values(recipe: Recipe) -> dict[str, Any]:
             values |= _under("adapter", _adapter_fields(value))
         elif name == "loss_args":
             values |= _under("loss_args", _numbers_of_plugins(recipe) | value)
-        elif name == "trl":
-            values |= _under("trl", value)
+        elif name in ("trl", "rules"):
+            values |= _under(name, value)
         else:
             values[name] = value
     return values

@@ -17,7 +17,7 @@ from .validation import field_types, has_type, must_be, union_members
 ADAPTERS: dict[str, type[LoRA] | None] = {"none": None, "lora": LoRA, "qlora": QLoRA}
 PYTHON_WORDS = {"true": "True", "false": "False", "none": "None", "null": "None"}
 NAME_OF_SPLIT = re.compile(r"\w+ *(\[.*\])?")  # or of a slice; a path has a dot or a slash in it
-OPEN_DICTIONARIES = ("trl", "loss_args", "data.chat_template_kwargs")  # whose parts may be set one by one
+OPEN_DICTIONARIES = ("trl", "loss_args", "rules", "data.chat_template_kwargs")  # whose parts may be set one by one
 
 
 def apply(recipe: Recipe, assignments: Sequence[str]) -> Recipe:

@@ -12,12 +12,12 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from ..errors import UsageError
+from ..errors import UsageError, nearest
 from ..formats.messages import problem_of_template_kwargs
 from ..formats.readers import FORMATS
 from ..losses.plugins import Loss
 from ..losses.selection import function_of, name_of, own_numbers, refuse_impossible_losses
-from ..losses.trl_losses import LIKELIHOOD_LOSSES, SMOOTHED_LOSSES, TRL_LOSSES
+from ..losses.trl_losses import LIKELIHOOD_LOSSES, SFT, SMOOTHED_LOSSES, TRL_LOSSES
 from .trl_options import refuse_unusable_options
 from .validation import POSITIVE, Limit, Value, at_least, at_most, not_below
 
@@ -36,6 +36,23 @@ FILE_SUFFIXES = (*TEXT_SUFFIXES, *(text + packing for packing in COMPRESSED for 
 
 # Stops of the data report, by name.
 STOPS = ("border", "start_token", "end_token", "special_tokens", "lost_text", "truncated", "contradictions")
+
+# Rules of the guard about the log of a run, by name, and the levels at which they are told.
+RULES = (
+    "chosen_forgotten",
+    "rejected_falls",
+    "policy_runs_away",
+    "margin_too_wide",
+    "no_movement",
+    "accuracy_too_early",
+    "length_decides",
+    "held_out_at_chance",
+    "over_fitting",
+    "epoch_jump",
+    "gradient_spikes",
+    "entropy_collapse",
+)
+RULE_LEVELS = ("off", "note", "warning", "stop")
 
 
 # The limits of Data's fields.
@@ -212,6 +229,9 @@ LEAST_BETA = not_below(1e-5, "below it policy and reference are hardly compared;
 LARGEST_BETA = at_most(1000, "above it the first differences of rounding decide; published betas are 0.001 to 10")
 LARGEST_RATE = at_most(1, "one step would overwrite the weights; published learning rates are 5e-9 to 0.01")
 LARGEST_BATCH = at_most(1_000_000, "it is the number of pairs in one optimiser step; published ones are 4 to 512")
+LARGEST_SFT_WEIGHT = at_most(
+    100, "it is added to the loss; published weights are 0.01 to 1, and loss='sft' is it alone"
+)
 MOST_EPOCHS = at_most(100, "published runs take 1 to 5; a longer one is asked for in steps, trl.max_steps")
 LONGEST = at_most(10_000_000, "no model reads more tokens; none switches truncation off")
 
@@ -233,6 +253,8 @@ class Recipe(Value):
     # the objective
     loss: Annotated[str | dict[str | Callable[..., Any], float] | Callable[..., Any], AT_LEAST_ONE_LOSS] = "sigmoid"
     loss_args: dict[str, Any] = field(default_factory=dict)  # a plugin loss's own numbers
+    # adds TRL's `sft` at this weight: the likelihood of the chosen side, which keeps it from being forgotten
+    sft_weight: Annotated[float | None, POSITIVE, LARGEST_SFT_WEIGHT] = None
     beta: Annotated[float, POSITIVE, LEAST_BETA, LARGEST_BETA] = 0.1
 
     # the optimisation
@@ -251,6 +273,8 @@ class Recipe(Value):
     # functions of the recipe file
     reward: Callable[[str, str], float] | None = None  # reward(prompt, completion), for the evaluation
     measures: dict[str, Callable[[str, str], float]] = field(default_factory=dict)  # more of these, averaged by name
+    # rules of the guard: a level by name, "off" to ask it not at all; or rule(rows, run), one more of these
+    rules: dict[str, str | Callable[..., Any]] = field(default_factory=dict)
     prepare: Callable[[Path, int], None] | None = None  # prepare(folder, seed): fills {prepared} on first use
 
     trl: dict[str, Any] = field(default_factory=dict)  # any other DPOConfig field, in TRL's spelling
@@ -261,10 +285,11 @@ class Recipe(Value):
 
     @property
     def weights(self) -> dict[str | Callable[..., Any], float]:
-        """Every loss with its weight; one loss alone has weight 1."""
-        if isinstance(self.loss, dict):
-            return dict(self.loss)
-        return {self.loss: 1.0}
+        """Every loss with its weight, `sft_weight` among them; one loss alone has weight 1."""
+        weights = dict(self.loss) if isinstance(self.loss, dict) else {self.loss: 1.0}
+        if self.sft_weight is not None:
+            weights[SFT] = self.sft_weight
+        return weights
 
     @property
     def loss_names(self) -> set[str]:
@@ -297,11 +322,13 @@ class Recipe(Value):
     # What does not go together. The first refusal wins, so that the order below is the order of the messages.
 
     def refuse_contradictions(self) -> None:
+        self._refuse_sft_twice()
         refuse_impossible_losses(self.weights, self.loss_args)
         refuse_unusable_options(self.trl, self.loss_names, self._reference_is_precomputed)
         self._refuse_precision()
         self._refuse_prepare()
         self._refuse_scores()
+        self._refuse_rules()
         self._refuse_numbers_of_the_loss()
         self._refuse_idle_dropout()
         self._refuse_reference()
@@ -329,6 +356,33 @@ class Recipe(Value):
         for name, measure in self.measures.items():
             _refuse_name_of_a_measure(name)
             _refuse_another_signature(f"measures[{name!r}](prompt, completion)", measure, "prompt", "completion")
+
+    def _refuse_sft_twice(self) -> None:
+        if self.sft_weight is None:
+            return
+        if self.loss == SFT:
+            raise UsageError(f"sft_weight={self.sft_weight:g} does nothing: loss='sft' is that term alone. Delete it.")
+        if isinstance(self.loss, dict) and SFT in self.loss:
+            raise UsageError(
+                f"sft_weight={self.sft_weight:g} beside loss={{'sft': {self.loss[SFT]:g}, ...}}: the mix has that term "
+                "already. Keep one of the two."
+            )
+
+    def _refuse_rules(self) -> None:
+        for name, rule in self.rules.items():
+            if callable(rule):
+                _refuse_name_of_a_rule(name)
+                _refuse_another_signature(f"rules[{name!r}](rows, run)", rule, "rows", "run")
+            elif name not in RULES:
+                raise UsageError(
+                    f"Recipe.rules has {name!r}, and there is no such rule.{nearest(name, RULES)} Known: "
+                    f"{', '.join(RULES)}. One of your own is a function: rules={{{name!r}: function}}."
+                )
+            elif rule not in RULE_LEVELS:
+                raise UsageError(
+                    f"Recipe.rules[{name!r}]={rule!r} must be one of {', '.join(RULE_LEVELS)}."
+                    f"{nearest(rule, RULE_LEVELS)}"
+                )
 
     def _refuse_numbers_of_the_loss(self) -> None:
         if self.loss_names <= LIKELIHOOD_LOSSES and self.beta != 0.1:
@@ -396,6 +450,13 @@ def _refuse_name_of_a_measure(name: str) -> None:
         )
     if not name.strip() or not name.isprintable():
         raise UsageError(f"measures[{name!r}]: the name is shown in a table. Choose one that can be read.")
+
+
+def _refuse_name_of_a_rule(name: str) -> None:
+    if name in RULES:
+        raise UsageError(f"rules[{name!r}]: the guard has a rule of that name. Give your function another one.")
+    if not name.strip() or not name.isprintable():
+        raise UsageError(f"rules[{name!r}]: the name is shown when the rule speaks. Choose one that can be read.")
 
 
 def _refuse_another_signature(written: str, function: Callable[..., Any] | None, *arguments: str) -> None:

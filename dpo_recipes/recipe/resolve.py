@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field
 
 from ..errors import UsageError
-from ..losses.trl_losses import COUPLED_LOSSES
+from ..losses.trl_losses import COUPLED_LOSSES, SFT
 from .recipe import LoRA, QLoRA, Recipe
 
 
@@ -129,6 +129,8 @@ def _batch(recipe: Recipe, device: Device) -> tuple[int, int]:
         )
 
     coupled = recipe.loss_names & COUPLED_LOSSES
+    if recipe.sft_weight is not None:
+        coupled -= {SFT}  # a remedy of one field: it need not come with another
     if coupled and recipe.micro_batch_size is None:
         raise UsageError(f"loss={min(coupled)!r} depends on which pairs share a forward: set micro_batch_size.")
 

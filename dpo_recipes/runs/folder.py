@@ -67,7 +67,12 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """One dict per logged step."""
-        return self._json_lines("metrics.jsonl")
+        return [row for row in self._json_lines("metrics.jsonl") if "rule" not in row]
+
+    @property
+    def observations(self) -> list[dict[str, Any]]:
+        """What the rules of the guard have seen while training: `step`, `rule`, `level`, `seen` and `advice`."""
+        return [row for row in self._json_lines("metrics.jsonl") if "rule" in row]
 
     @property
     def samples(self) -> list[dict[str, Any]]:

@@ -62,6 +62,11 @@ class MetricsLog(TrainerCallback):
         if "train_runtime" in logs:
             self.closing_words = _closing_words(state.global_step, numbers)
 
+    def observed(self, observation: dict[str, Any]) -> None:
+        """Append what a rule of the guard has seen, as a line of its own."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(to_json(observation) + "\n")
+
     def _count_seconds(self) -> None:
         now = time.perf_counter()
         self._seconds += now - self._counted_until

@@ -31,6 +31,7 @@ from trl import DPOConfig, DPOTrainer
 from ..errors import RecipeError
 from ..formats.pair_weights import WEIGHT
 from ..guard.callback import Health, Watch
+from ..guard.last_pairs import LastPairs
 from ..guard.not_finite import Circumstances, why_not_finite
 from ..guard.rules import first_bad_pair, stop
 from ..guard.start import loss_at_start, rounding_tolerance, start_is_identity
@@ -106,6 +107,9 @@ class RecipeTrainer(DPOTrainer):
         self._fingerprint: str | None = None
         self.tie = 0.0  # nats: the largest rounding seen before training, within which a pair is ranked neither way
         self._said_why_not_shared: set[str] = set()
+        self.last_pairs = LastPairs(
+            recipe.beta, changes_are_known=settings.reference in ("adapter off", "frozen adapter", "start weights")
+        )
 
         super().__init__(**arguments)  # which may already compute the reference
 
@@ -417,6 +421,8 @@ class RecipeTrainer(DPOTrainer):
 
         if self.model.training:
             self._metrics["train"]["rewards/accuracies"][-1] = self.accelerator.gather(wins).mean().item()
+            if self.state.global_step:  # before the first update no pair tells anything
+                self.last_pairs.add(self.accelerator.gather(LastPairs.rows(wins, pairs)))
             return
 
         if self.state.global_step == 0 and self.health.same_start:
@@ -433,6 +439,12 @@ class RecipeTrainer(DPOTrainer):
             logged = self._metrics["eval"][name]
             logged.pop()  # the mean of this batch
             logged.extend(self.accelerator.gather_for_metrics(values).tolist())
+
+    def log(self, logs: dict[str, float], *arguments: Any) -> None:
+        """TRL's, with what the last pairs tell beside the numbers of a training step."""
+        if self.model.training and "loss" in logs:
+            logs.update(self.last_pairs.numbers())
+        super().log(logs, *arguments)
 
     # What is shown while it goes on
 
@@ -509,7 +521,8 @@ def refuse_coupled_losses(recipe: Recipe) -> None:
     if coupled:
         raise RecipeError(
             f"The pairs have weights, and loss={coupled[0]!r} is of all pairs of a batch together, so that none has a "
-            "loss of its own to be weighted. Choose another loss, such as 'sigmoid', or leave the weights out."
+            "loss of its own to be weighted. Choose another loss, such as 'sigmoid' without sft_weight, or leave the "
+            "weights out."
         )
 
 

@@ -41,6 +41,20 @@ def test_trl_gets_its_own_losses_and_weights(loss, types, weights):
     assert (config["loss_type"], config["loss_weights"]) == (types, weights)
 
 
+@pytest.mark.parametrize(
+    ("loss", "types", "weights"),
+    [
+        ("hinge", ["hinge", "sft"], [1.0, 0.2]),
+        ({"sigmoid": 0.5, "ipo": 1.0}, ["sigmoid", "ipo", "sft"], [0.5, 1.0, 0.2]),
+        ("cdpo", ["sft"], [0.2]),
+    ],
+)
+def test_sft_weight_adds_trls_own_term_to_whatever_loss(loss, types, weights):
+    recipe = make(loss=loss, sft_weight=0.2)
+    config = dpo_arguments(recipe, resolve(recipe, GPU), "")
+    assert (config["loss_type"], config["loss_weights"]) == (types, weights)
+
+
 def test_trl_options_have_the_last_word():
     recipe = make(trl={"logging_steps": 5, "per_device_eval_batch_size": 2, "use_cpu": True})
     config = dpo_arguments(recipe, resolve(recipe, GPU), "")

@@ -66,13 +66,14 @@ def test_a_number_of_the_loss_that_nobody_gave_is_its_default():
 
 
 def test_every_field_has_one_entry():
-    recipe = make(adapter=LoRA(r=8), loss="cdpo", trl={"max_grad_norm": 0.5})
+    recipe = make(adapter=LoRA(r=8), loss="cdpo", trl={"max_grad_norm": 0.5}, rules={"over_fitting": "stop"})
     expected = [
-        *(name for name in field_types(Recipe) if name not in ("data", "trl", "loss_args")),
+        *(name for name in field_types(Recipe) if name not in ("data", "trl", "rules", "loss_args")),
         *(f"data.{name}" for name in field_types(Data)),
         *(f"adapter.{name}" for name in field_types(LoRA)),
         "loss_args.label_smoothing",
         "trl.max_grad_norm",
+        "rules.over_fitting",
     ]
     assert sorted(resolved(recipe)) == sorted(expected)
 
