@@ -315,7 +315,7 @@ def gradient_spikes(rows: Rows, run: KnownOfRun) -> Sign | None:
     )
 
 
-LEFT_OF_ENTROPY = 0.5  # the share of it that must be left
+LEFT_OF_ENTROPY = 0.5  # the share of it that must be left; healthy runs of the quickstart keep four fifths
 
 
 def entropy_collapse(rows: Rows, run: KnownOfRun) -> Sign | None:
