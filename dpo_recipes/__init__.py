@@ -26,6 +26,8 @@ _PUBLIC = {
     "check": ("commands.check", "check"),
     "doctor": ("commands.doctor", "doctor"),
     "train": ("commands.train", "train"),
+    "pairs": ("commands.pairs", "pairs"),
+    "rounds": ("commands.rounds", "rounds"),
     "bench": ("commands.bench", "bench"),
     "Run": ("runs.folder", "Run"),
     "RecipeError": ("errors", "RecipeError"),

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -24,7 +24,7 @@ from .commands import recipes as recipe_files
 from .errors import Finding, RecipeError, UsageError, nearest
 from .planning.engines import ENGINES
 from .recipe import catalogue, overrides
-from .recipe.recipe import Recipe
+from .recipe.recipe import PREPARED, Recipe
 from .runs.files import to_json
 
 
@@ -78,6 +78,12 @@ PROCESSES_HELP = "Plan for one of N such devices."
 ENGINE_HELP = f"One of {', '.join(ENGINES)}."
 PAIRS_FILE_HELP = "Where --pairs writes them, in place of RECIPE-suspects.jsonl."
 
+PROMPTS_HELP = "One a line (.txt), or rows with `prompt`, `question`, `instruction` or `messages`."
+PAIRS_FOLDER_HELP = "Where replies and pairs are kept, in place of RECIPE-pairs."
+MAX_NEW_TOKENS_HELP = "Where a reply is cut off, in place of 256 or what max_length leaves."
+ROUNDS_HELP = "Train on the pairs too, then sample with what was trained: so many rounds."
+ROUND_REFERENCE_HELP = "Of the rounds: the start of the first, or the policy that each starts from."
+
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name, or the path of a file.", show_default=False)]
 Changes = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=CHANGES_HELP, show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
@@ -96,6 +102,17 @@ Lengths = Annotated[str | None, typer.Option("--lengths", metavar="KIND", help=L
 RandomModel = Annotated[str | None, typer.Option("--random-model", metavar="SIZE", help=RANDOM_MODEL_HELP)]
 AgainstDefaults = Annotated[bool, typer.Option("--against-defaults", help="TRL with its own defaults for speed.")]
 CompactHead = Annotated[bool, typer.Option("--compact-head", help="TRL scores answers alone, as it does on a GPU.")]
+PromptsFile = Annotated[str, typer.Option("--prompts", metavar="FILE", help=PROMPTS_HELP, show_default=False)]
+ReplyCount = Annotated[int, typer.Option("-n", min=2, help="How many replies to each prompt.")]
+PairsFolder = Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help=PAIRS_FOLDER_HELP, show_default=False)]
+PairingKind = Annotated[
+    Literal["all", "best_worst", "best_random"], typer.Option("--pairing", help="Which replies make a pair.")
+]
+PerPrompt = Annotated[int | None, typer.Option("--per-prompt", min=1, help="At most so many pairs of a prompt.")]
+Temperature = Annotated[float, typer.Option("--temperature", help="Of sampling; 1 is the model as it is.")]
+MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help=MAX_NEW_TOKENS_HELP)]
+RoundCount = Annotated[int | None, typer.Option("--rounds", min=1, help=ROUNDS_HELP)]
+RoundReference = Annotated[Literal["kept", "moved"] | None, typer.Option("--reference", help=ROUND_REFERENCE_HELP)]
 Batches = Annotated[int, typer.Option("--batches", min=2, help="How many batches.")]
 Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
 
@@ -209,6 +226,52 @@ def train(recipe: RecipeName, changes: Changes = None, runs: RunsFolder = Path("
     train_recipe(value, runs=runs, console=terminal.LastingConsole())
 
 
+@app.command(rich_help_panel=MAKE, context_settings=LENIENT)
+def pairs(
+    recipe: RecipeName,
+    prompts: PromptsFile,
+    changes: Changes = None,
+    samples: ReplyCount = 4,
+    to: PairsFolder = None,
+    pairing: PairingKind = "all",
+    per_prompt: PerPrompt = None,
+    temperature: Temperature = 1.0,
+    max_new_tokens: MaxNewTokens = None,
+    rounds: RoundCount = None,
+    reference: RoundReference = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pairs of the model's own replies, ranked by the recipe's reward; with --rounds, training on them in turns."""
+    with _other_output_apart(as_json):
+        value = _recipe(recipe, changes)
+        if reference is not None and rounds is None:
+            raise UsageError("--reference is that of --rounds, which is not asked for.")
+        console = Console(stderr=True) if as_json else terminal.LastingConsole()
+        sampling: dict[str, Any] = {
+            "prompts": prompts,
+            "samples": samples,
+            "pairing": pairing,
+            "per_prompt": per_prompt,
+            "temperature": temperature,
+            "max_new_tokens": max_new_tokens,
+            "console": console,
+        }
+        folder = to or Path(f"{value.name}-pairs")
+        if rounds is None:
+            from .commands.pairs import pairs as make_pairs
+
+            result: Any = make_pairs(value, to=folder, **sampling)
+        else:
+            from .commands.rounds import rounds as train_in_rounds
+
+            done = train_in_rounds(value, count=rounds, to=folder, reference=reference, **sampling)
+            result = [{"pairs": each.pairs, "run": each.run.path, **each.run.evaluation} for each in done]
+    if as_json:
+        _print_json(result)
+    elif rounds is None:
+        print(f"{folder} holds the pairs. {_how_to_train_on(folder, value)}")
+
+
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)
 def bench(
     recipe: RecipeName,
@@ -268,6 +331,13 @@ def _other_output_apart(as_json: bool) -> Iterator[None]:
         sys.stdout.flush()  # what was printed past the redirection, as by a function that kept the stream
         os.dup2(standard_output, 1)
         os.close(standard_output)
+
+
+def _how_to_train_on(folder: Path, recipe: Recipe) -> str:
+    """What stands behind the pairs that were made: how a run takes them."""
+    if PREPARED in recipe.data.name:  # of such a recipe the command line changes no part
+        return "The same command with --rounds 1 trains on them, too."
+    return f"Train on them: dpo-recipes train {recipe.name} data.path={folder} data.train=train data.eval=eval"
 
 
 def _print_json(value: Any) -> None:

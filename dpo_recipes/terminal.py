@@ -141,6 +141,47 @@ def observations_table(observations: Iterable[tuple[int, str, str, str, str]]) -
     return table
 
 
+def pairs_table(report: Mapping[str, Any]) -> Table:
+    """What became of sampled replies: how many there are, why some were not used, and the pairs of the others."""
+    table = Table(Column(no_wrap=True), Column(justify="right"), title="Pairs of own replies", title_justify="left")
+    for name, words in (
+        ("prompts", "prompts"),
+        ("repeated_prompts", "dropped: prompts that repeat another"),
+        ("replies", "replies"),
+        ("unfinished", "not used: cut off before their end"),
+        ("blank", "not used: blank"),
+        ("duplicates", "not used: the same as another"),
+        ("mean_reward", "mean reward of the others"),
+        ("prompts_without_pair", "prompts without a pair"),
+        ("pairs", "pairs"),
+        ("train", "to train on"),
+        ("eval", "held out, by prompt"),
+    ):
+        value = report[name]
+        if isinstance(value, float):
+            table.add_row(words, f"{value:+.3f}")
+        elif value or name in ("pairs", "train", "eval"):
+            table.add_row(words, _cell(value))
+    return table
+
+
+def rounds_table(rounds: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Table:
+    """What each round has sampled and what came of it: (report of its pairs, held-out numbers after it)."""
+    columns = [Column(words, justify="right") for words in ("round", "pairs", "sampled", "after", "win rate", "KL")]
+    title = "Mean reward, round by round; win rate and KL against the round's reference"
+    table = Table(*columns, title=title, title_justify="left")
+    for number, (report, after) in enumerate(rounds, 1):
+        table.add_row(
+            str(number),
+            f"{report['pairs']:,}",
+            f"{report['mean_reward']:+.3f}",
+            f"{after['reward']:+.3f} +- {after['reward_stderr']:.3f}",
+            f"{after['win_rate']:.3f}",
+            f"{after['kl']:.3f}",
+        )
+    return table
+
+
 def bench_table(result: Mapping[str, Any]) -> Table:
     """What `bench` has measured of TRL's trainer and of ours."""
     seconds = result["seconds_per_step"]

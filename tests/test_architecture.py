@@ -50,7 +50,11 @@ ONLY = {  # library -> the rooms or modules that may import it, also inside a fu
     "bitsandbytes": {"models"},
     "trl": {"training.trainer", "benchmark.bare", "export"},
 }
-VERB_MAY = {"commands.sweep": {"train", "evaluate"}, "commands.bench": {"train", "evaluate"}}
+VERB_MAY = {
+    "commands.sweep": {"train", "evaluate"},
+    "commands.bench": {"train", "evaluate"},
+    "commands.rounds": {"pairs", "train"},
+}
 
 
 def room(name: str) -> str:
@@ -254,7 +258,7 @@ def test_public_names_are_what_they_say_however_they_are_reached(tmp_path):
 
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
     values = {"Recipe", "Data", "LoRA", "QLoRA", "PairLogps", "Run", "RecipeError"}
-    assert set(dpo_recipes.__all__) == values | {"load", "apply", "conformance"} | verbs
+    assert set(dpo_recipes.__all__) == values | {"load", "apply", "conformance", "rounds"} | verbs
     for name in dpo_recipes.__all__:
         assert getattr(dpo_recipes, name) is not None
     mistyped = "trian"

@@ -53,7 +53,7 @@ TYPOS: list[tuple[list[str], str]] = [
     (["recipes/mine.py"], "recipes/mine.py is a recipe, not a command. To train it: dpo-recipes train recipes/mine.py"),
     (
         ["help"],
-        "error: No such command 'help'. The commands: list, show, new, preview, check, doctor, train, bench. "
+        "error: No such command 'help'. The commands: list, show, new, preview, check, doctor, train, pairs, bench. "
         "What each does: dpo-recipes --help",
     ),
     (["evaluate", RECIPE], "No such command 'evaluate'. The commands: list, "),

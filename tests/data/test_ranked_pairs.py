@@ -39,6 +39,7 @@ def test_a_pair_is_two_distinct_finished_replies_and_the_better_is_chosen():
         "duplicates": 2,
         "prompts_without_pair": 3,
         "pairs": 5,
+        "mean_reward": pytest.approx((1 + 3 + 2 + 2 + 4 + 2 + 2 + 1) / 8),
     }
 
 
@@ -62,3 +63,27 @@ def test_the_reward_judges_the_last_user_message():
     assert seen == [("last", "x"), ("last", "y")]
     with pytest.raises(RecipeError, match="no user message"):
         question([{"role": "system", "content": "s"}])
+
+
+def test_the_best_is_paired_with_the_worst_or_with_one_drawn_among_the_worse():
+    prompts = [ask(str(number)) for number in range(40)]
+    replies = [said("x", "xxxx", "yyyy", "xx", "xxx") for _ in prompts]
+
+    def sides(pairing):
+        rows, _ = preference_pairs(prompts, replies, length, pairing=pairing, seed=1)
+        assert len(rows) == len(prompts)
+        return {(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows}
+
+    assert sides("best_worst") == {("xxxx", "x")}  # of two that are best, the first
+    assert sides("best_random") == {("xxxx", "x"), ("xxxx", "xx"), ("xxxx", "xxx")}
+
+
+@pytest.mark.parametrize("pairing", ["all", "best_worst", "best_random"])
+def test_equal_replies_make_no_pair(pairing):
+    rows, report = preference_pairs([ask("a"), ask("b")], [said("x", "y"), said()], length, pairing=pairing)
+    assert rows == [] and report["prompts_without_pair"] == 2
+
+
+def test_a_prompt_of_plain_text_gives_sides_of_plain_text():
+    [row], _ = preference_pairs(["Once"], [said(" upon", " u")], length, pairing="best_worst")
+    assert (row["prompt"], row["chosen"], row["rejected"]) == ("Once", " upon", " u")

@@ -1,0 +1,204 @@
+"""Preference pairs from the recipe's own model: sampled, scored by the recipe's reward, ranked."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from ..data.prompts import as_text, read_prompts
+from ..data.ranked_pairs import Pairing, preference_pairs
+from ..data.replies import question
+from ..errors import RecipeError, UsageError
+from ..evaluation.rehearsal import number_of
+from ..losses.selection import name_of
+from ..progress import Stage
+from ..recipe.recipe import Recipe
+from ..runs import files
+from ..terminal import pairs_table
+from ..training.session import Session
+
+if TYPE_CHECKING:
+    from ..data.replies import Messages, Reply
+
+LONGEST_REPLY = 256  # tokens, where nothing else is said
+LEAST_ROOM = 16  # tokens, for a reply
+HELD_OUT = 0.05  # of the prompts, where the recipe names no share
+
+
+def pairs(
+    recipe: Recipe,
+    *,
+    prompts: str | Path,
+    to: str | Path,
+    samples: int = 4,
+    pairing: Pairing = "all",
+    per_prompt: int | None = None,
+    temperature: float = 1.0,
+    max_new_tokens: int | None = None,
+    seed: int | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Sample `samples` replies of the recipe's model, as it is before training, to each prompt; rank them; write pairs.
+
+    In the folder `to`: train.jsonl and eval.jsonl (the pairs of held-out prompts), replies/ with every reply,
+    settings.json and report.json, which is returned too. Called again it goes on where it was, and ranks what is there
+    anew. `prompts`: a file, as data.prompts.read_prompts takes it. `max_new_tokens` None: 256, or what `max_length`
+    leaves behind the longest prompt. RecipeError for what is the user's to mend.
+    """
+    console = console or Console(quiet=True)
+    folder = Path(to)
+    if recipe.reward is None:
+        raise UsageError(
+            f"{recipe.name} has no reward to rank replies by. Give it one in its file: "
+            "reward=function(prompt, completion) -> float"
+        )
+    if samples < 2:
+        raise UsageError(f"-n {samples}: a pair needs two replies to a prompt.")
+    if temperature <= 0:
+        raise UsageError(f"--temperature {temperature:g}: the replies to a prompt would be one. Sample at 0.7 to 1.")
+    asked, repeated = read_prompts(str(prompts))
+    score = functools.partial(number_of, name_of(recipe.reward), recipe.reward)
+    score(question(asked[0]), "")  # what is wrong with it is known before anything is sampled
+
+    session = Session(recipe, console, with_pairs=False)
+    if session.tokenizer.tokenizer.chat_template is None:
+        asked = as_text(asked)
+    session.check_model()
+    replies = _replies(
+        session,
+        asked,
+        folder,
+        samples=samples,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=recipe.seed if seed is None else seed,
+    )
+
+    with Stage(console, f"{name_of(recipe.reward)} of the replies", len(asked), "prompts") as stage:
+        rows, report = preference_pairs(
+            asked, replies, score, pairing=pairing, per_prompt=per_prompt, seed=recipe.seed, progress=stage.show
+        )
+    report["repeated_prompts"] = repeated
+    _write_pairs(folder, recipe, asked, rows, report)
+    console.print(pairs_table(report))
+    _refuse_too_few(report)
+    return report
+
+
+def _refuse_too_few(report: dict[str, Any]) -> None:
+    """RecipeError where no run could be made of the pairs; what was sampled stays."""
+    if not report["train"]:
+        raise RecipeError(
+            f"{report['pairs']} pairs came of {report['replies']} replies, and none is left to train on. The table "
+            "says why: unfinished replies need --max-new-tokens, equal ones more of them (-n), or a reward that tells "
+            "them apart."
+        )
+    if not report["eval"]:
+        raise RecipeError(
+            f"{report['train']} pairs to train on, and none of the {report['held_out_prompts']} prompts held out gave "
+            "a pair, so that a run could not be judged. Hold out more of them, data.eval=0.2, or give more prompts."
+        )
+
+
+def _replies(
+    session: Session,
+    asked: Sequence[Messages | str],
+    folder: Path,
+    *,
+    samples: int,
+    temperature: float,
+    max_new_tokens: int | None,
+    seed: int,
+) -> list[list[Reply]]:
+    """The replies to every prompt: those that the folder holds, and the rest sampled from the policy's start."""
+    with Stage(session.console, "Loading the libraries"):
+        from ..models.generate import generate, prompt_ids
+        from ..models.sampled_replies import sampled_replies
+        from ..models.weights import load_weights
+        from ..training.reference_cache import fingerprint
+
+    tokenizer = session.tokenizer.tokenizer
+    template_kwargs = session.recipe.data.chat_template_kwargs
+    if max_new_tokens is None:
+        longest = max(len(prompt_ids(tokenizer, prompt, template_kwargs)) for prompt in asked)
+        max_new_tokens = _room_behind(longest, session.recipe)
+
+    with Stage(session.console, "Loading and checking the model"):
+        model = load_weights(session.recipe, session.settings, session.model_path, say=session.say)
+        if not getattr(model, "is_quantized", False):  # 4-bit weights are where they stay
+            model.to(session.settings.device)
+
+    sampling: dict[str, Any] = {"temperature": temperature, "max_new_tokens": max_new_tokens}
+    sample = functools.partial(
+        generate, model, tokenizer, samples=samples, chat_template_kwargs=template_kwargs, **sampling
+    )
+    settings = {
+        "model": session.recipe.in_words(session.recipe.model),
+        "weights": fingerprint(model),
+        "chat_template": _hash(f"{tokenizer.chat_template}{template_kwargs}"),
+        **sampling,
+    }
+    with Stage(session.console, "Sampling replies", unit="replies") as stage, _autocast(session):
+        return sampled_replies(
+            folder, asked, sample, settings=settings, seed=seed, samples=samples, progress=stage.show
+        )
+
+
+def _room_behind(longest_prompt: int, recipe: Recipe) -> int:
+    """How long a reply may be, tokens: a pair that `max_length` cuts would teach to run on."""
+    if recipe.max_length is None:
+        return LONGEST_REPLY
+    room = recipe.max_length - longest_prompt
+    if room < LEAST_ROOM:
+        raise RecipeError(
+            f"The longest prompt has {longest_prompt:,} tokens, and max_length={recipe.max_length:,} leaves {room} for "
+            "a reply. Raise max_length, or leave that prompt out."
+        )
+    return min(room, LONGEST_REPLY)
+
+
+@contextlib.contextmanager
+def _autocast(session: Session) -> Iterator[None]:
+    """The precision that the model trains in."""
+    import torch
+
+    settings = session.settings
+    if settings.autocast is None:
+        yield
+        return
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[settings.autocast]
+    with torch.autocast(settings.device, dtype=dtype):
+        yield
+
+
+def _write_pairs(
+    folder: Path, recipe: Recipe, asked: Sequence[Messages | str], rows: list[dict[str, Any]], report: dict[str, Any]
+) -> None:
+    """Write train.jsonl, eval.jsonl and report.json, of which `report` becomes all."""
+    share = recipe.data.eval if isinstance(recipe.data.eval, float) else HELD_OUT
+    held_out_prompts = _held_out(asked, share)
+    report["held_out_prompts"] = len(held_out_prompts)
+    held_out = [row for row in rows if repr(row["prompt"]) in held_out_prompts]
+    train = [row for row in rows if repr(row["prompt"]) not in held_out_prompts]
+    report["train"] = len(train)
+    report["eval"] = len(held_out)
+    files.write_jsonl(folder / "train.jsonl", train)
+    files.write_jsonl(folder / "eval.jsonl", held_out)
+    files.write_json(folder / "report.json", report)
+
+
+def _held_out(prompts: Sequence[Messages | str], share: float) -> set[str]:
+    """The prompts whose pairs are held out: those with the smallest hashes, the same whatever is sampled."""
+    wanted = max(1, round(share * len(prompts)))
+    in_order = sorted((repr(prompt) for prompt in prompts), key=_hash)
+    return set(in_order[:wanted])
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
