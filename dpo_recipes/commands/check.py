@@ -17,7 +17,7 @@ from ..guard.losses import loss_findings
 from ..guard.own_rules import rule_findings
 from ..planning.amounts import USABLE, device_memory, format_memory, parse_memory
 from ..planning.engines import ENGINES, Launch, launch, notes, plan_on_engine
-from ..planning.memory import PARTS, Plan, Unplannable, largest_pairs, plan_for
+from ..planning.memory import PARTS, Plan, Unplannable, largest_pairs, plan_for, skeletons
 from ..planning.pair_lengths import PairLength, longest_pair
 from ..planning.visible_differences import visible
 from ..planning.ways_out import WayOut, ways_out
@@ -91,6 +91,7 @@ def check(
             findings.append(Finding("skipped", "run", "it needs the model, which failed"))
         return result
     _check_plan(session, gpu_memory, spread, result)
+    findings += _sharing_findings(session)
     if run:
         _check_real_steps(session, result)
     if pairs is not None:
@@ -333,6 +334,29 @@ def _tokens_finding(train_report: dict[str, Any], steps: int) -> Finding:
         f"{shared:,} with each prompt read once"
     )
     return Finding("info", "tokens", text)
+
+
+def _sharing_findings(session: Session) -> list[Finding]:
+    """Whether each pair will be read once, as far as the model's configuration tells; nothing where that is off."""
+    from ..models.base_model import without_adapters
+    from ..shared_prefix.forward import read_twice, why_not
+
+    recipe = session.recipe
+    if recipe.pair_sharing == "off":
+        return []
+    for model in skeletons(session, recipe, session.settings):
+        reason = None if model is None else why_not(without_adapters(model))
+        if reason is None:
+            continue
+        if recipe.pair_sharing == "require":
+            text = (
+                f"pair_sharing=require, and pairs cannot be read once: {reason}. pair_sharing=auto reads them as TRL "
+                "does."
+            )
+            return [Finding("fail", "pair sharing", text)]
+        return [Finding("info", "pair sharing", read_twice(reason, session.cost_of_reading_twice()))]
+    text = "Each pair is read once; on the first batch that is compared with TRL's own forward"
+    return [Finding("pass", "pair sharing", text)]
 
 
 def _steps(count: int) -> str:

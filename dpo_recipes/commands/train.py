@@ -96,14 +96,14 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         # After training: the numbers, then the answers, which may fail in the recipe's own reward
         metrics, last = trainer.held_out()
         after = held_out(metrics, last, recipe.beta, first, same_start)
-        _write_results(run, session, who, before, after)
+        _write_results(run, session, who, trainer.pair_reading(), before, after)
 
         with trainer.accelerator.autocast():
             samples, (truth_before, truth_after) = answers(recipe, trainer, session.reference, positions, console)
         files.write_jsonl(run.path / "samples.jsonl", samples)
         before.update(truth_before)
         after.update(truth_after)
-        _write_results(run, session, who, before, after)
+        _write_results(run, session, who, trainer.pair_reading(), before, after)
 
     console.print(comparison_table(after["pairs"], compared(before, after)))
     if judge.observations:
@@ -324,10 +324,15 @@ def _describe(run: folder.Run, trainer: RecipeTrainer, session: Session, who: di
 
 
 def _write_results(
-    run: folder.Run, session: Session, who: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
+    run: folder.Run,
+    session: Session,
+    who: dict[str, Any],
+    reading: dict[str, Any],
+    before: dict[str, Any],
+    after: dict[str, Any],
 ) -> None:
     """The numbers before and after training: as values, and in the model card for a reader."""
-    files.write_json(run.path / "evaluation.json", {"before": before, "after": after})
+    files.write_json(run.path / "evaluation.json", {"before": before, "after": after, "pair_sharing": reading})
     card = model_card(
         session.recipe,
         session.settings,
@@ -336,6 +341,7 @@ def _write_results(
         folder=run.path / "model",
         who=who,
         data=session.report,
+        reading=reading,
         versions=environment.installed(),
         pairs=after["pairs"],
         results=compared(before, after),

@@ -266,7 +266,8 @@ class Recipe(Value):
     max_length: Annotated[int | None, at_least(2), LONGEST] = 1024  # tokens, prompt plus completion
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attn_implementation: str | None = None  # None: Transformers' choice
-    pair_sharing: Literal["auto", "off", "require"] = "off"  # read each pair's prompt once, without padding
+    # read each pair's prompt once, without padding: where the model can, never, or else not at all
+    pair_sharing: Literal["auto", "off", "require"] = "auto"
     trust_remote_code: bool = False
     seed: Annotated[int, SEED] = 42
 

@@ -17,6 +17,7 @@ def model_card(
     folder: Path,
     who: Mapping[str, Any],
     data: Mapping[str, Any],
+    reading: Mapping[str, Any],
     versions: Mapping[str, str],
     pairs: int,
     results: Iterable[tuple[str, str, str, str]],
@@ -24,7 +25,8 @@ def model_card(
     """What was trained, from what, on what, how, and how far it got, as Markdown with the hub's front matter.
 
     `base` is the hub id or the folder of the start, `folder` that of the trained model. `who` holds policy and
-    reference in words, as in reference.json; `data` is data.json. `results` are the rows of the closing table, measured
+    reference in words, as in reference.json; `data` is data.json, `reading` is `pair_sharing` of evaluation.json.
+    `results` are the rows of the closing table, measured
     on so many held-out `pairs`: what is measured, its value before, its value after, and its interval or error.
     """
     front_matter = ["---", f"library_name: {'peft' if recipe.adapter else 'transformers'}"]
@@ -42,6 +44,7 @@ def model_card(
         f"* Data: {_data(recipe, data)}.",
         f"* Loss: {', '.join(sorted(recipe.loss_names))}, beta {recipe.beta:g}.",
         f"* Training: {_training(recipe, settings)}.",
+        f"* Pairs: {_reading(reading)}.",
         f"* Versions: {', '.join(f'{package} {version}' for package, version in versions.items())}.",
         "",
         f"## Held out: {pairs} pairs",
@@ -80,6 +83,18 @@ def _training(recipe: Recipe, settings: Settings) -> str:
     if recipe.max_length is not None:
         text += f", at most {recipe.max_length:,} tokens a pair's side"
     return text
+
+
+def _reading(reading: Mapping[str, Any]) -> str:
+    """Whether each pair was read once, and how far that was measured to be from TRL's own forward."""
+    if reading["read_once"]:
+        return (
+            f"each read once, with log-probabilities within {reading['largest_difference']:.1g} nats per token of "
+            "TRL's own forward, where both were computed"
+        )
+    if reading["why_not"] is not None:
+        return f"each read twice and padded, as in TRL: {reading['why_not']}"
+    return "each read twice and padded, as in TRL, because pair_sharing is off"
 
 
 def _loading_code(recipe: Recipe, settings: Settings, base: str, folder: Path) -> list[str]:

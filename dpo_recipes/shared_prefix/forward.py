@@ -120,11 +120,16 @@ def _why_not_dropout(model: Any) -> str | None:
 
 
 @dataclass
-class _Trust:
-    """What the batches so far have shown of a model."""
+class Trust:
+    """What the batches so far have shown of a model: what a run leaves as its receipt."""
 
     kinds: set[tuple[bool, bool]] = field(default_factory=set)  # of rows that were right: see `Row.kind`
-    lost: bool = False  # every forward is TRL's own from here on
+    why_lost: str | None = None  # if not None, every forward is TRL's own from there on
+    # Of the batches that were read both ways
+    largest: float = 0.0  # difference of a scored token's log-probability, in nats
+    mean: float = 0.0  # the largest mean of a batch
+    tokens: int = 0  # that were read
+    padded_tokens: int = 0  # that TRL reads of the same batches
 
     def news(self, row: Row) -> set[tuple[bool, bool]]:
         """The kinds of rows that now come for the first time, in this process or in another.
@@ -136,6 +141,13 @@ class _Trust:
             return set()
         return set(_of_all_processes(row.kind)) - self.kinds
 
+    def note(self, row: Row, findings: list[_Finding]) -> None:
+        """Keep what a row has shown that was right, in every process."""
+        self.largest = max(self.largest, *(finding.largest for finding in findings))
+        self.mean = max(self.mean, *(finding.mean for finding in findings))
+        self.tokens += row.tokens.numel()
+        self.padded_tokens += row.padded_tokens
+
 
 def _of_all_processes(value: Any) -> list[Any]:
     """The values that the processes of a run have, in their order."""
@@ -146,11 +158,11 @@ def _of_all_processes(value: Any) -> list[Any]:
     return values
 
 
-def share(model: Any, *, require: bool, say: Callable[[str], None]) -> str | None:
+def share(model: Any, *, require: bool, say: Callable[[str], None], cost: str = "") -> str | None:
     """Let an unwrapped causal LM with TRL's fused head read pairs once. Returns why not; a RecipeError if required.
 
     What only a batch can show (a layer that the row did not reach, log-probabilities that differ) is said when it does,
-    and every forward is TRL's own from there on.
+    with what it costs, a sentence; and every forward is TRL's own from there on.
     """
     if hasattr(model, "_reads_pairs"):
         return None
@@ -160,17 +172,17 @@ def share(model: Any, *, require: bool, say: Callable[[str], None]) -> str | Non
 
     split_attention_of(model)
     fused = model.forward.__func__
-    trust = _Trust()
+    trust = Trust()
 
     def stop(reason: str) -> None:
         _refuse(reason, require)
-        trust.lost = True
-        say(f"Each pair is read twice and padded, as in TRL: {reason}.")
+        trust.why_lost = reason
+        say(read_twice(reason, cost))
 
     @functools.wraps(type(model).forward)  # `generate` reads the signature
     def forward(self: Any, *args: Any, **given: Any) -> Any:
         plain = functools.partial(fused, self, *args, **given)
-        if trust.lost:
+        if trust.why_lost is not None:
             return plain()
 
         row = None if args else Row.of(**given)
@@ -194,13 +206,24 @@ def share(model: Any, *, require: bool, say: Callable[[str], None]) -> str | Non
                 f"log-probabilities differ by {_short(largest)} nats per token from TRL's own forward."
             )
         trust.kinds |= news
+        trust.note(row, findings)
         return output
 
     model.base_model.register_forward_pre_hook(_take_mask_away, with_kwargs=True)
     model.base_model.register_forward_hook(_keep_what_is_used, with_kwargs=True)
     model.forward = types.MethodType(forward, model)
-    model._reads_pairs = True
+    model._reads_pairs = trust
     return None
+
+
+def trust_in(model: Any) -> Trust | None:
+    """What has been seen so far of a causal LM that was asked to read pairs once; None where it never did."""
+    return getattr(model, "_reads_pairs", None)
+
+
+def read_twice(reason: str, cost: str = "") -> str:
+    """The sentence about a model that reads pairs as TRL does, and, behind it, the one that says what that costs."""
+    return " ".join(filter(None, [f"Each pair is read twice and padded, as in TRL: {reason}.", cost]))
 
 
 def _refuse(reason: str, require: bool) -> str:
@@ -278,6 +301,7 @@ class _Finding(NamedTuple):
     """What a row showed that was read beside TRL's own forward."""
 
     largest: float  # difference of a scored token's log-probability, in nats
+    mean: float  # of all scored tokens
     distrust: str | None  # why its output is not to be used
 
 
@@ -291,14 +315,14 @@ def _compare(model: Any, row: Row, read: Callable[[], Any], plain: Callable[[], 
     except Exception as error:
         lines = str(error).strip().splitlines()
         message = lines[0] if lines else "no message"
-        return None, _Finding(0.0, f"{type(error).__name__}: {message}")
+        return None, _Finding(0.0, 0.0, f"{type(error).__name__}: {message}")
 
     scored = differences[output.label_mask]
     largest, mean = 0.0, 0.0
     if len(scored) > 0:
         largest, mean = scored.max().item(), scored.mean().item()
     distrust = _distrust(model, row, largest, mean) or _distrust_of_routers(model, row, output, theirs)
-    return output, _Finding(largest, distrust)
+    return output, _Finding(largest, mean, distrust)
 
 
 def _distrust(model: Any, row: Row, largest: float, mean: float) -> str | None:

@@ -65,7 +65,7 @@ class Session:
     # From read_pairs()
     train: Any  # datasets.Dataset, tokenised; of a stream, an IterableDataset
     eval: Any
-    report: dict[str, Any]  # data.json
+    report: dict[str, Any]  # data.json; empty before
     findings: list[Finding]
 
     # From make_trainer()
@@ -80,6 +80,7 @@ class Session:
         require_options(recipe.trl)
         self.recipe = recipe
         self.console = console
+        self.report = {}
         self._find_places(with_pairs)
         self._refuse_unusable_folders()
 
@@ -359,7 +360,12 @@ class Session:
 
         if kind is None:
             kind = functools.partial(
-                RecipeTrainer, recipe=recipe, settings=settings, say=self.say, console=self.console
+                RecipeTrainer,
+                recipe=recipe,
+                settings=settings,
+                say=self.say,
+                console=self.console,
+                cost_of_reading_twice=self.cost_of_reading_twice(),
             )
         if options is None:
             options = dpo_arguments(recipe, settings, str(output))
@@ -387,6 +393,13 @@ class Session:
         trainer.remove_callback(PrinterCallback)  # which prints every log; the bar shows them
         self.reference = Reference(trainer.model, settings, load_reference)
         return trainer
+
+    def cost_of_reading_twice(self) -> str:
+        """What it costs to read pairs as TRL does, in a sentence; empty where tokens are not counted beforehand."""
+        counted = self.report.get("train", {})
+        if not counted.get("padded_tokens"):
+            return ""
+        return f"That is {counted['padded_tokens']:,} tokens an epoch, in place of {counted['shared_tokens']:,}."
 
     def _empty_stream(self) -> RecipeError:
         reasons = [f"{reason}: {drop['count']:,}" for reason, drop in self.report["train"]["dropped"].items()]

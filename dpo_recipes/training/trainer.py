@@ -67,7 +67,8 @@ def config(arguments: dict[str, Any]) -> DPOConfig:
 class RecipeTrainer(DPOTrainer):
     """DPOTrainer with plugin losses, the guard's stops and per-pair held-out numbers.
 
-    With TRL's own losses it adds nothing to the maths: the loss sequence is bit-identical to DPOTrainer's.
+    With TRL's own losses it adds nothing to the maths: where pairs are read as TRL reads them, the loss sequence is
+    bit-identical to DPOTrainer's.
     """
 
     # The Trainer declares them optional, and `args` as its own arguments.
@@ -83,9 +84,13 @@ class RecipeTrainer(DPOTrainer):
         settings: Settings,
         say: Callable[[str], None] = lambda _: None,
         console: Console | None = None,
+        cost_of_reading_twice: str = "",
         **arguments: Any,
     ):
-        """`arguments` are DPOTrainer's; `say` takes one sentence for whoever watches, `console` shows what goes on."""
+        """`arguments` are DPOTrainer's; `say` takes one sentence for whoever watches, `console` shows what goes on.
+
+        `cost_of_reading_twice`: the sentence behind the one that says why pairs are read as TRL does.
+        """
         self.recipe = recipe
         self.settings = settings
         self.say = say
@@ -106,10 +111,12 @@ class RecipeTrainer(DPOTrainer):
         self.reference_cache: dict[str, str] = {}
         self._fingerprint: str | None = None
         self.tie = 0.0  # nats: the largest rounding seen before training, within which a pair is ranked neither way
-        self._said_why_not_shared: set[str] = set()
         self.last_pairs = LastPairs(
             recipe.beta, changes_are_known=settings.reference in ("adapter off", "frozen adapter", "start weights")
         )
+        self.cost_of_reading_twice = cost_of_reading_twice
+        self._why_not_shared: list[str] = []  # known before the first batch
+        self._read_once: list[Any] = []  # the models that were asked to, policy and reference
 
         super().__init__(**arguments)  # which may already compute the reference
 
@@ -122,18 +129,46 @@ class RecipeTrainer(DPOTrainer):
         self.add_callback(Watch(self.health))
 
     def _share_pairs(self) -> None:
-        """Let policy and reference read each pair once, where the recipe asks for it; a reason not to is said once."""
+        """Let policy and reference read each pair once, unless the recipe says not to; a reason why not is said once.
+
+        TRL asks for the reference of each split while the trainer is being made, so that this is called several times.
+        """
         if self.recipe.pair_sharing == "off":
             return
-        must_share = self.recipe.pair_sharing == "require"
-        models: list[Any] = [self.model, self.ref_model]
-        for model in models:
+        cost = self.cost_of_reading_twice
+        for model, say in ((self.model, self.say), (self.ref_model, self._say_of_reference)):
             if model is None:
                 continue
-            reason = shared_prefix.share(without_adapters(model), require=must_share, say=self.say)
-            if reason and reason not in self._said_why_not_shared:
-                self._said_why_not_shared.add(reason)
-                self.say(f"Each pair is read twice and padded, as in TRL: {reason}.")
+            causal = without_adapters(model)
+            reason = shared_prefix.share(causal, require=self.recipe.pair_sharing == "require", say=say, cost=cost)
+            if reason is None:
+                if causal not in self._read_once:
+                    self._read_once.append(causal)
+            elif reason not in self._why_not_shared:
+                self._why_not_shared.append(reason)
+                self.say(shared_prefix.read_twice(reason, cost))
+
+    def _say_of_reference(self, text: str) -> None:
+        """A sentence about a reference that is a model of its own."""
+        self.say(f"The reference: {text[0].lower()}{text[1:]}")
+
+    def pair_reading(self) -> dict[str, Any]:
+        """How pairs have been read so far, and how far from TRL's own forward: `pair_sharing` of evaluation.json.
+
+        The differences are in nats per scored token, of the batches that were read both ways, and so are the tokens.
+        """
+        trusts = [shared_prefix.trust_in(model) for model in self._read_once]
+        seen = [trust for trust in trusts if trust is not None and (trust.kinds or trust.why_lost)]
+        reasons = [*self._why_not_shared, *(trust.why_lost for trust in seen if trust.why_lost)]
+        return {
+            "asked_for": self.recipe.pair_sharing,
+            "read_once": bool(seen) and not reasons,
+            "why_not": "; ".join(reasons) or None,
+            "largest_difference": max((trust.largest for trust in seen if trust.kinds), default=None),
+            "mean_difference": max((trust.mean for trust in seen if trust.kinds), default=None),
+            "tokens": sum(trust.tokens for trust in seen),
+            "padded_tokens": sum(trust.padded_tokens for trust in seen),
+        }
 
     def _send_telemetry(self) -> None:
         """Nothing is sent unless asked."""

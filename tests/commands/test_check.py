@@ -32,7 +32,7 @@ SPLIT = ["dropped", "truncated", "border", "lost_text", "special_tokens", "start
 BEFORE = ["versions", "recipe"]
 PAIRS = ["model", "template", "rendering", *(f"{split} {name}" for split in ("train", "eval") for name in SPLIT)]
 SEEN = ["evaluation"]  # what the held-out pairs can show
-PLAN = ["parameters", "memory", "tokens"]
+PLAN = ["parameters", "memory", "tokens", "pair sharing"]
 RUN = ["step 0", "peak memory", "time"]
 
 

@@ -262,10 +262,10 @@ def test_pairs_that_are_read_once_need_less_the_more_they_share(tiny):
     mostly_prompt = [PairLength(prompt=TOKENS - 20, chosen=20, rejected=20)]
     folder = tiny(**SMALL)
     changes = {"micro_batch_size": 4, "trl": OPEN}
-    twice = planned_for(folder, pairs=mostly_prompt, **changes)
-    once = planned_for(folder, pairs=mostly_prompt, pair_sharing="auto", **changes)
+    twice = planned_for(folder, pairs=mostly_prompt, pair_sharing="off", **changes)
+    once = planned_for(folder, pairs=mostly_prompt, **changes)
     assert once.activations < 0.75 * twice.activations and once.peak < twice.peak
-    assert planned_for(folder, pairs=LONG, pair_sharing="auto", **changes).activations > once.activations
+    assert planned_for(folder, pairs=LONG, **changes).activations > once.activations
 
 
 @pytest.mark.slow

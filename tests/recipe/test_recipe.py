@@ -55,7 +55,7 @@ ACTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "max_length": (None, {}, "run"),
     "dtype": ("float32", {}, "run"),
     "attn_implementation": ("eager", {}, "models"),
-    "pair_sharing": ("auto", {}, "training"),
+    "pair_sharing": ("off", {}, "training"),
     "trust_remote_code": (True, {}, "run"),
     "seed": (7, {}, "run"),
     "reward": (reward, {}, "evaluation"),

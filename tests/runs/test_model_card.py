@@ -14,11 +14,12 @@ WHO = {"policy": "someone/model + LoRA of rank 4", "reference": "the same model 
 RESULTS = [("pairs ranked as labelled", "50.0%", "78.1%", "66.6% to 86.5%"), ("a|b", "", "0.5", "")]
 
 
+READING = {"read_once": True, "why_not": None, "largest_difference": 2.9e-6}
 DATA = {"train": {"kept": 1200}, "fingerprint": "c0ffee"}
 VERSIONS = {"torch": "2.13.0", "trl": "1.16.0"}
 
 
-def card(on_the_hub: bool = True, data: dict = DATA, **changes) -> str:
+def card(on_the_hub: bool = True, data: dict = DATA, reading: dict = READING, **changes) -> str:
     values = {"model": "someone/model", "data": Data("some/pairs", train="train_prefs"), "adapter": LoRA(r=4)}
     recipe = Recipe(**values | changes)
     return model_card(
@@ -29,6 +30,7 @@ def card(on_the_hub: bool = True, data: dict = DATA, **changes) -> str:
         folder=Path("runs/mine/model"),
         who=WHO,
         data=data,
+        reading=reading,
         versions=VERSIONS,
         pairs=64,
         results=RESULTS,
@@ -55,6 +57,8 @@ def test_the_whole_card():
         "* Data: some/pairs, split train_prefs, 1,200 pairs (fingerprint c0ffee).\n"
         "* Loss: sigmoid, beta 0.25.\n"
         "* Training: learning rate 5e-06, 1 epoch, 16 pairs a step, seed 42, at most 1,024 tokens a pair's side.\n"
+        "* Pairs: each read once, with log-probabilities within 3e-06 nats per token of TRL's own forward, where both "
+        "were computed.\n"
         "* Versions: torch 2.13.0, trl 1.16.0.\n"
         "\n"
         "## Held out: 64 pairs\n"
@@ -84,6 +88,17 @@ def test_a_base_that_is_a_folder_is_no_name_for_the_hub():
 
 def test_of_a_stream_no_pairs_are_counted():
     assert "* Data: some/pairs, split train_prefs.\n" in card(data={"train": {"dropped": {}}})
+
+
+@pytest.mark.parametrize(
+    ("why_not", "words"),
+    [
+        ("it has recurrent layers", "* Pairs: each read twice and padded, as in TRL: it has recurrent layers.\n"),
+        (None, "* Pairs: each read twice and padded, as in TRL, because pair_sharing is off.\n"),
+    ],
+)
+def test_a_model_whose_pairs_were_read_twice_says_why(why_not, words):
+    assert words in card(reading={"read_once": False, "why_not": why_not, "largest_difference": None})
 
 
 @pytest.mark.parametrize(

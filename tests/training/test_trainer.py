@@ -25,9 +25,13 @@ from dpo_recipes.training import trainer as ours
 FAST = {"gradient_checkpointing": False, "max_steps": 4}
 
 
-def build(folder, tmp_path, rows=None, cls=None, data=None, model=None, say=print, **changes):
-    """A RecipeTrainer of a tiny recipe, or with `cls` bare TRL's trainer on the very same arguments."""
+def build(folder, tmp_path, rows=None, cls=None, data=None, model=None, say=print, cost="", **changes):
+    """A RecipeTrainer of a tiny recipe, or with `cls` bare TRL's trainer on the very same arguments.
+
+    Each pair is read twice, as in TRL, unless `pair_sharing` says otherwise: in one row the numbers round otherwise.
+    """
     given = {"adapter": LoRA(r=4), "global_batch_size": 8, "learning_rate": 1e-3, "max_length": 96, "trl": FAST}
+    given["pair_sharing"] = "off"
     recipe = Recipe(model=str(folder), data=data or Data("unused"), **{**given, **changes})
     settings = resolve(recipe, Device())
     tokenizer = load_tokenizer(recipe, str(folder)).tokenizer
@@ -40,7 +44,9 @@ def build(folder, tmp_path, rows=None, cls=None, data=None, model=None, say=prin
         "processing_class": tokenizer,
         "peft_config": peft_config(recipe.adapter),
     }
-    return cls(**arguments) if cls else ours.RecipeTrainer(recipe=recipe, settings=settings, say=say, **arguments)
+    if cls:
+        return cls(**arguments)
+    return ours.RecipeTrainer(recipe=recipe, settings=settings, say=say, cost_of_reading_twice=cost, **arguments)
 
 
 def history(trainer, *names) -> list:
@@ -307,19 +313,28 @@ def test_reading_each_pair_once_gives_the_same_losses(tiny, tmp_path, adapter):
     [line] = [line for line in said if line.startswith("Each pair is read once: ")]
     assert "padded tokens; log-probabilities differ by" in line
 
+    receipt = shared.pair_reading()
+    assert receipt["read_once"] and receipt["why_not"] is None
+    assert 0 < receipt["mean_difference"] <= receipt["largest_difference"] < 1e-5
+    assert 0 < receipt["tokens"] < receipt["padded_tokens"]
+
 
 def test_where_pairs_cannot_be_read_once_that_is_said_or_refused(tiny, tmp_path):
     said: list[str] = []
-    build(tiny(), tmp_path, pair_sharing="auto", attn_implementation="eager", say=said.append)
-    assert said == ["Each pair is read twice and padded, as in TRL: 'eager' attention cannot be split, 'sdpa' can."]
-    with pytest.raises(RecipeError, match="'eager' attention cannot be split, .* pair_sharing='auto'"):
-        build(tiny(), tmp_path, pair_sharing="require", attn_implementation="eager")
+    cost = "That is 9 tokens an epoch, in place of 5."
+    trainer = build(tiny("bloom"), tmp_path, pair_sharing="auto", say=said.append, cost=cost)
+    reason = "it has attention classes of its own"
+    assert said == [f"Each pair is read twice and padded, as in TRL: {reason}. {cost}"]
+    receipt = trainer.pair_reading()
+    assert (receipt["read_once"], receipt["why_not"], receipt["largest_difference"]) == (False, reason, None)
+    with pytest.raises(RecipeError, match="attention classes of its own. pair_sharing='auto'"):
+        build(tiny("bloom"), tmp_path, pair_sharing="require")
 
 
 def test_why_pairs_are_not_shared_is_said_once_where_the_reference_is_computed_beforehand(tiny, tmp_path):
     """TRL asks for the reference of each split while the trainer is being made, and models are asked before each."""
     sentences: list[str] = []
-    build(tiny(), tmp_path, adapter=None, pair_sharing="auto", attn_implementation="eager", say=sentences.append)
+    build(tiny("bloom"), tmp_path, adapter=None, pair_sharing="auto", say=sentences.append)
     assert len(sentences) == 1
     assert "read twice and padded" in sentences[0]
 
