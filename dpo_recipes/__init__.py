@@ -28,6 +28,7 @@ _PUBLIC = {
     "train": ("commands.train", "train"),
     "pairs": ("commands.pairs", "pairs"),
     "rounds": ("commands.rounds", "rounds"),
+    "evaluate": ("commands.evaluate", "evaluate"),
     "bench": ("commands.bench", "bench"),
     "Run": ("runs.folder", "Run"),
     "RecipeError": ("errors", "RecipeError"),

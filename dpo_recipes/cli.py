@@ -76,6 +76,10 @@ LENGTHS_HELP = f"Random words in these lengths, in place of the recipe's pairs: 
 RANDOM_MODEL_HELP = f"Random weights of this size, in place of the recipe's model: {', '.join(SIZES)}."
 PROCESSES_HELP = "Plan for one of N such devices."
 ENGINE_HELP = f"One of {', '.join(ENGINES)}."
+POLICY_HELP = "In place of a run: the model to measure, or the folder of its adapter."
+REFERENCE_HELP = "What the policy is compared with, a folder or a hub id; of an adapter its base, unless it is named."
+DATA_HELP = "Pairs to measure it on, in place of the run's own; all of them are held out."
+TO_HELP = "Where the files go, in place of the run folder."
 PAIRS_FILE_HELP = "Where --pairs writes them, in place of RECIPE-suspects.jsonl."
 
 PROMPTS_HELP = "One a line (.txt), or rows with `prompt`, `question`, `instruction` or `messages`."
@@ -114,6 +118,13 @@ MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", min=1, hel
 RoundCount = Annotated[int | None, typer.Option("--rounds", min=1, help=ROUNDS_HELP)]
 RoundReference = Annotated[Literal["kept", "moved"] | None, typer.Option("--reference", help=ROUND_REFERENCE_HELP)]
 Batches = Annotated[int, typer.Option("--batches", min=2, help="How many batches.")]
+RunName = Annotated[
+    str | None, typer.Argument(metavar="[RUN]", help="A run folder, such as runs/quickstart-...", show_default=False)
+]
+PolicyName = Annotated[str | None, typer.Option("--policy", metavar="FOLDER", help=POLICY_HELP)]
+ReferenceName = Annotated[str | None, typer.Option("--reference", metavar="MODEL", help=REFERENCE_HELP)]
+PairsPath = Annotated[str | None, typer.Option("--data", metavar="FILE", help=DATA_HELP)]
+FilesTo = Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help=TO_HELP, show_default=False)]
 Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
 
 # ------------------------------------------------------------------------------------------------- the verbs
@@ -270,6 +281,46 @@ def pairs(
         _print_json(result)
     elif rounds is None:
         print(f"{folder} holds the pairs. {_how_to_train_on(folder, value)}")
+
+
+@app.command(rich_help_panel=RUN, context_settings=LENIENT)
+def evaluate(
+    run: RunName = None,
+    changes: Changes = None,
+    policy: PolicyName = None,
+    reference: ReferenceName = None,
+    data: PairsPath = None,
+    to: FilesTo = None,
+    as_json: AsJson = False,
+) -> None:
+    """A run, or any policy beside its reference, measured: held-out pairs, answers side by side, KL, reward."""
+    changes = list(changes or [])
+    if run is not None and "=" in run and not Path(run).exists():
+        changes.insert(0, run)
+        run = None
+    with _other_output_apart(as_json):
+        from .commands.evaluate import evaluate as measure
+
+        result = measure(
+            run,
+            policy=policy,
+            reference=reference,
+            data=data,
+            changes=changes,
+            to=to,
+            console=Console(stderr=True) if as_json else terminal.LastingConsole(),
+        )
+    if as_json:
+        _print_json(result)
+        return
+
+    from .evaluation.held_out import compared
+
+    sides = ("reference", "policy") if run is None else ("before", "after")
+    rows = compared(result["before"], result["after"])
+    Console().print(terminal.comparison_table(result["after"]["pairs"], rows, sides))
+    if result["written"]:
+        terminal.print_line(Console(), f"{result['written']} holds the numbers, the pairs and the answers.")
 
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)

@@ -120,12 +120,15 @@ def data_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def comparison_table(pairs: int, rows: Iterable[tuple[str, str, str, str]]) -> Table:
-    """The closing table: numbers of so many held-out pairs before and after training.
+def comparison_table(
+    pairs: int, rows: Iterable[tuple[str, str, str, str]], sides: tuple[str, str] = ("before", "after")
+) -> Table:
+    """The closing table: numbers of so many held-out pairs before and after training, or of other two `sides`.
 
     A row is what is measured, its value before, its value after, and its interval or error: four texts.
     """
-    columns = ("", Column("before", justify="right"), Column("after", justify="right"), "95 % interval or s.e.")
+    first, second = sides
+    columns = ("", Column(first, justify="right"), Column(second, justify="right"), "95 % interval or s.e.")
     table = Table(*columns, title=f"Held out: {pairs} pairs", title_justify="left")
     for words, before, after, spread in rows:
         table.add_row(escape(words), before, after, spread)  # the name of a recipe's own measure may be any text

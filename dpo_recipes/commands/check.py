@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import Finding, RecipeError, UsageError
+from ..evaluation.rehearsal import questions, rehearsed
 from ..guard.losses import loss_findings
 from ..guard.own_rules import rule_findings
 from ..planning.amounts import USABLE, device_memory, format_memory, parse_memory
@@ -83,8 +84,9 @@ def check(
     findings.append(model_finding)
 
     model_failed = model_finding.level == "fail"
-    _check_pairs(session, result, None if model_failed else session.positions())
-    _check_what_can_be_seen(session, result)
+    positions = None if model_failed else session.positions()
+    _check_pairs(session, result, positions)
+    _check_what_can_be_seen(session, result, positions)
     if model_failed:
         findings.append(Finding("skipped", "plan", "it needs the model, which failed"))
         if run:
@@ -130,12 +132,10 @@ def _check_pairs(session: Session, result: dict[str, Any], positions: int | None
     result["data"] = session.report
     result["findings"] += session.findings
 
-    from ..evaluation.answers import rehearsed  # which imports TRL
-
     result["findings"] += rehearsed(session.recipe, session.eval, positions)
 
 
-def _check_what_can_be_seen(session: Session, result: dict[str, Any]) -> None:
+def _check_what_can_be_seen(session: Session, result: dict[str, Any], positions: int | None) -> None:
     """The smallest differences that the evaluation after training can show, from how many pairs and prompts it has."""
     report = result["data"]
     if report is None or not report.get("eval", {}).get("kept"):
@@ -146,10 +146,8 @@ def _check_what_can_be_seen(session: Session, result: dict[str, Any]) -> None:
     result["findings"].append(Finding("info", "evaluation", _visible_in_words("accuracy", of_pairs, "held-out pairs")))
 
     if session.recipe.reward:
-        from ..evaluation.answers import REWARDED_PROMPTS  # which imports TRL
-
-        asked = {str(prompt) for prompt in session.eval["prompt"]}
-        of_prompts = visible(min(REWARDED_PROMPTS, len(asked)))
+        asked = questions(session.recipe, session.eval, positions)
+        of_prompts = visible(len(asked.prompts))
         result["evaluation"]["prompts"] = of_prompts
         result["findings"].append(Finding("info", "answers", _visible_in_words("win rate", of_prompts, "prompts")))
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ..data.sources import is_path
 from ..errors import Finding, RecipeError
-from ..evaluation.held_out import METRICS, compared, held_out
+from ..evaluation.held_out import METRICS, compared
 from ..guard.losses import loss_findings
 from ..guard.own_rules import rule_findings
 from ..progress import Stage, TrainingBar
@@ -46,7 +46,9 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         session.check_model()
     # These import torch and TRL: what could be refused without them is refused by now.
     with Stage(console, "Loading TRL"):
-        from ..evaluation.answers import answers, rehearsed
+        from ..evaluation.answers import answers
+        from ..evaluation.pair_numbers import measure_pairs, pair_rows
+        from ..evaluation.rehearsal import rehearsed
         from ..guard.judge import Judge, Observation
         from ..training.metrics_log import MetricsLog
 
@@ -75,9 +77,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         session.say(_amounts(trainer))
 
         # Before training
-        same_start = trainer.health.same_start
-        metrics, first = trainer.held_out()
-        before = held_out(metrics, first, recipe.beta, first, same_start)
+        before, first = measure_pairs(trainer)
 
         # Training. Of a stream, the drops are known only when it has been read.
         if recipe.data.streaming:
@@ -94,8 +94,8 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
             console.print(data_table(session.report))
 
         # After training: the numbers, then the answers, which may fail in the recipe's own reward
-        metrics, last = trainer.held_out()
-        after = held_out(metrics, last, recipe.beta, first, same_start)
+        after, last = measure_pairs(trainer, first)
+        files.write_jsonl(run.path / "pairs.jsonl", pair_rows(trainer, last))
         _write_results(run, session, who, trainer.pair_reading(), before, after)
 
         with trainer.accelerator.autocast():

@@ -29,10 +29,13 @@ class Read:
     report: dict[str, Any]  # JSON-able: path, train, eval, format, text, contradictions, fingerprint, notes, sources
 
 
-def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None, seed: int = 0) -> Read:
+def read(
+    data: Data, paths: dict[str, float], *, num_proc: int | None = None, seed: int = 0, all_held_out: bool = False
+) -> Read:
     """Load `paths` (data.paths with their placeholders resolved: path -> share) and make their pairs explicit.
 
     What is held out depends on the prompts alone: it is the same for every `seed`, by which data.pairing draws.
+    `all_held_out`: nothing is trained on, so that all pairs of data.train are on both sides.
     RecipeError for anything missing, unreadable or ambiguous, and when more than data.max_dropped of a split cannot be
     used; the hub's OSError and ConnectionError pass through.
     """
@@ -59,7 +62,9 @@ def read(data: Data, paths: dict[str, float], *, num_proc: int | None = None, se
         return Read(stream, held_out.dataset, text, report)
 
     train = usable_pairs(train_parts, data, num_proc, seed, barred=None if held_out is None else held_out.prompt_keys)
-    if held_out is None:
+    if all_held_out:
+        held_out, eval_split = train, data.train
+    elif held_out is None:
         train, held_out, eval_split = hold_out(train, data, name)
     else:
         eval_split = str(data.eval)

@@ -1,17 +1,14 @@
-"""Held-out numbers with intervals, and the one table of metrics that every view of them reads.
+"""The one table of metrics that every view of them reads, and the rows of the closing table.
 
 Leans on TRL 1.16: the names of the metrics that `DPOTrainer` logs, and what each of them is a mean of.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from ..losses.pair_logps import PairLogps
-
-Numbers = dict[str, Any]  # a metric's name, or that name with _interval or _stderr behind it -> its value
-
-Z = 1.959964  # standard errors on either side of a mean that hold 95 % of a normal distribution
+# A metric's name, or that name with _interval, _stderr or _by_chance behind it -> its value
+Numbers = dict[str, Any]
+SPREADS = ("_interval", "_stderr", "_by_chance")
 
 # What TRL averages over batches, and passed on as it is; the router's loss is there for a mixture of experts only.
 TRL_MEANS = ("logits/chosen", "logits/rejected", "entropy", "mean_token_accuracy", "aux_loss")
@@ -51,6 +48,25 @@ METRICS = (
         meaning="Share of pairs whose chosen side has the higher reward; a tie counts half.",
     ),
     Metric(
+        name="rewards/accuracies_length_controlled",
+        words="the same, length apart",
+        short=None,
+        form=".1%",
+        direction="up",
+        alarm="It is far below the share of all pairs: the policy has learned to prefer one length.",
+        meaning="Mean of the shares among pairs whose chosen side is longer and among those whose rejected side is.",
+    ),
+    Metric(
+        name="rewards/calibration_error",
+        words="calibration error",
+        short=None,
+        form=".3f",
+        direction="either",
+        alarm="It is well above what chance makes of so many pairs while the confidence is above the share ranked as "
+        "labelled, so that the policy is surer than it is right.",
+        meaning="Mean distance of the confidence sigmoid(beta |h|) from the share ranked as labelled, over ten bins.",
+    ),
+    Metric(
         name="rewards/margins",
         words="reward margin",
         short="margin",
@@ -77,6 +93,15 @@ METRICS = (
         direction="down",
         alarm="It rises, or it falls no faster than the chosen side does.",
         meaning="Change of the rejected sides' log-probability since the start of training, over all their tokens.",
+    ),
+    Metric(
+        name="perplexity/chosen",
+        words="perplexity of chosen",
+        short=None,
+        form=".2f",
+        direction="either",
+        alarm="It rises by a third and more: the policy is losing the answers that it should prefer.",
+        meaning="Exponential of the mean negative log-probability of a chosen token.",
     ),
     Metric(
         name="reward",
@@ -115,7 +140,54 @@ METRICS = (
         alarm="The reward is far below it: the same distance from the reference could have bought much more.",
         meaning="The highest mean reward that any policy can have at this KL, from the reference's own samples.",
     ),
+    Metric(
+        name="answers/tokens",
+        words="length of answers, tokens",
+        short=None,
+        form=".1f",
+        direction="either",
+        alarm="It grows while the reward does not: the policy has learned to write more, and nothing else.",
+        meaning="Mean number of tokens of an answer sampled to held-out prompts.",
+    ),
+    Metric(
+        name="answers/capped",
+        words="answers cut at the cap",
+        short=None,
+        form=".1%",
+        direction="either",
+        alarm="It grows: answers no longer come to their end.",
+        meaning="Share of answers that were not at their end when the most tokens allowed were written.",
+    ),
+    Metric(
+        name="answers/repeated_4grams",
+        words="repeated 4-grams",
+        short=None,
+        form=".1%",
+        direction="either",
+        alarm="It grows by several points: the policy goes round in circles.",
+        meaning="Share of the runs of four tokens in an answer that stand in it before, as a mean over answers.",
+    ),
     # Logged and in evaluation.json, but not in the closing table.
+    Metric(
+        name="rewards/confidence",
+        words="confidence",
+        short=None,
+        form=".1%",
+        direction="up",
+        alarm="It is well above the share of pairs ranked as labelled.",
+        meaning="Mean of sigmoid(beta |h|), the probability that DPO's model of preferences gives to its own ranking.",
+        in_table=False,
+    ),
+    Metric(
+        name="perplexity/chosen_reference",
+        words="perplexity of chosen, reference",
+        short=None,
+        form=".2f",
+        direction="either",
+        alarm="It is far from the policy's own before training: the reference is not what the policy started from.",
+        meaning="Exponential of the mean negative log-probability of a chosen token under the reference.",
+        in_table=False,
+    ),
     Metric(
         name="rewards/chosen",
         words="reward of the chosen side",
@@ -292,7 +364,7 @@ class ComparedMetric(NamedTuple):
 def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[ComparedMetric]:
     """The numbers of `after` beside those of `before`, in the order of METRICS and then of the recipe's measures."""
     in_table = [metric for metric in METRICS if metric.in_table]
-    measures = [_own_measure(name) for name in after if name.startswith("measures/") and not name.endswith("_stderr")]
+    measures = [_own_measure(name) for name in after if name.startswith("measures/") and not name.endswith(SPREADS)]
     return [_compare(metric, before, after) for metric in in_table + measures if metric.name in after]
 
 
@@ -322,7 +394,10 @@ def _shown(value: float | None, metric: Metric) -> str:
 
 
 def _spread(metric: Metric, numbers: Mapping[str, Any]) -> str:
-    """The 95 % interval of a metric, or else its standard error; nothing where there is neither, or an error of 0."""
+    """The 95 % interval of a metric, or its standard error, or what chance makes of it; else nothing.
+
+    An error of 0 is nothing.
+    """
     interval = numbers.get(f"{metric.name}_interval")
     if interval and None not in interval:
         low, high = interval
@@ -331,66 +406,7 @@ def _spread(metric: Metric, numbers: Mapping[str, Any]) -> str:
     if error:
         unsigned = metric.form.replace("+", "")
         return f"+- {error:{unsigned}}"
+    by_chance = numbers.get(f"{metric.name}_by_chance")
+    if by_chance is not None:
+        return f"{by_chance:{metric.form}} by chance"
     return ""
-
-
-def wilson(successes: float, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion (1927); `successes` may be fractional, as a tie counts half."""
-    proportion = successes / trials
-    centre = proportion + Z * Z / (2 * trials)
-    half_width = Z * math.sqrt(proportion * (1 - proportion) / trials + Z * Z / (4 * trials * trials))
-    scale = 1 + Z * Z / trials
-    # Rounding may leave the ends of an interval at 0 or 1 just outside.
-    low = max(0.0, (centre - half_width) / scale)
-    high = min(1.0, (centre + half_width) / scale)
-    return low, high
-
-
-def held_out(metrics: Numbers, pairs: PairLogps, beta: float, start: PairLogps, same_start: bool = True) -> Numbers:
-    """TRL's metrics over all held-out pairs, with a Wilson interval, standard errors and changes since `start`.
-
-    `metrics` are TRL's own means, `pairs` the log-probabilities of every pair now and `start` those before training.
-    `same_start` says that the reference is the policy's start, which decides what counts as a tie.
-    """
-    count = len(pairs.h)
-    wins = _wins(pairs, start, same_start)
-    margins = beta * pairs.h
-    margins_stderr = None  # one pair alone has none
-    if count > 1:
-        margins_stderr = margins.std().item() / math.sqrt(count)
-
-    numbers: Numbers = {
-        "pairs": count,
-        "loss": metrics["loss"],
-        "rewards/accuracies": wins / count,
-        "rewards/accuracies_interval": list(wilson(wins, count)),
-        "rewards/margins": margins.mean().item(),
-        "rewards/margins_stderr": margins_stderr,
-    }
-    for side in ("chosen", "rejected"):
-        logps = getattr(pairs, f"policy_{side}")
-        logps_at_start = getattr(start, f"policy_{side}")
-        tokens = getattr(pairs, f"{side}_tokens")
-        logratios = getattr(pairs, f"{side}_logratios")
-        change = logps.sum() - logps_at_start.sum()
-        numbers[f"rewards/{side}"] = beta * logratios.mean().item()
-        numbers[f"logps/{side}"] = logps.mean().item()
-        numbers[f"logps/{side}_change_per_token"] = (change / tokens.sum()).item()
-    for name in TRL_MEANS:
-        if name in metrics:
-            numbers[name] = metrics[name]
-    return numbers
-
-
-def _wins(pairs: PairLogps, start: PairLogps, same_start: bool) -> float:
-    """How many pairs are ranked as labelled; a tie counts half.
-
-    Where the reference is the policy's start, h is 0 before training up to rounding: pairs that are no further from 0
-    than the largest of that rounding are ties, before training and after.
-    """
-    tie = 0.0
-    if same_start:
-        tie = start.h.abs().max().item()
-    won = (pairs.h > tie).sum().item()
-    tied = (pairs.h.abs() <= tie).sum().item()
-    return won + tied / 2

@@ -21,6 +21,7 @@ def sequence_kl(
     replies_ids: list[list[int]],
     *,
     batch_size: int = 64,
+    batch_tokens: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> torch.Tensor:
     """KL(policy || reference) in nats along each reply: float32 of shape (n,), on the CPU.
@@ -28,16 +29,16 @@ def sequence_kl(
     The sum over reply positions of the KL of the two next-token distributions over the full vocabulary. Over replies
     drawn from the policy at temperature 1 its mean estimates the KL of whole sequences (2305.18290, section 6.1), never
     below 0 and much quieter than the log-ratio of the sampled tokens. The callables get CPU tensors and move them.
+    A batch has at most `batch_size` rows and `batch_tokens` positions, padding with them, or one row that is longer.
     `progress(done, total)` counts replies.
     """
     if not all(prompts_ids):
         raise RecipeError("A prompt without a token predicts no first reply token: give each at least one token.")
     rows = [prompt + reply for prompt, reply in zip(prompts_ids, replies_ids, strict=True)]
-    shortest_first = sorted(range(len(rows)), key=lambda index: len(rows[index]))
 
     kl = torch.zeros(len(rows))
-    for start in range(0, len(rows), batch_size):
-        batch = shortest_first[start : start + batch_size]
+    done = 0
+    for batch in _batches([len(row) for row in rows], batch_size, batch_tokens):
         ids, mask = padded([rows[index] for index in batch], 0, "right")
         policy = policy_logits(ids, mask)
         reference = reference_logits(ids, mask)
@@ -46,8 +47,23 @@ def sequence_kl(
             # Position t predicts token t + 1.
             predicting = slice(len(prompts_ids[index]) - 1, len(rows[index]) - 1)
             kl[index] = _summed_kl(policy[k, predicting], reference[k, predicting])
-        progress(start + len(batch), len(rows))
+        done += len(batch)
+        progress(done, len(rows))
     return kl
+
+
+def _batches(lengths: list[int], batch_size: int, batch_tokens: int | None) -> list[list[int]]:
+    """The indices of rows of such lengths, the shortest first: each padded to the longest of its batch."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        positions = 0
+        if batches:
+            positions = (len(batches[-1]) + 1) * lengths[index]
+        is_full = not batches or len(batches[-1]) == batch_size
+        if is_full or (batch_tokens is not None and positions > batch_tokens):
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 def _summed_kl(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

@@ -1,22 +1,131 @@
-"""A recipe's reward and measures, called on a real held-out pair before training, so that a fault is known by then."""
+"""What an evaluation will ask, and a recipe's reward and measures called once before training: faults show by then.
+
+Nothing of torch or TRL is imported, as `check` asks here too.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..data.replies import Messages, question
 from ..errors import Finding, RecipeError
+from ..losses.selection import name_of
+from ..recipe.recipe import Recipe
 
 Score = Callable[[str, str], float]  # (prompt, completion) -> a number: a recipe's reward or one of its measures
 
+PROMPTS = 64  # held-out prompts that are asked, at most
+MAX_NEW_TOKENS = 256
+LEAST_NEW_TOKENS = 16  # a prompt with room for fewer is not asked
+
 LONG = 10.0  # seconds that all calls of an evaluation may take without a word about it
 SHOWN = 60  # characters of a text that a message shows
+
+
+class Draws(NamedTuple):
+    """How many answers to each prompt are drawn."""
+
+    policy: int
+    reference: int
+
+
+def draws(recipe: Recipe) -> Draws:
+    """One answer of each; several where a reward tells them apart at no cost, so that its mean is known well."""
+    if recipe.reward:
+        return Draws(policy=8, reference=24)
+    return Draws(policy=1, reference=1)
+
+
+class Questions(NamedTuple):
+    """The held-out prompts that are asked, each once, in the order of the pairs."""
+
+    prompts: list[Messages | str]
+    ids: list[list[int]]  # their tokens, which are training's, so that what the template did there is done here
+    max_new_tokens: int  # of an answer
+    without_room: int  # prompts that leave no room for so long an answer
+
+
+def questions(recipe: Recipe, held_out: Any, positions: int | None) -> Questions:
+    """What the evaluation asks, of held-out pairs with `prompt` and `prompt_ids`.
+
+    `positions`: how many tokens policy and reference reach, prompt and answer together; None: nothing limits them.
+    """
+    distinct: dict[tuple[int, ...], Messages | str] = {}
+    for row in held_out.select_columns(["prompt", "prompt_ids"]):
+        distinct.setdefault(tuple(row["prompt_ids"]), row["prompt"])
+    max_new_tokens = _new_tokens(recipe, [len(ids) for ids in distinct], positions)
+    longest = math.inf if positions is None else positions - max_new_tokens
+
+    fitting = {ids: prompt for ids, prompt in distinct.items() if len(ids) <= longest}
+    asked = list(fitting.items())[:PROMPTS]
+    return Questions(
+        prompts=[prompt for _, prompt in asked],
+        ids=[list(ids) for ids, _ in asked],
+        max_new_tokens=max_new_tokens,
+        without_room=len(distinct) - len(fitting),
+    )
+
+
+def _new_tokens(recipe: Recipe, prompt_lengths: list[int], positions: int | None) -> int:
+    """How long an answer may be, tokens: what the positions leave behind at least half of the prompts, if that is less.
+
+    Behind learned positions there are no others, and rotary ones are far from all that the model was trained on.
+    """
+    usual = min(MAX_NEW_TOKENS, recipe.max_length or MAX_NEW_TOKENS)
+    if positions is None or not prompt_lengths:
+        return usual
+    room = positions - statistics.median_high(prompt_lengths)
+    return min(usual, max(room, LEAST_NEW_TOKENS))
+
+
+def rehearsed(recipe: Recipe, held_out: Any, positions: int | None) -> list[Finding]:
+    """What the evaluation of answers can do, known before training.
+
+    How long the answers can be where the model reaches `positions` tokens (None: nothing limits it), and the recipe's
+    reward and measures on a held-out pair, as they will be called.
+    """
+    asked = questions(recipe, held_out, positions)
+    scores = dict(recipe.measures)
+    if recipe.reward:
+        scores = {name_of(recipe.reward): recipe.reward} | scores
+    calls = len(asked.prompts) * sum(draws(recipe))
+    return _length_findings(recipe, asked, positions) + rehearse(scores, held_out, calls)
+
+
+def _length_findings(recipe: Recipe, asked: Questions, positions: int | None) -> list[Finding]:
+    """A finding where the model's positions shorten the answers, or leave none."""
+    prompts = len(asked.prompts) + asked.without_room
+    if positions is None or not prompts:
+        return []
+    usual = _new_tokens(recipe, [], None)
+    new_tokens = asked.max_new_tokens
+    enough = len(asked.prompts) == PROMPTS or not asked.without_room
+    if new_tokens == usual and enough:
+        return []
+
+    reach = f"The model has {positions:,} positions, for prompt and answer together"
+    if not asked.prompts:
+        text = f"{reach}: no held-out prompt leaves room for an answer of {new_tokens} tokens."
+        if recipe.reward or recipe.measures:
+            text += " The reward and the measures need answers: shorten the prompts, or delete reward and measures."
+            return [Finding("fail", "answers", text)]
+        return [Finding("warn", "answers", f"{text} samples.jsonl will be empty.")]
+
+    text = f"{reach}: an answer gets at most {new_tokens} new tokens"
+    if new_tokens < usual:
+        text += f" instead of {usual}"
+    if not enough:
+        text += (
+            f", and only the {len(asked.prompts):,} of {prompts:,} held-out prompts that leave room for it are asked"
+        )
+    return [Finding("warn", "answers", f"{text}.")]
 
 
 def rehearse(scores: dict[str, Score], pairs: Iterable[dict[str, Any]], calls: int) -> list[Finding]:

@@ -72,6 +72,17 @@ def refuse_adapter_folder(path: str, field: str) -> None:
         _tensors(folder, "adapter_model.safetensors")
 
 
+def base_of_adapter(path: str) -> str | None:
+    """The model that the adapter of this folder was made on; None where it is no folder of an adapter."""
+    folder = Folder(os.path.expanduser(path), "adapter")
+    if not os.path.isfile(os.path.join(folder.path, "adapter_config.json")):
+        return None
+    base = _json_object(folder, "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise RecipeError(f"{folder}: adapter_config.json does not name the model that it was made on.")
+    return base
+
+
 def _readable_names(folder: Folder) -> list[str]:
     """The files of a folder; RecipeError where it is none, or where one of them has no data or may not be read."""
     if os.path.isfile(folder.path):

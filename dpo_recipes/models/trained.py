@@ -18,6 +18,21 @@ from .loading_errors import explained
 from .weights import keep_4bit_gradients_right, quantization
 
 
+def put_trained_weights(model: Any, folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Give a model as it was before training the weights of a run's model folder: its adapter's, or all of them.
+
+    RecipeError where the folder holds none, or others than the model has.
+    """
+    if (folder / "adapter_config.json").is_file():
+        refuse_other_adapter_weights(model, str(folder))  # which puts them in
+        return
+    if not (folder / "config.json").is_file():
+        raise RecipeError(f"{folder} holds no model: the run has not finished.")
+    dtype = next(model.parameters()).dtype
+    trained = load_checkpoint(str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
+    model.load_state_dict(trained.state_dict())
+
+
 def load_trained(folder: Path, resolved: dict[str, Any]) -> tuple[Any, Any]:
     """(model, tokenizer) of a finished run: the base as it was trained on (4-bit for QLoRA), with the adapter on.
 

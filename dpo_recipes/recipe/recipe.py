@@ -240,9 +240,10 @@ LONGEST = at_most(10_000_000, "no model reads more tokens; none switches truncat
 class Recipe(Value):
     """Everything that decides the result of a run. Fields left at None are decided by the mode; `show` says how."""
 
-    # Where the value came from. Both are set on one value by what makes it, and do not take part when values compare.
+    # Where the value came from. They are set on one value by what makes it, and do not take part when values compare.
     source: ClassVar[Path | None] = None  # the file it was loaded from
     cli_keys: ClassVar[frozenset[str]] = frozenset()  # what the command line changed
+    called: ClassVar[str | None] = None  # its name, where its file has another, as in a run folder
 
     model: str  # hub id or folder
     data: Data
@@ -282,6 +283,8 @@ class Recipe(Value):
 
     @property
     def name(self) -> str:
+        if self.called:
+            return self.called
         return self.source.stem if self.source else "recipe"
 
     @property

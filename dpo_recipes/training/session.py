@@ -171,11 +171,14 @@ class Session:
             if os.path.isdir(path):
                 checkpoint.refuse_unfit_files(path, trust_remote_code=recipe.trust_remote_code)
 
-    def read_pairs(self) -> None:
-        """Read, tokenise and judge the pairs. RecipeError where nothing can be judged; what was judged is a finding."""
+    def read_pairs(self, *, all_held_out: bool = False) -> None:
+        """Read, tokenise and judge the pairs. RecipeError where nothing can be judged; what was judged is a finding.
+
+        `all_held_out`: nothing is trained on, so that all pairs are on both sides.
+        """
         try:
             with _interruptible(), shown_as_ours(self.console):
-                self._read_pairs()
+                self._read_pairs(all_held_out)
         except OSError as error:
             if error.errno in UNWRITABLE or error.filename:  # of a file of the data it is said where it is read
                 raise RecipeError(
@@ -187,7 +190,7 @@ class Session:
                 "local file: data.path=/path/to/pairs.jsonl"
             ) from error
 
-    def _read_pairs(self) -> None:
+    def _read_pairs(self, all_held_out: bool) -> None:
         from ..data import preference_dataset
         from ..data.chat_template import template_findings
         from ..data.findings import contradiction_findings, near_duplicate_findings, weight_findings
@@ -195,7 +198,11 @@ class Session:
 
         data = self.recipe.data
         explicit = preference_dataset.read(
-            data, self.data_paths, num_proc=self.recipe.trl.get("dataset_num_proc"), seed=self.recipe.seed
+            data,
+            self.data_paths,
+            num_proc=self.recipe.trl.get("dataset_num_proc"),
+            seed=self.recipe.seed,
+            all_held_out=all_held_out,
         )
         template = self._template(explicit.text)
 

@@ -110,6 +110,7 @@ class RecipeTrainer(DPOTrainer):
         # Split -> hit, computed or rebuilt, where the reference is computed beforehand
         self.reference_cache: dict[str, str] = {}
         self._fingerprint: str | None = None
+        self.is_trained = False  # whether its policy has been trained elsewhere
         self.tie = 0.0  # nats: the largest rounding seen before training, within which a pair is ranked neither way
         self.last_pairs = LastPairs(
             recipe.beta, changes_are_known=settings.reference in ("adapter off", "frozen adapter", "start weights")
@@ -493,7 +494,7 @@ class RecipeTrainer(DPOTrainer):
         when = "before training"
         if self.is_in_train:
             when = f"at step {self.state.global_step}"
-        elif self.state.global_step:
+        elif self.state.global_step or self.is_trained:
             when = "after training"
         try:
             with Stage(self.console, f"Held-out pairs {when}", len(self.eval_dataset)) as self._evaluation:

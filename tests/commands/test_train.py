@@ -24,6 +24,7 @@ FILES = {
     "metrics.jsonl",
     "evaluation.json",
     "samples.jsonl",
+    "pairs.jsonl",
     "checkpoints",
     "model",
 }
@@ -82,7 +83,8 @@ def test_a_run_reads_back_as_values(lora_run):
     environment = json.loads((run.path / "environment.json").read_text())
     assert environment["versions"]["trl"].startswith("1.16") and environment["seed"] == 42
     assert json.loads((run.path / "trl.json").read_text())["beta"] == 0.1
-    assert {"prompt", "reference", "policy", "reference_ended", "policy_ended"} == run.samples[0].keys()
+    of_both = {f"{model}{value}" for model in ("reference", "policy") for value in ("", "_ended", "_tokens")}
+    assert {"prompt", "kl", *of_both} == run.samples[0].keys()
 
 
 def test_the_first_lines_say_who_policy_and_reference_are(lora_run, tiny):

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from dpo_recipes import Data, LoRA, Recipe, RecipeError, train
 from dpo_recipes.data.replies import Reply
-from dpo_recipes.evaluation import answers as evaluation
-from dpo_recipes.evaluation.answers import _length_findings, against_truth, answers, side_by_side
+from dpo_recipes.evaluation.answers import _texts, answers, kl_to_reference, repeated_share, rewarded, side_by_side
 from dpo_recipes.evaluation.held_out import compared
+from dpo_recipes.evaluation.intervals import mean_and_error
 from dpo_recipes.models.generate import prompt_ids
 
 QUESTIONS = ["where is the lamp?", "hi", "how many coins are red?"]
@@ -51,9 +51,10 @@ def vowels(prompt: str, completion: str) -> float:
 
 
 def judged(trainer, reference, replies, reward=vowels):
-    """(before, after) of the replies of reference and policy to ASKED."""
-    ids = ids_of(trainer.processing_class, ASKED)
-    return against_truth(reward, trainer.model, reference, ASKED, ids, *replies)
+    """(before, after) of the replies of reference and policy to ASKED, with the KL of the policy's."""
+    numbers = rewarded("vowels", reward, ASKED, *replies)
+    kl = kl_to_reference(trainer.model, reference, ids_of(trainer.processing_class, ASKED), replies[1])
+    return numbers.before, numbers.after | mean_and_error("kl", kl)
 
 
 @pytest.mark.parametrize("kind", ["adapter off", "frozen adapter", "start weights"])
@@ -65,11 +66,10 @@ def test_before_training_the_policy_is_its_reference_and_afterwards_not(trainer_
     assert len({reply.text for replies in of_policy for reply in replies}) > 9
 
     before, after = judged(trainer, reference, at_start)
-    assert (before["win_rate"], before["kl"]) == (0.5, 0.0)
+    assert before["win_rate"] == 0.5
     assert abs(after["kl"]) <= 1e-6
     assert after["win_rate"] == pytest.approx(0.5, abs=1e-12)
     assert after["reward"] == before["reward"]
-    assert after["best_reward_at_kl"] == pytest.approx(before["reward"], abs=0.02)
 
     perturb(trainer.model)
     trainer.model.train()
@@ -79,7 +79,6 @@ def test_before_training_the_policy_is_its_reference_and_afterwards_not(trainer_
     before_again, after = judged(trainer, reference, trained)
     assert before_again == before
     assert after["kl"] > 0.01 and after["kl_stderr"] > 0
-    assert after["best_reward_at_kl"] > before["reward"]
     assert model_state(trainer.model) == state and trainer.model.training
 
 
@@ -108,11 +107,11 @@ def test_an_error_leaves_the_model_in_its_mode(trainer_with_reference):
     with pytest.raises(RecipeError):
         sampled(trainer, reference, samples=0)
     assert model_state(trainer.model) == state
-    with pytest.raises(RecipeError, match=r"divides_by_zero\(\) failed with prompt=.*ZeroDivisionError"):
+    with pytest.raises(RecipeError, match=r"vowels\(\) failed with prompt=.*ZeroDivisionError"):
         judged(trainer, reference, replies, reward=divides_by_zero)
     assert model_state(trainer.model) == state
     with pytest.raises(RecipeError, match="at least one token"):
-        against_truth(vowels, trainer.model, reference, ASKED, prompts_without_tokens, *replies)
+        kl_to_reference(trainer.model, reference, prompts_without_tokens, replies[1])
     assert model_state(trainer.model) == state
 
 
@@ -135,11 +134,11 @@ def test_a_measure_of_the_recipe_is_a_row_of_the_closing_table(trainer_with_refe
     """The example to copy for a metric of one's own: a function of prompt and answer, named in the recipe."""
     trainer, reference, _ = trainer_with_reference("adapter off")
     with_held_out_prompts(trainer, ASKED)
-    perturb(trainer.model)
+    perturb(trainer.model, size=1.0)
     recipe = recipe_for("unused", max_length=16, measures={"variety of characters": variety})
 
     samples, (before, after) = answers(recipe, trainer, reference, 2048)
-    (row,) = compared(before, after)
+    row = compared(before, after)[-1]
 
     of_reference = [variety("", sample["reference"]) for sample in samples]
     of_policy = [variety("", sample["policy"]) for sample in samples]
@@ -154,9 +153,13 @@ def test_each_prompt_is_asked_once_and_only_where_an_answer_has_room(trainer_wit
     trainer, reference, _ = trainer_with_reference("adapter off")
     long = [{"role": "user", "content": "long " * 500}]
     with_held_out_prompts(trainer, [ASKED[0], long, ASKED[0], *ASKED])
-    samples, numbers = answers(recipe_for("unused", max_length=16), trainer, reference, 2048)
-    assert [sample["prompt"] for sample in samples] == ASKED and numbers == ({}, {})
-    assert all(sample.keys() >= {"reference_ended", "policy_ended"} for sample in samples)
+    samples, (before, after) = answers(recipe_for("unused", max_length=16), trainer, reference, 2048)
+    assert [sample["prompt"] for sample in samples] == ASKED
+    for sample in samples:  # the policy is its reference still, and both are drawn with the same random numbers
+        assert sample["reference"] == sample["policy"] and abs(sample["kl"]) < 1e-6
+        assert sample["reference_ended"] == sample["policy_ended"] and sample["policy_tokens"] <= 16
+    assert before["answers/tokens"] == after["answers/tokens"] == sum(row["policy_tokens"] for row in samples) / 3
+    assert before["kl"] == 0.0 and after["kl"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_where_no_prompt_leaves_room_nothing_is_asked(trainer_with_reference):
@@ -164,36 +167,6 @@ def test_where_no_prompt_leaves_room_nothing_is_asked(trainer_with_reference):
     with_held_out_prompts(trainer, [[{"role": "user", "content": "long " * 500}]])
     recipe = recipe_for("unused", max_length=16, reward=variety, measures={"length": variety})
     assert answers(recipe, trainer, reference, 2048) == ([], ({}, {}))
-
-
-PROMPTS_OF_100 = {"prompt_ids": [[1] * 100 for _ in range(10)]}
-
-
-@pytest.mark.parametrize(
-    ("positions", "scores", "level", "words"),
-    [
-        (None, {}, None, ""),
-        (2048, {}, None, ""),
-        (356, {}, None, ""),  # exactly the room of 256 tokens
-        (355, {}, "warn", "has 355 positions, for prompt and answer together: an answer gets at most 255 new tokens"),
-        (116, {}, "warn", "at most 16 new tokens instead of 256."),
-        (115, {}, "warn", "no held-out prompt leaves room for an answer of 16 tokens. samples.jsonl will be empty."),
-        (115, {"reward": variety}, "fail", "The reward and the measures need answers"),
-        (115, {"measures": {"variety": variety}}, "fail", "The reward and the measures need answers"),
-    ],
-)
-def test_answers_that_the_positions_shorten_are_known_before_training(positions, scores, level, words):
-    findings = _length_findings(recipe_for("unused", **scores), PROMPTS_OF_100, positions)
-    assert [finding.level for finding in findings] == ([level] if level else [])
-    assert words in "".join(finding.text for finding in findings)
-
-
-def test_a_few_long_prompts_do_not_shorten_the_answers_to_the_others():
-    lengths = [100] * 6 + [340] * 4
-    [finding] = _length_findings(recipe_for("unused"), {"prompt_ids": [[1] * n for n in lengths]}, 356)
-    assert "at most 256 new tokens, and only the 6 of 10 held-out prompts that leave room" in finding.text
-    lengths = [100] * 30 + [340] * 4  # of which enough are left to ask
-    assert not _length_findings(recipe_for("unused"), {"prompt_ids": [[1] * n for n in lengths]}, 356)
 
 
 @pytest.mark.slow
@@ -264,11 +237,13 @@ def by_length(prompt, completion) -> float:
 
 
 def after_training(prompts, of_reference, of_policy, policy=None, reference=None):
-    """What `against_truth` says of texts in place of replies."""
+    """(before, after) of texts in place of replies, rewarded by their length."""
     ids = [tokens(prompt) for prompt in prompts]
     policy = policy or Elsewhere(1.0)
     reference = reference or Elsewhere(1.0)
-    return against_truth(by_length, policy, Lent(reference), prompts, ids, replied(*of_reference), replied(*of_policy))
+    numbers = rewarded("by_length", by_length, prompts, replied(*of_reference), replied(*of_policy))
+    kl = kl_to_reference(policy, Lent(reference), ids, replied(*of_policy))
+    return numbers.before, numbers.after | mean_and_error("kl", kl)
 
 
 def test_rewards_win_rates_and_errors_are_those_done_by_hand():
@@ -286,7 +261,6 @@ def test_rewards_win_rates_and_errors_are_those_done_by_hand():
     assert after["win_rate"] == pytest.approx(sum(wins) / 2, rel=1e-12)
     assert after["win_rate_stderr"] == pytest.approx(abs(wins[0] - wins[1]) / 2, rel=1e-12)
     assert (after["kl"], after["kl_stderr"]) == (0.0, 0.0)
-    assert after["best_reward_at_kl"] == pytest.approx(2.0, abs=1e-6)
 
 
 def test_the_kl_is_the_sum_over_positions_of_two_known_distributions():
@@ -311,15 +285,45 @@ def test_the_kl_is_the_sum_over_positions_of_two_known_distributions():
     assert after["kl_stderr"] == pytest.approx(abs(means[0] - means[1]) / 2, rel=1e-4)
 
 
-def test_a_kl_that_rounding_puts_below_0_does_not_end_the_evaluation(monkeypatch):
-    monkeypatch.setattr(evaluation, "sequence_kl", lambda *args, **_: torch.tensor([-3e-8, 1e-8]))
-    _, after = after_training(
-        ["one", "two"],
-        of_reference=[["a", "bbb"], ["cc", "d"]],
-        of_policy=[["a"], ["cc"]],
-    )
-    assert after["kl"] == pytest.approx(-1e-8)
-    assert after["best_reward_at_kl"] == pytest.approx(1.75, abs=1e-6)
+def reply(text: str, ended: bool = True) -> Reply:
+    return Reply(text, tokens(text), ended)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("", 0.0),
+        ("abc", 0.0),
+        ("abcd", 0.0),
+        ("abcde", 0.0),
+        ("abababab", 3 / 5),
+        ("aaaaa", 1 / 2),
+        ("abcdabcd", 1 / 5),
+    ],
+)
+def test_the_share_of_runs_of_four_tokens_that_stand_in_it_before(text, share):
+    assert repeated_share(reply(text)) == pytest.approx(share)
+
+
+def test_length_cap_and_repetition_are_means_over_answers_and_errors_over_prompts():
+    numbers = _texts("answers", [[reply("abcd"), reply("aaaaaa", ended=False)], [reply("ab"), reply("abcdef")]])
+    assert numbers["answers/tokens"] == 4.5 and numbers["answers/tokens_stderr"] == pytest.approx(0.5)
+    assert numbers["answers/capped"] == 0.25 and numbers["answers/capped_interval"][1] > 0.25
+    assert numbers["answers/repeated_4grams"] == pytest.approx((0 + 2 / 3 + 0 + 0) / 4)
+
+
+def test_the_best_reward_is_left_out_where_so_few_samples_could_not_show_it(trainer_with_reference):
+    trainer, reference, _ = trainer_with_reference("adapter off")
+    with_held_out_prompts(trainer, ASKED)
+    recipe = recipe_for("unused", max_length=16, reward=variety)
+    _, (before, after) = answers(recipe, trainer, reference, 2048)
+    assert after["best_reward_at_kl"] == pytest.approx(before["reward"], abs=1e-3)
+
+    perturb(trainer.model, size=8.0)
+    samples, (_, after) = answers(recipe, trainer, reference, 2048)
+    assert after["kl"] > math.log(24) and "best_reward_at_kl" not in after
+    assert after["win_rate"] == pytest.approx(statistics.mean(row["win_rate"] for row in samples))
+    assert after["reward"] == pytest.approx(statistics.mean(row["policy_reward"] for row in samples))
 
 
 def test_one_prompt_has_an_error_of_nothing():

@@ -11,7 +11,7 @@ from datasets import Dataset
 from making import make_pairs
 
 from dpo_recipes import Data, LoRA, Recipe, RecipeError
-from dpo_recipes.evaluation.held_out import held_out
+from dpo_recipes.evaluation.pair_numbers import pair_numbers
 from dpo_recipes.guard.start import loss_at_start
 from dpo_recipes.losses.pair_logps import PairLogps
 from dpo_recipes.losses.trl_losses import TRL_LOSSES, readers_of
@@ -79,11 +79,11 @@ def test_what_is_logged_of_the_held_out_pairs_is_what_evaluation_json_says(tiny,
     """Also where a reference that was computed in other batches rounds otherwise, and the last batch is smaller."""
     trainer = build(tiny(), tmp_path, adapter=adapter, micro_batch_size=4, trl=FAST | {"per_device_eval_batch_size": 3})
     metrics, first = trainer.held_out()
-    before = held_out(metrics, first, 0.1, first)
+    before = pair_numbers(metrics, first, 0.1, first)
     logged_before = trainer.state.log_history[-1]  # which training begins anew
     trainer.train()
     metrics, last = trainer.held_out()
-    after = held_out(metrics, last, 0.1, first)
+    after = pair_numbers(metrics, last, 0.1, first)
 
     names = ("accuracies", "margins", "chosen", "rejected")
     for log, numbers in ((logged_before, before), (trainer.state.log_history[-1], after)):

@@ -1,0 +1,189 @@
+"""A finished run, or any policy beside its reference, measured: the numbers of held-out pairs and of answers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.console import Console
+
+from ..errors import Finding, RecipeError, UsageError
+from ..models.model_folder import base_of_adapter
+from ..progress import Stage
+from ..recipe.overrides import apply
+from ..recipe.recipe import Data, LoRA, Recipe
+from ..runs import files, folder
+from ..runs.rebuilt import recipe_of
+from ..training.session import LOOKS_ONLY, Session
+
+if TYPE_CHECKING:
+    from ..losses.pair_logps import PairLogps
+    from ..training.trainer import RecipeTrainer
+
+# What of a run's data stays where others take their place: how conversations are written out, and what is allowed.
+KEPT_OF_DATA = ("chat_template", "chat_template_kwargs", "template_date", "system", "allow", "max_dropped")
+
+
+class Subject(NamedTuple):
+    """What is measured."""
+
+    recipe: Recipe
+    trained: Path | None  # folder of the weights that a run has trained; None: the recipe's model is the policy itself
+    all_held_out: bool  # whether all pairs of the data are held out
+    to: Path | None  # where the files go
+
+
+def evaluate(
+    run: folder.Run | Path | str | None = None,
+    *,
+    policy: str | None = None,
+    reference: str | None = None,
+    data: str | None = None,
+    changes: Sequence[str] = (),
+    to: Path | str | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """{"policy", "reference", "before", "after", "samples"}: a run's numbers, as `train` measures them at its end.
+
+    They go into evaluation.json, samples.jsonl and pairs.jsonl of the run folder. Or of `policy` and `reference`, each
+    a folder or a hub id, on the pairs of `data`: then `before` are the reference's, and the files go to `to`, where
+    that is given; so do those of a run on other `data` than its own. `changes` are KEY=VALUE of the recipe. RecipeError
+    where something cannot be had, or would be measured as what it is not.
+    """
+    console = console or Console()
+    where = None if to is None else Path(to)
+    if run is not None and policy is None and reference is None:
+        subject = _of_run(run if isinstance(run, folder.Run) else folder.Run(run), data, changes, where)
+    elif run is None and policy is not None and data is not None:
+        subject = _of_folders(policy, reference, data, changes, where)
+    else:
+        raise UsageError(
+            "Name a run folder, as in `dpo-recipes evaluate runs/NAME`, or two models and pairs: `dpo-recipes evaluate "
+            "--policy FOLDER --reference MODEL --data FILE`."
+        )
+    if where is not None:
+        where.mkdir(parents=True, exist_ok=True)
+
+    session = Session(subject.recipe, console)
+    with Stage(console, "Checking the model's files"):
+        session.check_model()
+    session.read_pairs(all_held_out=subject.all_held_out)
+    _stop_at_fails([finding for finding in session.findings if finding.name.startswith(("eval ", "positions"))])
+    with tempfile.TemporaryDirectory() as scratch:
+        return _measured(subject, session, Path(scratch))
+
+
+# ---------------------------------------------------------------------------------------------------- what is measured
+
+
+def _of_run(run: folder.Run, data: str | None, changes: Sequence[str], to: Path | None) -> Subject:
+    """A run, on its own held-out pairs or on others."""
+    if changes:
+        raise UsageError(f"{changes[0]!r}: a run is measured as it was trained, and {run.path} says how.")
+    recipe = recipe_of(run)
+    if recipe.trl.get("sync_ref_model"):
+        raise RecipeError(
+            f"The reference of {run.path} moved while it trained, and is not kept. To compare the model with the "
+            f"weights it started from: dpo-recipes evaluate --policy {run.path / 'model'} --reference {recipe.model} "
+            "--data FILE"
+        )
+    trained = run.path / "model"
+    if not trained.is_dir():
+        raise RecipeError(f"{run.path} holds no model: the run has not finished.")
+    if data is None:
+        return Subject(recipe, trained, all_held_out=False, to=to or run.path)
+
+    kept = {name: getattr(recipe.data, name) for name in KEPT_OF_DATA if name in recipe.data.given}
+    others = recipe.evolve(data=Data(data, **kept))
+    object.__setattr__(others, "source", recipe.source)  # the dataclass is frozen
+    object.__setattr__(others, "called", recipe.called)
+    return Subject(others, trained, all_held_out=True, to=to)
+
+
+def _of_folders(policy: str, reference: str | None, data: str, changes: Sequence[str], to: Path | None) -> Subject:
+    """Any two models that read the same tokens."""
+    base = base_of_adapter(policy)
+    adapter = None if base is None else LoRA(continue_from=policy)
+    compared_with = reference or base
+    if compared_with is None:
+        raise UsageError(f"{policy} is a whole model: say with --reference what it is to be compared with.")
+    recipe = Recipe(model=base or policy, adapter=adapter, reference=compared_with, data=Data(data))
+    recipe = apply(recipe, changes)
+    object.__setattr__(recipe, "called", "evaluate")  # the dataclass is frozen
+    return Subject(recipe, trained=None, all_held_out=True, to=to)
+
+
+# ------------------------------------------------------------------------------------------------------ how it is done
+
+
+def _measured(subject: Subject, session: Session, scratch: Path) -> dict[str, Any]:
+    """The numbers of a policy and its reference, written where they belong."""
+    console = session.console
+    with Stage(console, "Loading TRL"):
+        from ..evaluation.answers import answers
+        from ..evaluation.pair_numbers import pair_rows
+        from ..evaluation.rehearsal import rehearsed
+        from ..models.trained import put_trained_weights
+
+    recipe = session.recipe
+    positions = session.positions()
+    scores = rehearsed(recipe, session.eval, positions)
+    _stop_at_fails(scores)
+    for finding in scores:
+        if finding.level == "warn":
+            session.say(f"{finding.name}: {finding.text}")
+
+    # A trainer as it was before training, of which the held-out pairs alone are read
+    looking = session.on_pairs(session.eval.select([0]), session.eval)
+    trainer = looking.make_trainer(scratch, [], **LOOKS_ONLY)
+    first = None
+    if subject.trained is not None:
+        before, first = _pair_numbers(trainer, None)
+        with Stage(console, "Loading the trained weights"):
+            put_trained_weights(trainer.model, subject.trained, trust_remote_code=recipe.trust_remote_code)
+        trainer.is_trained = True
+        after, last = _pair_numbers(trainer, first)
+    else:
+        before, after, last = _beside_its_reference(trainer)
+
+    with trainer.accelerator.autocast():
+        samples, (said_before, said_after) = answers(recipe, trainer, looking.reference, positions, console)
+    before.update(said_before)
+    after.update(said_after)
+
+    if subject.to is not None:
+        files.write_jsonl(subject.to / "pairs.jsonl", pair_rows(trainer, last))
+        files.write_jsonl(subject.to / "samples.jsonl", samples)
+        files.write_json(subject.to / "evaluation.json", {"before": before, "after": after})
+    return {
+        "policy": str(subject.trained or (recipe.adapter.continue_from if recipe.adapter else recipe.model)),
+        "reference": session.settings.reference if subject.trained else recipe.reference,
+        "before": before,
+        "after": after,
+        "samples": samples,
+        "written": None if subject.to is None else str(subject.to),
+    }
+
+
+def _pair_numbers(trainer: RecipeTrainer, first: PairLogps | None) -> tuple[dict[str, Any], PairLogps]:
+    from ..evaluation.pair_numbers import measure_pairs
+
+    return measure_pairs(trainer, first)
+
+
+def _beside_its_reference(trainer: RecipeTrainer) -> tuple[dict[str, Any], dict[str, Any], PairLogps]:
+    """(numbers of the reference, numbers of the policy, its pairs), of a policy whose start is not known."""
+    from ..evaluation.pair_numbers import as_its_reference, numbers_of
+
+    trainer.is_trained = True
+    metrics, pairs = trainer.held_out()
+    start = as_its_reference(pairs)
+    return numbers_of(trainer, {}, start, start), numbers_of(trainer, metrics, pairs, start), pairs
+
+
+def _stop_at_fails(findings: list[Finding]) -> None:
+    fails = [f"{finding.name}: {finding.text}" for finding in findings if finding.level == "fail"]
+    if fails:
+        raise RecipeError("\n".join(fails))

@@ -1,0 +1,176 @@
+"""A run measured again says what it said at its end, and two folders say the same as the run they come from."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from making import make_pairs, write_jsonl
+from rich.console import Console
+
+from dpo_recipes import Data, LoRA, Recipe, RecipeError, Run, apply, evaluate, load, train
+from dpo_recipes.errors import UsageError
+
+OPTIONS = {"gradient_checkpointing": False, "max_steps": 3}
+
+
+def length(prompt: str, completion: str) -> float:
+    return float(len(completion))
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=300)
+
+
+def recipe_file(folder: Path, model: Path, pairs: Path, adapter: str = "LoRA(r=4)", more: str = "") -> Path:
+    """A recipe file with a reward of its own."""
+    path = folder / "mine.py"
+    path.write_text(
+        "from dpo_recipes import Data, LoRA, QLoRA, Recipe\n\n\n"
+        "def vowels(prompt, completion):\n    return float(sum(completion.count(vowel) for vowel in 'aeiou'))\n\n\n"
+        f"recipe = Recipe(model={str(model)!r}, data=Data({str(pairs)!r}, eval=0.25), adapter={adapter}, beta=0.3,\n"
+        "    learning_rate=1e-3, global_batch_size=6, micro_batch_size=3, max_length=112, reward=vowels,\n"
+        f"    trl={OPTIONS!r}{more})\n"
+    )
+    return path
+
+
+def trained(folder: Path, model: Path, pairs: Path, *changes: str, **values: str) -> Run:
+    recipe = apply(load(recipe_file(folder, model, pairs, **values)), changes)
+    return train(recipe, runs=folder / "runs", console=quiet())
+
+
+@pytest.fixture(scope="module")
+def run(tiny, pairs_file, tmp_path_factory) -> Run:
+    """A run with a value that the command line has changed."""
+    return trained(tmp_path_factory.mktemp("run"), tiny(), pairs_file, "beta=0.4")
+
+
+def assert_same(numbers: dict, others: dict) -> None:
+    """The same names, and the same numbers up to rounding."""
+    assert numbers.keys() == others.keys()
+    for name, value in numbers.items():
+        if name != "reliability":
+            assert others[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+def test_a_run_measured_again_says_what_it_said_and_is_written_anew(run):
+    at_the_end = run.evaluation
+    samples, pairs = run.samples, (run.path / "pairs.jsonl").read_text()
+    for name in ("evaluation.json", "samples.jsonl", "pairs.jsonl"):
+        (run.path / name).unlink()
+
+    result = evaluate(run.path, console=quiet())
+    assert_same(at_the_end["before"], result["before"])
+    assert_same(at_the_end["after"], result["after"])
+    assert run.evaluation["after"] == json.loads(json.dumps(result["after"]))
+    assert [row["policy"] for row in run.samples] == [row["policy"] for row in samples] and len(samples) == 6
+    assert (run.path / "pairs.jsonl").read_text() == pairs and len(pairs.splitlines()) == 6
+    assert result["after"]["rewards/margins"] > 0 and "win_rate" in result["after"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["None", "QLoRA(r=4)", "continued"])
+def test_so_does_one_of_every_other_way_to_train(run, tiny, pairs_file, tmp_path, adapter):
+    if adapter == "continued":
+        adapter = f"LoRA(continue_from={str(run.path / 'model')!r})"
+    again = trained(tmp_path, tiny(), pairs_file, adapter=adapter)
+    at_the_end = again.evaluation
+    result = evaluate(again, console=quiet())
+    assert_same(at_the_end["before"], result["before"])
+    assert_same(at_the_end["after"], result["after"])
+    assert at_the_end["after"]["rewards/margins"] > 0
+
+
+def test_two_folders_on_the_pairs_of_a_run_say_what_the_run_says(run, tiny, pairs_file, tmp_path):
+    held_out = {json.loads(line)["row"] for line in (run.path / "pairs.jsonl").read_text().splitlines()}
+    rows = [row for number, row in enumerate(make_pairs()) if str(number) in held_out]
+    data = write_jsonl(tmp_path / "held_out.jsonl", rows)
+
+    changes = ["beta=0.4", "max_length=112"]
+    result = evaluate(
+        policy=str(run.path / "model"), data=str(data), changes=changes, to=tmp_path / "out", console=quiet()
+    )
+    after = run.evaluation["after"]
+    for name in ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "perplexity/chosen"):
+        assert result["after"][name] == pytest.approx(after[name], rel=1e-4), name
+    assert result["before"]["logps/chosen"] == pytest.approx(run.evaluation["before"]["logps/chosen"], rel=1e-5)
+    assert result["before"]["rewards/accuracies"] == 0.5 and "loss" not in result["before"]
+    assert result["reference"] == str(tiny())
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json", "samples.jsonl", "pairs.jsonl"}
+
+
+def test_a_run_on_other_pairs_leaves_its_own_numbers_alone(run, tmp_path):
+    at_the_end = (run.path / "evaluation.json").read_text()
+    data = write_jsonl(tmp_path / "others.jsonl", make_pairs(10, seed=9))
+    result = evaluate(run, data=str(data), console=quiet())
+    assert result["after"]["pairs"] == 10 and result["written"] is None
+    assert (run.path / "evaluation.json").read_text() == at_the_end
+
+
+def test_two_whole_models_are_compared_and_the_order_matters(tiny, pairs_file):
+    def compared(policy, reference):
+        return evaluate(policy=str(policy), reference=str(reference), data=str(pairs_file), console=quiet())["after"]
+
+    one, other = tiny(), tiny(seed=1)
+    forth, back = compared(one, other), compared(other, one)
+    assert forth["rewards/margins"] == pytest.approx(-back["rewards/margins"], rel=1e-4)
+    assert forth["kl"] > 1 and back["kl"] > 1 and forth["pairs"] == 24
+    assert forth["perplexity/chosen"] == pytest.approx(back["perplexity/chosen_reference"], rel=1e-5)
+
+
+def copied(run: Run, folder: Path) -> Run:
+    return Run(shutil.copytree(run.path, folder / run.path.name))
+
+
+def test_what_cannot_be_measured_is_one_message(run, tiny, pairs_file, tmp_path):
+    with pytest.raises(UsageError, match="Name a run folder, .* or two models and pairs"):
+        evaluate()
+    with pytest.raises(UsageError, match="Name a run folder"):
+        evaluate(run, policy="x")
+    with pytest.raises(UsageError, match="'beta=1': a run is measured as it was trained"):
+        evaluate(run, changes=["beta=1"])
+    with pytest.raises(RecipeError, match="There is no run folder"):
+        evaluate(tmp_path / "nope")
+    with pytest.raises(UsageError, match="is a whole model: say with --reference"):
+        evaluate(policy=str(tiny()), data=str(pairs_file))
+
+    unfinished = copied(run, tmp_path / "unfinished")
+    shutil.rmtree(unfinished.path / "model")
+    with pytest.raises(RecipeError, match="holds no model: the run has not finished"):
+        evaluate(unfinished)
+
+    changed = copied(run, tmp_path / "changed")
+    recipe = (changed.path / "recipe.py").read_text()
+    (changed.path / "recipe.py").write_text(recipe.replace("max_length=112", "max_length=96"))
+    with pytest.raises(RecipeError, match="trained with other values .*: max_length was 112 and is 96 now"):
+        evaluate(changed)
+
+
+def test_a_recipe_that_was_a_value_with_functions_leads_to_the_other_way(tiny, pairs_file, tmp_path):
+    recipe = Recipe(
+        model=str(tiny()),
+        data=Data(str(pairs_file), eval=0.25),
+        adapter=LoRA(r=4),
+        global_batch_size=6,
+        max_length=112,
+        reward=length,
+        trl={**OPTIONS, "max_steps": 1},
+    )
+    run = train(recipe, runs=tmp_path, console=quiet())
+    with pytest.raises(RecipeError, match=r"cannot be loaded again: .* dpo-recipes evaluate --policy .*/model"):
+        evaluate(run)
+
+
+@pytest.mark.slow
+def test_a_reference_that_moved_is_not_there_any_more(tiny, pairs_file, tmp_path):
+    trl = OPTIONS | {"sync_ref_model": True, "ref_model_sync_steps": 2}
+    recipe = Recipe(
+        model=str(tiny()), data=Data(str(pairs_file), eval=0.25), global_batch_size=6, max_length=112, trl=trl
+    )
+    run = train(recipe, runs=tmp_path, console=quiet())
+    with pytest.raises(RecipeError, match="moved while it trained, and is not kept"):
+        evaluate(run)
