@@ -53,9 +53,7 @@ EAGER = "eager_attention_forward"
 def why_not(model: Any) -> str | None:
     """Why a causal LM cannot read pairs once, as far as it shows before the first batch; None when nothing does."""
     config = model.config.get_text_config()
-    if config is not model.config:
-        return "it is a multimodal model"
-    if model._is_stateful:
+    if any(getattr(part, "_is_stateful", False) for part in model.modules()):
         return "it has recurrent layers"
 
     layer_types = set(getattr(config, "layer_types", None) or ())
@@ -67,7 +65,7 @@ def why_not(model: Any) -> str | None:
         return "it has attention classes of its own"
     if not model._supports_flash_attn:
         return "Transformers runs it on padded rows only"
-    kernel = str(model.config._attn_implementation)
+    kernel = str(config._attn_implementation)
     if kernel == "eager":
         if not _files_with_eager_attention(model):
             return "its 'eager' attention is no function that could be split, 'sdpa' is one"
@@ -92,7 +90,7 @@ def split_attention_of(model: Any) -> None:
 
     A model that computes attention itself does it by a function of its own file, which is not registered anywhere.
     """
-    name = model.config._attn_implementation
+    name = model.config.get_text_config()._attn_implementation  # which may be another than that of images
     if name == "eager":
         for file in _files_with_eager_attention(model):
             kernel = getattr(file, EAGER)
@@ -123,7 +121,7 @@ def _why_not_dropout(model: Any) -> str | None:
 class Trust:
     """What the batches so far have shown of a model: what a run leaves as its receipt."""
 
-    kinds: set[tuple[bool, bool]] = field(default_factory=set)  # of rows that were right: see `Row.kind`
+    kinds: set[tuple[bool, bool] | None] = field(default_factory=set)  # of rows that were right: see `Row.kind`
     why_lost: str | None = None  # if not None, every forward is TRL's own from there on
     # Of the batches that were read both ways
     largest: float = 0.0  # difference of a scored token's log-probability, in nats
@@ -131,15 +129,15 @@ class Trust:
     tokens: int = 0  # that were read
     padded_tokens: int = 0  # that TRL reads of the same batches
 
-    def news(self, row: Row) -> set[tuple[bool, bool]]:
-        """The kinds of rows that now come for the first time, in this process or in another.
+    def news(self, row: Row | None) -> set[tuple[bool, bool] | None]:
+        """The kinds of rows that now come for the first time, in this process or in another; None: no row.
 
         All processes look, or none does: where weights are divided over them, a forward of one waits for the others'.
         """
-        with_gradients, _ = row.kind
-        if (with_gradients, True) in self.kinds:  # what has a prefix has stretches without one, too
-            return set()
-        return set(_of_all_processes(row.kind)) - self.kinds
+        kind = None if row is None else row.kind
+        if (torch.is_grad_enabled(), True) in self.kinds:  # what has a prefix has stretches without one, too
+            return {kind} - self.kinds - {(torch.is_grad_enabled(), False)}
+        return set(_of_all_processes(kind)) - self.kinds
 
     def note(self, row: Row, findings: list[_Finding]) -> None:
         """Keep what a row has shown that was right, in every process."""
@@ -182,14 +180,15 @@ def share(model: Any, *, require: bool, say: Callable[[str], None], cost: str = 
     @functools.wraps(type(model).forward)  # `generate` reads the signature
     def forward(self: Any, *args: Any, **given: Any) -> Any:
         plain = functools.partial(fused, self, *args, **given)
-        if trust.why_lost is not None:
+        if trust.why_lost is not None or not given.get("fused_lm_head"):
             return plain()
 
         row = None if args else Row.of(**given)
-        if row is None:
+        news = trust.news(row)
+        if row is None or None in news:
+            stop("a batch is not made of token ids alone, in pairs that are padded on the right")
             return plain()
         read = functools.partial(_read, self, fused, row, given)
-        news = trust.news(row)
         if not news:
             return read()
 

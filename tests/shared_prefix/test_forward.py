@@ -141,28 +141,54 @@ def test_a_batch_without_a_scored_token_is_a_differentiable_zero(tiny):
 # ------------------------------------------------------------------------------------------------- what stays with TRL
 
 
-def test_every_other_call_is_the_models_own(tiny):
-    bare, mine, said = two(load(tiny()).eval())
+def test_every_call_without_trls_head_is_the_models_own(tiny):
+    bare, mine, said = two(load(tiny()).eval(), require=True)
     ids, held, labels = (BATCH[name] for name in ("input_ids", "attention_mask", "labels"))
-    left = {"input_ids": ids.flip(1), "attention_mask": held.flip(1), "labels": labels.flip(1), "fused_lm_head": True}
-    calls = (
-        {"input_ids": ids, "attention_mask": held},
-        {"input_ids": ids, "labels": labels},
-        left,
-        {name: x[:3] if torch.is_tensor(x) else x for name, x in BATCH.items()},  # three rows are no pairs
-        BATCH | {"attention_mask": None},
-        BATCH | {"position_ids": torch.arange(ids.size(1))[None] + 3},
-        BATCH | {"input_ids": None, "inputs_embeds": bare.get_input_embeddings()(ids)},
-        BATCH | {"labels": torch.where(held == 0, 7, labels)},  # padding that is scored
-    )
     with torch.no_grad():
-        for given in calls:
-            theirs, ours = bare(**given), mine(**given)
-            name = "log_probs" if given.get("fused_lm_head") else "logits"
-            assert torch.equal(theirs[name], ours[name])
+        for given in ({"input_ids": ids, "attention_mask": held}, {"input_ids": ids, "labels": labels}):
+            assert torch.equal(bare(**given).logits, mine(**given).logits)
         assert torch.equal(bare(ids).logits, mine(ids).logits)
         written = [m.generate(ids[:, :20], max_new_tokens=8, do_sample=False, eos_token_id=None) for m in (bare, mine)]
     assert torch.equal(*written) and said == []
+
+
+def without_mask(given):
+    return given | {"attention_mask": None}
+
+
+def padded_on_the_left(given):
+    return {name: value.flip(1) if torch.is_tensor(value) else value for name, value in given.items()}
+
+
+def three_rows(given):
+    return {name: value[:3] if torch.is_tensor(value) else value for name, value in given.items()}
+
+
+def with_positions(given):
+    return given | {"position_ids": torch.arange(given["input_ids"].size(1))[None] + 3}
+
+
+def with_padding_that_is_scored(given):
+    return given | {"labels": torch.where(given["attention_mask"] == 0, 7, given["labels"])}
+
+
+OTHER_BATCHES = [without_mask, padded_on_the_left, three_rows, with_positions, with_padding_that_is_scored]
+
+
+@pytest.mark.parametrize("changed", OTHER_BATCHES)
+def test_other_batches_are_read_as_trl_reads_them_and_that_is_said(tiny, changed):
+    bare, mine, said = two(load(tiny()))
+    given = changed(BATCH)
+    for _ in range(2):
+        assert torch.equal(bare(**given).log_probs, mine(**given).log_probs)
+    [line] = said
+    assert line == (
+        "Each pair is read twice and padded, as in TRL: a batch is not made of token ids alone, in pairs that are "
+        "padded on the right."
+    )
+    _, required, _ = two(load(tiny()), require=True)
+    with pytest.raises(RecipeError, match="a batch is not made of token ids alone"):
+        required(**given)
 
 
 def test_prompt_tuning_is_read_as_trl_reads_it(tiny, tmp_path):
@@ -175,7 +201,7 @@ def test_prompt_tuning_is_read_as_trl_reads_it(tiny, tmp_path):
             torch.manual_seed(0)
             models.append(get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)))
     theirs, ours = (m(**BATCH).log_probs for m in models)
-    assert torch.equal(theirs, ours) and said == []
+    assert torch.equal(theirs, ours) and "read twice" in said[0]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
