@@ -312,6 +312,7 @@ def evaluate(
         )
     if as_json:
         _print_json(result)
+        _stop_over_budget(result)
         return
 
     from .evaluation.held_out import compared
@@ -321,6 +322,7 @@ def evaluate(
     Console().print(terminal.comparison_table(result["after"]["pairs"], rows, sides))
     if result["written"]:
         terminal.print_line(Console(), f"{result['written']} holds the numbers, the pairs and the answers.")
+    _stop_over_budget(result)
 
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)
@@ -389,6 +391,12 @@ def _how_to_train_on(folder: Path, recipe: Recipe) -> str:
     if PREPARED in recipe.data.name:  # of such a recipe the command line changes no part
         return "The same command with --rounds 1 trains on them, too."
     return f"Train on them: dpo-recipes train {recipe.name} data.path={folder} data.train=train data.eval=eval"
+
+
+def _stop_over_budget(result: dict[str, Any]) -> None:
+    """A limit of the recipe that a finished policy has crossed is an error, behind all its numbers."""
+    if result["over_budget"]:
+        raise RecipeError(result["over_budget"])
 
 
 def _print_json(value: Any) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 
 from ..errors import Finding, RecipeError, UsageError
+from ..evaluation.unrelated_texts import unrelated_texts
 from ..models.model_folder import base_of_adapter
 from ..progress import Stage
 from ..recipe.overrides import apply
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # What of a run's data stays where others take their place: how conversations are written out, and what is allowed.
 KEPT_OF_DATA = ("chat_template", "chat_template_kwargs", "template_date", "system", "allow", "max_dropped")
+# What a recipe says of the measuring alone, so that a finished run may be asked otherwise.
+OF_THE_MEASURE = ("forgetting", "forgetting_limit")
 
 
 class Subject(NamedTuple):
@@ -80,9 +83,14 @@ def evaluate(
 
 def _of_run(run: folder.Run, data: str | None, changes: Sequence[str], to: Path | None) -> Subject:
     """A run, on its own held-out pairs or on others."""
-    if changes:
-        raise UsageError(f"{changes[0]!r}: a run is measured as it was trained, and {run.path} says how.")
     recipe = recipe_of(run)
+    for change in changes:
+        if change.partition("=")[0] not in OF_THE_MEASURE:
+            raise UsageError(
+                f"{change!r}: a run is measured as it was trained, and {run.path} says how. What can be changed: "
+                f"{', '.join(OF_THE_MEASURE)}."
+            )
+    recipe = _again(apply(recipe, changes), recipe)
     if recipe.trl.get("sync_ref_model"):
         raise RecipeError(
             f"The reference of {run.path} moved while it trained, and is not kept. To compare the model with the "
@@ -96,10 +104,15 @@ def _of_run(run: folder.Run, data: str | None, changes: Sequence[str], to: Path 
         return Subject(recipe, trained, all_held_out=False, to=to or run.path)
 
     kept = {name: getattr(recipe.data, name) for name in KEPT_OF_DATA if name in recipe.data.given}
-    others = recipe.evolve(data=Data(data, **kept))
-    object.__setattr__(others, "source", recipe.source)  # the dataclass is frozen
-    object.__setattr__(others, "called", recipe.called)
+    others = _again(recipe.evolve(data=Data(data, **kept)), recipe)
     return Subject(others, trained, all_held_out=True, to=to)
+
+
+def _again(changed: Recipe, recipe: Recipe) -> Recipe:
+    """A changed recipe with what the other one came from."""
+    object.__setattr__(changed, "source", recipe.source)  # the dataclass is frozen
+    object.__setattr__(changed, "called", recipe.called)
+    return changed
 
 
 def _of_folders(policy: str, reference: str | None, data: str, changes: Sequence[str], to: Path | None) -> Subject:
@@ -123,6 +136,7 @@ def _measured(subject: Subject, session: Session, scratch: Path) -> dict[str, An
     console = session.console
     with Stage(console, "Loading TRL"):
         from ..evaluation.answers import answers
+        from ..evaluation.forgetting import forgetting, over_budget
         from ..evaluation.pair_numbers import pair_rows
         from ..evaluation.rehearsal import rehearsed
         from ..models.trained import put_trained_weights
@@ -149,6 +163,16 @@ def _measured(subject: Subject, session: Session, scratch: Path) -> dict[str, An
         before, after, last = _beside_its_reference(trainer)
 
     with trainer.accelerator.autocast():
+        of_texts = forgetting(
+            trainer.model,
+            looking.reference,
+            trainer.processing_class,
+            unrelated_texts(recipe),
+            positions,
+            console,
+        )
+        before.update(of_texts.before)
+        after.update(of_texts.after)
         samples, (said_before, said_after) = answers(recipe, trainer, looking.reference, positions, console)
     before.update(said_before)
     after.update(said_after)
@@ -164,6 +188,7 @@ def _measured(subject: Subject, session: Session, scratch: Path) -> dict[str, An
         "after": after,
         "samples": samples,
         "written": None if subject.to is None else str(subject.to),
+        "over_budget": over_budget(recipe, after),
     }
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from ..data.sources import is_path
 from ..errors import Finding, RecipeError
 from ..evaluation.held_out import METRICS, compared
+from ..evaluation.unrelated_texts import unrelated_texts
 from ..guard.losses import loss_findings
 from ..guard.own_rules import rule_findings
 from ..progress import Stage, TrainingBar
@@ -47,6 +48,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     # These import torch and TRL: what could be refused without them is refused by now.
     with Stage(console, "Loading TRL"):
         from ..evaluation.answers import answers
+        from ..evaluation.forgetting import forgetting, over_budget
         from ..evaluation.pair_numbers import measure_pairs, pair_rows
         from ..evaluation.rehearsal import rehearsed
         from ..guard.judge import Judge, Observation
@@ -99,6 +101,16 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         _write_results(run, session, who, trainer.pair_reading(), before, after)
 
         with trainer.accelerator.autocast():
+            of_texts = forgetting(
+                trainer.model,
+                session.reference,
+                trainer.processing_class,
+                unrelated_texts(recipe),
+                positions,
+                console,
+            )
+            before.update(of_texts.before)
+            after.update(of_texts.after)
             samples, (truth_before, truth_after) = answers(recipe, trainer, session.reference, positions, console)
         files.write_jsonl(run.path / "samples.jsonl", samples)
         before.update(truth_before)
@@ -109,6 +121,9 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     if judge.observations:
         console.print(observations_table(judge.observations))
     session.say(f"{run.path} holds the model, the numbers and the answers.")
+    too_far = over_budget(recipe, after)
+    if too_far:
+        raise RecipeError(too_far)
     return run
 
 

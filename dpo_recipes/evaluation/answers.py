@@ -16,13 +16,12 @@ from ..progress import Stage
 from ..recipe.recipe import Recipe
 from ..training.trainer import RecipeTrainer
 from .frontier import best_reward_at_kl
-from .held_out import Numbers
+from .held_out import BeforeAfter, Numbers
 from .intervals import mean_and_error, share_interval
 from .kl import sequence_kl
 from .rehearsal import Questions, Score, draws, number_of, prompt_text, questions
 
 Replies = list[list[Reply]]  # shape (prompts, samples)
-BeforeAfter = tuple[Numbers, Numbers]
 GRAM = 4  # tokens of the runs that are looked for a second time
 
 LARGEST_LOGITS = 2**27  # numbers of a batch's logits in the KL: half a gigabyte in 32 bits, for each of two models
@@ -44,7 +43,7 @@ def answers(
     console = console or Console(quiet=True)
     asked = questions(recipe, trainer.eval_dataset, positions)
     if not asked.prompts:  # none leaves room for an answer
-        return [], ({}, {})
+        return [], BeforeAfter({}, {})
     counts = draws(recipe)
     reference_replies, policy_replies = side_by_side(
         trainer.model,
@@ -76,7 +75,7 @@ def answers(
     for name, measure in recipe.measures.items():
         before |= mean_and_error(f"measures/{name}", _scores(name, measure, asked.prompts, reference_replies, console))
         after |= mean_and_error(f"measures/{name}", _scores(name, measure, asked.prompts, policy_replies, console))
-    return _samples(asked, reference_replies, policy_replies, by_prompt), (before, after)
+    return _samples(asked, reference_replies, policy_replies, by_prompt), BeforeAfter(before, after)
 
 
 def _samples(
@@ -163,11 +162,11 @@ def kl_to_reference(
     """The KL along every reply of the policy, nats: float64 of shape (prompts, samples)."""
 
     def policy_logits(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return _logits(policy, input_ids, attention_mask)
+        return logits_of(policy, input_ids, attention_mask)
 
     def reference_logits(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         with reference.model() as model:
-            return _logits(model, input_ids, attention_mask)
+            return logits_of(model, input_ids, attention_mask)
 
     prompts_ids: list[list[int]] = []
     replies_ids: list[list[int]] = []
@@ -199,7 +198,8 @@ def tokens_of_a_batch(model: Any) -> int:
     return LARGEST_LOGITS // (vocabulary or 1)
 
 
-def _logits(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+def logits_of(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """(batch, length, vocabulary) of tokens and their mask, wherever these are."""
     output = model(input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device))
     return output.logits
 

@@ -10,6 +10,14 @@ from typing import Any, Literal, NamedTuple
 Numbers = dict[str, Any]
 SPREADS = ("_interval", "_stderr", "_by_chance")
 
+
+class BeforeAfter(NamedTuple):
+    """What is measured of the reference, or before training, and what of the policy."""
+
+    before: Numbers
+    after: Numbers
+
+
 # What TRL averages over batches, and passed on as it is; the router's loss is there for a mixture of experts only.
 TRL_MEANS = ("logits/chosen", "logits/rejected", "entropy", "mean_token_accuracy", "aux_loss")
 
@@ -104,6 +112,25 @@ METRICS = (
         meaning="Exponential of the mean negative log-probability of a chosen token.",
     ),
     Metric(
+        name="forgetting/kl_per_token",
+        words="forgetting, nats per token",
+        short=None,
+        form=".4f",
+        direction="either",
+        alarm="It comes near the KL of the answers per token: the policy has changed everywhere, and not where it was "
+        "taught.",
+        meaning="Mean KL divergence of the policy from its reference on text that has nothing to do with the pairs.",
+    ),
+    Metric(
+        name="forgetting/token_accuracy",
+        words="tokens of it predicted",
+        short=None,
+        form=".1%",
+        direction="either",
+        alarm="It falls by more than its error: the policy writes worse what it was never taught to change.",
+        meaning="Share of the tokens of that text to which the model gives the highest probability.",
+    ),
+    Metric(
         name="reward",
         words="reward of sampled answers",
         short=None,
@@ -168,6 +195,16 @@ METRICS = (
         meaning="Share of the runs of four tokens in an answer that stand in it before, as a mean over answers.",
     ),
     # Logged and in evaluation.json, but not in the closing table.
+    Metric(
+        name="forgetting/token_accuracy_change",
+        words="change of it",
+        short=None,
+        form="+.2%",
+        direction="either",
+        alarm="It is below 0 by more than twice its error.",
+        meaning="The policy's share of tokens predicted minus the reference's on the same texts.",
+        in_table=False,
+    ),
     Metric(
         name="rewards/confidence",
         words="confidence",

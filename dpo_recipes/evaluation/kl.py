@@ -38,7 +38,7 @@ def sequence_kl(
 
     kl = torch.zeros(len(rows))
     done = 0
-    for batch in _batches([len(row) for row in rows], batch_size, batch_tokens):
+    for batch in batches([len(row) for row in rows], batch_size, batch_tokens):
         ids, mask = padded([rows[index] for index in batch], 0, "right")
         policy = policy_logits(ids, mask)
         reference = reference_logits(ids, mask)
@@ -46,27 +46,27 @@ def sequence_kl(
         for k, index in enumerate(batch):
             # Position t predicts token t + 1.
             predicting = slice(len(prompts_ids[index]) - 1, len(rows[index]) - 1)
-            kl[index] = _summed_kl(policy[k, predicting], reference[k, predicting])
+            kl[index] = summed_kl(policy[k, predicting], reference[k, predicting])
         done += len(batch)
         progress(done, len(rows))
     return kl
 
 
-def _batches(lengths: list[int], batch_size: int, batch_tokens: int | None) -> list[list[int]]:
+def batches(lengths: list[int], batch_size: int, batch_tokens: int | None) -> list[list[int]]:
     """The indices of rows of such lengths, the shortest first: each padded to the longest of its batch."""
-    batches: list[list[int]] = []
+    together: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
         positions = 0
-        if batches:
-            positions = (len(batches[-1]) + 1) * lengths[index]
-        is_full = not batches or len(batches[-1]) == batch_size
+        if together:
+            positions = (len(together[-1]) + 1) * lengths[index]
+        is_full = not together or len(together[-1]) == batch_size
         if is_full or (batch_tokens is not None and positions > batch_tokens):
-            batches.append([])
-        batches[-1].append(index)
-    return batches
+            together.append([])
+        together[-1].append(index)
+    return together
 
 
-def _summed_kl(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+def summed_kl(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Sum over positions of KL(policy || reference), from logits of shape (positions, vocabulary)."""
     log_p = policy.float().log_softmax(-1)
     log_q = reference.float().log_softmax(-1)

@@ -18,6 +18,7 @@ from ..data.replies import Messages, question
 from ..errors import Finding, RecipeError
 from ..losses.selection import name_of
 from ..recipe.recipe import Recipe
+from .unrelated_texts import unrelated_texts
 
 Score = Callable[[str, str], float]  # (prompt, completion) -> a number: a recipe's reward or one of its measures
 
@@ -96,7 +97,12 @@ def rehearsed(recipe: Recipe, held_out: Any, positions: int | None) -> list[Find
     if recipe.reward:
         scores = {name_of(recipe.reward): recipe.reward} | scores
     calls = len(asked.prompts) * sum(draws(recipe))
-    return _length_findings(recipe, asked, positions) + rehearse(scores, held_out, calls)
+    findings = _length_findings(recipe, asked, positions) + rehearse(scores, held_out, calls)
+    try:
+        unrelated_texts(recipe)
+    except RecipeError as error:
+        findings.append(Finding("fail", "forgetting", str(error)))
+    return findings
 
 
 def _length_findings(recipe: Recipe, asked: Questions, positions: int | None) -> list[Finding]:

@@ -277,6 +277,10 @@ class Recipe(Value):
     measures: dict[str, Callable[[str, str], float]] = field(default_factory=dict)  # more of these, averaged by name
     # rules of the guard: a level by name, "off" to ask it not at all; or rule(rows, run), one more of these
     rules: dict[str, str | Callable[..., Any]] = field(default_factory=dict)
+    # A file of text that has nothing to do with the pairs, one a line; None: our own. Measured before and after.
+    forgetting: str | None = None
+    # Nats per token that the policy may move on that text; a run that has moved further ends with an error.
+    forgetting_limit: Annotated[float | None, POSITIVE] = None
     prepare: Callable[[Path, int], None] | None = None  # prepare(folder, seed): fills {prepared} on first use
 
     trl: dict[str, Any] = field(default_factory=dict)  # any other DPOConfig field, in TRL's spelling

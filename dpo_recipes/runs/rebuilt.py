@@ -29,6 +29,8 @@ MAY_DIFFER = (
     "attn_implementation",
     "reward",
     "measures",
+    "forgetting",
+    "forgetting_limit",
     "prepare",
 )
 

@@ -103,6 +103,24 @@ def test_two_folders_on_the_pairs_of_a_run_say_what_the_run_says(run, tiny, pair
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json", "samples.jsonl", "pairs.jsonl"}
 
 
+def test_a_limit_may_be_set_for_a_finished_run(run, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("Bread needs flour and water.\nThe bus leaves at ten.\n", "utf-8")
+    result = evaluate(run, changes=[f"forgetting={texts}", "forgetting_limit=1e-9"], to=tmp_path, console=quiet())
+    moved = result["after"]["forgetting/kl_per_token"]
+    assert moved > 0 and moved != run.evaluation["after"]["forgetting/kl_per_token"]
+    assert "forgetting_limit allows 1e-09" in result["over_budget"]
+
+
+@pytest.mark.slow
+def test_a_run_that_has_moved_too_far_ends_with_an_error_behind_all_its_numbers(tiny, pairs_file, tmp_path):
+    with pytest.raises(RecipeError, match="forgetting_limit allows 1e-09. All numbers and the model are kept"):
+        trained(tmp_path, tiny(), pairs_file, "forgetting_limit=1e-9")
+    [left] = (tmp_path / "runs").iterdir()
+    assert Run(left).evaluation["after"]["forgetting/kl_per_token"] > 1e-9 and (left / "model").is_dir()
+
+
+@pytest.mark.slow
 def test_a_run_on_other_pairs_leaves_its_own_numbers_alone(run, tmp_path):
     at_the_end = (run.path / "evaluation.json").read_text()
     data = write_jsonl(tmp_path / "others.jsonl", make_pairs(10, seed=9))
@@ -111,6 +129,7 @@ def test_a_run_on_other_pairs_leaves_its_own_numbers_alone(run, tmp_path):
     assert (run.path / "evaluation.json").read_text() == at_the_end
 
 
+@pytest.mark.slow
 def test_two_whole_models_are_compared_and_the_order_matters(tiny, pairs_file):
     def compared(policy, reference):
         return evaluate(policy=str(policy), reference=str(reference), data=str(pairs_file), console=quiet())["after"]
@@ -133,6 +152,8 @@ def test_what_cannot_be_measured_is_one_message(run, tiny, pairs_file, tmp_path)
         evaluate(run, policy="x")
     with pytest.raises(UsageError, match="'beta=1': a run is measured as it was trained"):
         evaluate(run, changes=["beta=1"])
+    with pytest.raises(RecipeError, match="forgetting='nope.txt' cannot be read"):
+        evaluate(run, changes=["forgetting=nope.txt"], console=quiet())
     with pytest.raises(RecipeError, match="There is no run folder"):
         evaluate(tmp_path / "nope")
     with pytest.raises(UsageError, match="is a whole model: say with --reference"):
@@ -150,6 +171,7 @@ def test_what_cannot_be_measured_is_one_message(run, tiny, pairs_file, tmp_path)
         evaluate(changed)
 
 
+@pytest.mark.slow
 def test_a_recipe_that_was_a_value_with_functions_leads_to_the_other_way(tiny, pairs_file, tmp_path):
     recipe = Recipe(
         model=str(tiny()),

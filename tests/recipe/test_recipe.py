@@ -61,6 +61,8 @@ ACTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "reward": (reward, {}, "evaluation"),
     "measures": ({"length": reward}, {}, "evaluation"),
     "rules": ({"over_fitting": "off"}, {}, "guard"),
+    "forgetting": ("texts.jsonl", {}, "evaluation"),
+    "forgetting_limit": (0.1, {}, "evaluation"),
     "prepare": (fill, {"model": "{prepared}/m"}, "training"),
     "trl": ({"max_grad_norm": 0.5}, {}, "run"),
     "Data.path": ("other", {}, "recipe"),
