@@ -30,6 +30,7 @@ _PUBLIC = {
     "rounds": ("commands.rounds", "rounds"),
     "evaluate": ("commands.evaluate", "evaluate"),
     "bench": ("commands.bench", "bench"),
+    "report": ("commands.report", "report"),
     "Run": ("runs.folder", "Run"),
     "RecipeError": ("errors", "RecipeError"),
 }

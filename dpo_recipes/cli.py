@@ -80,6 +80,7 @@ POLICY_HELP = "In place of a run: the model to measure, or the folder of its ada
 REFERENCE_HELP = "What the policy is compared with, a folder or a hub id; of an adapter its base, unless it is named."
 DATA_HELP = "Pairs to measure it on, in place of the run's own; all of them are held out."
 TO_HELP = "Where the files go, in place of the run folder."
+PAGE_HELP = "Where the page goes, in place of report.html in the run folder, or in the folder of several."
 PAIRS_FILE_HELP = "Where --pairs writes them, in place of RECIPE-suspects.jsonl."
 
 PROMPTS_HELP = "One a line (.txt), or rows with `prompt`, `question`, `instruction` or `messages`."
@@ -125,6 +126,8 @@ PolicyName = Annotated[str | None, typer.Option("--policy", metavar="FOLDER", he
 ReferenceName = Annotated[str | None, typer.Option("--reference", metavar="MODEL", help=REFERENCE_HELP)]
 PairsPath = Annotated[str | None, typer.Option("--data", metavar="FILE", help=DATA_HELP)]
 FilesTo = Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help=TO_HELP, show_default=False)]
+RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN", help="A run folder, or several.", show_default=False)]
+PageFile = Annotated[Path | None, typer.Option("--to", metavar="FILE", help=PAGE_HELP, show_default=False)]
 Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
 
 # ------------------------------------------------------------------------------------------------- the verbs
@@ -354,6 +357,14 @@ def bench(
         _print_json(result)
     else:
         Console().print(terminal.bench_table(result), *terminal.bench_lines(result), sep="\n", highlight=False)
+
+
+@app.command(rich_help_panel=LOOK)
+def report(runs: RunFolders, to: PageFile = None) -> None:
+    """One HTML file about a run, finished or not, or about several laid over each other; prints its path."""
+    from .commands.report import report as write_report
+
+    print(write_report(runs, to=to))
 
 
 # ---------------------------------------------------------------------------------- what the verbs have alike

@@ -92,10 +92,18 @@ def findings_count(findings: Iterable[Finding]) -> str:
 def data_table(report: dict[str, Any]) -> Table:
     """The data report: rows read, kept and dropped by reason, and lengths in tokens, for both splits."""
     table = Table(Column(no_wrap=True), "train", "eval", title="Pairs", title_justify="left")
+    for row in data_rows(report):
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def data_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of the data report as texts: what is counted, of the train pairs, of the held-out ones."""
+    rows: list[tuple[str, ...]] = []
     splits = [report["train"], report["eval"]]
 
     def add_row(words: str, cells: list[Any]) -> None:
-        table.add_row(words, *(_cell(value) for value in cells))
+        rows.append((words, *(_cell(value) for value in cells)))
 
     # How many rows there are, and what became of them.
     for name in ("rows", "pairs_made", "held_out", "kept"):
@@ -103,7 +111,7 @@ def data_table(report: dict[str, Any]) -> Table:
             add_row(name.replace("_", " "), [split.get(name, "") for split in splits])
     reasons = dict.fromkeys(reason for split in splits for reason in split["dropped"])
     for reason in reasons:
-        add_row(f"dropped: {escape(reason)}", [_drop_cell(split["dropped"].get(reason)) for split in splits])
+        add_row(f"dropped: {reason}", [_drop_cell(split["dropped"].get(reason)) for split in splits])
 
     # Lengths in tokens. Of a stream nothing is known beforehand: its cells stay empty.
     for side in ("prompt", "chosen", "rejected"):
@@ -117,7 +125,7 @@ def data_table(report: dict[str, Any]) -> Table:
         ('accuracy of "pick the longer"', "pick_longer_accuracy"),
     ):
         add_row(words, [split.get(name, "") for split in splits])
-    return table
+    return rows
 
 
 def comparison_table(
@@ -275,7 +283,7 @@ def _cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.1%}"
-    return escape(value)
+    return str(value)
 
 
 def _drop_cell(drop: dict[str, Any] | None) -> str | int:

@@ -54,7 +54,7 @@ TYPOS: list[tuple[list[str], str]] = [
     (
         ["help"],
         "error: No such command 'help'. The commands: list, show, new, preview, check, doctor, train, pairs, evaluate, "
-        "bench. What each does: dpo-recipes --help",
+        "bench, report. What each does: dpo-recipes --help",
     ),
     (["evaluate"], "error: Name a run folder, as in `dpo-recipes evaluate runs/NAME`, or two models and pairs:"),
     (["evaluate", "beta=0.1"], "error: Name a run folder, as in"),
@@ -119,6 +119,18 @@ TYPOS: list[tuple[list[str], str]] = [
     (["preview", RECIPE, "-n", "0"], "'-n': Input should be greater than or equal to 1"),
     (["preview", RECIPE, "-n", "some"], "'-n': Input should be a valid integer"),
 ]
+
+
+def test_report_prints_where_the_page_is_and_nothing_else(dpo, tmp_path):
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    (folder / "recipe.json").write_text("{}", encoding="utf-8")
+    assert dpo("report", str(folder), columns=20) == (0, f"{folder / 'report.html'}\n", "")
+    assert dpo("report", "runs/on")[::2] == (
+        1,
+        "error: There is no run folder runs/on. Did you mean 'one'?\n",
+    )
+    assert dpo("report", "--help")[0] == 0
 
 
 @pytest.mark.parametrize(("args", "message"), TYPOS, ids=lambda v: " ".join(v) if isinstance(v, list) else "")

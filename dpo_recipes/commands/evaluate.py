@@ -15,6 +15,7 @@ from ..models.model_folder import base_of_adapter
 from ..progress import Stage
 from ..recipe.overrides import apply
 from ..recipe.recipe import Data, LoRA, Recipe
+from ..run_page.page import write_report
 from ..runs import files, folder
 from ..runs.rebuilt import recipe_of
 from ..training.session import LOOKS_ONLY, Session
@@ -180,7 +181,10 @@ def _measured(subject: Subject, session: Session, scratch: Path) -> dict[str, An
     if subject.to is not None:
         files.write_jsonl(subject.to / "pairs.jsonl", pair_rows(trainer, last))
         files.write_jsonl(subject.to / "samples.jsonl", samples)
-        files.write_json(subject.to / "evaluation.json", {"before": before, "after": after})
+        numbers = {"before": before, "after": after, "pair_sharing": trainer.pair_reading()}
+        files.write_json(subject.to / "evaluation.json", numbers)
+        if (subject.to / "recipe.json").exists():  # of a run, whose page shows these numbers
+            write_report(subject.to)
     return {
         "policy": str(subject.trained or (recipe.adapter.continue_from if recipe.adapter else recipe.model)),
         "reference": session.settings.reference if subject.trained else recipe.reference,

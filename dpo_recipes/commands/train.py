@@ -21,6 +21,7 @@ from ..progress import Stage, TrainingBar
 from ..recipe.origins import values_with_origins
 from ..recipe.recipe import QLoRA, Recipe
 from ..recipe.unusual import unusual_findings
+from ..run_page.page import write_report
 from ..runs import environment, files, folder
 from ..runs.full_memory import is_out_of_memory
 from ..runs.model_card import model_card
@@ -116,6 +117,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         before.update(truth_before)
         after.update(truth_after)
         _write_results(run, session, who, trainer.pair_reading(), before, after)
+        write_report(run.path)
 
     console.print(comparison_table(after["pairs"], compared(before, after)))
     if judge.observations:

@@ -44,7 +44,7 @@ def model_card(
         f"* Data: {_data(recipe, data)}.",
         f"* Loss: {', '.join(sorted(recipe.loss_names))}, beta {recipe.beta:g}.",
         f"* Training: {_training(recipe, settings)}.",
-        f"* Pairs: {_reading(reading)}.",
+        f"* Pairs: {reading_in_words(reading)}.",
         f"* Versions: {', '.join(f'{package} {version}' for package, version in versions.items())}.",
         "",
         f"## Held out: {pairs} pairs",
@@ -85,7 +85,7 @@ def _training(recipe: Recipe, settings: Settings) -> str:
     return text
 
 
-def _reading(reading: Mapping[str, Any]) -> str:
+def reading_in_words(reading: Mapping[str, Any]) -> str:
     """Whether each pair was read once, and how far that was measured to be from TRL's own forward."""
     if reading["read_once"]:
         return (

@@ -25,6 +25,7 @@ FILES = {
     "evaluation.json",
     "samples.jsonl",
     "pairs.jsonl",
+    "report.html",
     "checkpoints",
     "model",
 }
