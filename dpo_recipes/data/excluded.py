@@ -22,7 +22,7 @@ def as_text(key: int) -> str:
 
 
 def read_excluded(path: str) -> np.ndarray:
-    """The pair keys of a file, of type int64, each once. RecipeError for a file that names no pairs."""
+    """The pair keys of a file, of type int64, each once and sorted. RecipeError for a file that names no pairs."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise RecipeError(f"data.exclude: there is no file {path}. dpo-recipes check RECIPE --pairs writes one.")
@@ -32,8 +32,8 @@ def read_excluded(path: str) -> np.ndarray:
             keys.add(_key_of(line, f"data.exclude: {path}, line {number}"))
     if not keys:
         raise RecipeError(f"data.exclude: {path} names no pair. Leave data.exclude out.")
-    unsigned = np.array(sorted(keys), dtype=np.uint64)
-    return unsigned.view(np.int64)
+    unsigned = np.array(list(keys), dtype=np.uint64)
+    return np.sort(unsigned.view(np.int64))
 
 
 def _key_of(line: str, where: str) -> int:

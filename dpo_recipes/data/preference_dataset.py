@@ -10,6 +10,7 @@ from ..formats.messages import Row
 from ..recipe.recipe import Data
 from .excluded import read_excluded
 from .hold_out import contradictions, fingerprint, hold_out, near_duplicates, near_prompts, without_excluded
+from .keys import NO_KEYS, distinct
 from .parts import load_parts, one_kind_of_pairs, recognise_forms, refuse_idle_fields
 from .stream import streamed_pairs
 from .usable_pairs import several_notes, usable_pairs
@@ -54,14 +55,15 @@ def read(
         if held_out is None:
             raise _nothing_to_hold_out_of_a_stream()
         dropped: dict[str, Row] = {}
-        barred = set(held_out.prompt_keys.tolist())
-        excluded = set() if data.exclude is None else set(read_excluded(data.exclude).tolist())
-        stream = streamed_pairs(train_parts[0], data, seed, barred, excluded, dropped)
+        asked = distinct(held_out.keys("prompt_key"))
+        excluded = NO_KEYS if data.exclude is None else read_excluded(data.exclude)
+        stream = streamed_pairs(train_parts[0], data, seed, asked, excluded, dropped)
         report["train"] = {"split": data.train, "dropped": dropped}
         report["eval"] = {"split": str(data.eval), **held_out.counts}
-        return Read(stream, held_out.dataset, text, report)
+        return Read(stream, held_out.dataset(), text, report)
 
-    train = usable_pairs(train_parts, data, num_proc, seed, barred=None if held_out is None else held_out.prompt_keys)
+    barred = None if held_out is None else held_out.keys("prompt_key")
+    train = usable_pairs(train_parts, data, num_proc, seed, barred=barred)
     if all_held_out:
         held_out, eval_split = train, data.train
     elif held_out is None:
@@ -80,7 +82,7 @@ def read(
     report["near_prompts"] = near_prompts(train, held_out)
     if len(paths) > 1:
         report["sources"] = {part.path: part.form for part in (*train_parts, *eval_parts)}
-    return Read(train.dataset, held_out.dataset, text, report)
+    return Read(train.dataset(), held_out.dataset(), text, report)
 
 
 def _nothing_to_hold_out_of_a_stream() -> RecipeError:

@@ -5,11 +5,12 @@ Leans on TRL 1.16: how far its collator pads the rows of a batch, and what max_l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+
+from .batches import Tally, row_names
 
 NO_LIMIT = 2**60  # tokens: longer than any sequence, for max_length=None
 
@@ -29,21 +30,101 @@ class Figures:
     lost_text: np.ndarray  # 1 where the chat template leaves out or changes the text of a message, or the tools
     control_tokens: np.ndarray  # 1 where a control token stands in the text of a message, else 0
 
-    def select(self, pairs: np.ndarray) -> Figures:
-        """The figures of some pairs, by their numbers."""
-        return Figures(**{name: getattr(self, name)[pairs] for name in FIGURES})
+    def select(self, flags: np.ndarray) -> Figures:
+        """The figures of some pairs, by a flag for each."""
+        return Figures(**{name: getattr(self, name)[flags] for name in FIGURES})
 
 
 FIGURES = [field.name for field in fields(Figures)]
 
 
+def figures_of(table: Any) -> Figures:
+    """The figures in a pyarrow.Table."""
+    return Figures(**{name: table[name].to_numpy().astype(np.int64) for name in FIGURES})
+
+
+class Lengths:
+    """How many pairs have which length: few numbers, however many pairs there are."""
+
+    def __init__(self) -> None:
+        self.lengths = np.empty(0, dtype=np.int64)  # each that occurs, sorted
+        self.counts = np.empty(0, dtype=np.int64)
+
+    def add(self, lengths: np.ndarray) -> None:
+        new_lengths, new_counts = np.unique(lengths, return_counts=True)
+        every = np.concatenate([self.lengths, new_lengths])
+        self.lengths, places = np.unique(every, return_inverse=True)
+        weights = np.concatenate([self.counts, new_counts])
+        self.counts = np.bincount(places, weights=weights).astype(np.int64)
+
+    def nth_smallest(self, n: int) -> int:
+        """The length at place `n`, from 0 on, where all are sorted."""
+        return int(self.lengths[np.searchsorted(np.cumsum(self.counts), n, side="right")])
+
+    def quantiles(self) -> dict[str, int]:
+        """Lengths that are reached, not values between two of them."""
+        count = int(self.counts.sum())
+        shares = {"p50": 50, "p95": 95, "p99": 99, "max": 100}
+        return {name: self.nth_smallest(max(0, -(-count * share // 100) - 1)) for name, share in shares.items()}
+
+
+class Counts:
+    """What is counted of the tokenised pairs of a split, batch by batch."""
+
+    def __init__(self, max_length: int | None):
+        self.limit = max_length or NO_LIMIT
+        # Of every pair, before truncation
+        self.every_pair = 0
+        self.prompt, self.chosen, self.rejected, self.whole = Lengths(), Lengths(), Lengths(), Lengths()
+        # Of the pairs that are kept
+        self.pairs = 0
+        self.cut, self.cut_chosen, self.cut_rejected = Tally(), Tally(), Tally()
+        self.longer_chosen, self.equally_long = Tally(), Tally()
+        self.border, self.lost_text, self.control_tokens = Tally(), Tally(), Tally()
+        self.no_start, self.one_start, self.doubled_start = Tally(), Tally(), Tally()
+        self.no_end, self.repeated_end, self.wrong_end = Tally(), Tally(), Tally()
+        self.costs = Costs(max_length)
+
+    def add(self, every: Figures, numbers: np.ndarray, is_kept: np.ndarray) -> None:
+        """Count the pairs of these numbers, of which those with a flag are kept."""
+        self.every_pair += len(numbers)
+        self.prompt.add(every.prompt_tokens)
+        self.chosen.add(every.chosen_tokens)
+        self.rejected.add(every.rejected_tokens)
+        self.whole.add(every.prompt_tokens + np.maximum(every.chosen_tokens, every.rejected_tokens))
+
+        kept = every.select(is_kept)
+        numbers = numbers[is_kept]
+        self.pairs += len(numbers)
+        cut_chosen = kept.prompt_tokens + kept.chosen_tokens > self.limit
+        cut_rejected = kept.prompt_tokens + kept.rejected_tokens > self.limit
+        no_end = kept.fewest_ends == 0
+        repeated_end = kept.most_ends > 1
+        for tally, has_it in (
+            (self.cut, cut_chosen | cut_rejected),
+            (self.cut_chosen, cut_chosen),
+            (self.cut_rejected, cut_rejected),
+            (self.longer_chosen, kept.chosen_tokens > kept.rejected_tokens),
+            (self.equally_long, kept.chosen_tokens == kept.rejected_tokens),
+            (self.border, kept.left_out_tokens > 0),
+            (self.lost_text, kept.lost_text > 0),
+            (self.control_tokens, kept.control_tokens > 0),
+            (self.no_start, kept.start_tokens == 0),
+            (self.one_start, kept.start_tokens == 1),
+            (self.doubled_start, kept.start_tokens > 1),
+            (self.no_end, no_end),
+            (self.repeated_end, repeated_end),
+            (self.wrong_end, no_end | repeated_end),
+        ):
+            tally.add(numbers[has_it])
+        self.costs.add(kept.prompt_tokens, kept.chosen_tokens, kept.rejected_tokens)
+
+
 def split_report(
-    every: Figures,
-    kept: Figures,
-    rows: Sequence[str],
+    counts: Counts,
+    pairs: Any,
     *,
     dropped: dict[str, Any],
-    max_length: int | None,
     micro_batch_size: int,
     seed: int,
     adds_start_token: bool | None,
@@ -52,124 +133,88 @@ def split_report(
 ) -> dict[str, Any]:
     """The part of the data report that needs tokens, JSON-able.
 
-    `every`: figures of all pairs; `kept`: of those that are left, whose rows are named by `rows`; `dropped`: why the
-    others are not, reason -> {"count", "rows"}; `adds_start_token`: what the tokenizer does to plain text, None where
-    it has no start token; `border_example`: text that the first of the pairs in question leaves out;
-    `lost_example`: what the chat template loses of the first pair of which it loses something.
+    `counts` are of `pairs`, by whose numbers and names pairs are known; `dropped`: why others are not kept, reason ->
+    {"count", "rows"}; `adds_start_token`: what the tokenizer does to plain text, None where it has no start token;
+    `border_example`: text that the first of the pairs in question leaves out; `lost_example`: what the chat template
+    loses of the first pair of which it loses something.
     """
-    limit = max_length or NO_LIMIT
-    pairs = len(kept.prompt_tokens)
-    shares_of = max(pairs, 1)
-    whole_lengths = np.sort(every.prompt_tokens + np.maximum(every.chosen_tokens, every.rejected_tokens))
-
-    chosen_is_cut = kept.prompt_tokens + kept.chosen_tokens > limit
-    rejected_is_cut = kept.prompt_tokens + kept.rejected_tokens > limit
-    is_cut = chosen_is_cut | rejected_is_cut
-
-    chosen_is_longer = kept.chosen_tokens > kept.rejected_tokens
-    equally_long = kept.chosen_tokens == kept.rejected_tokens  # whoever picks the longer one guesses here
-
-    has_border = kept.left_out_tokens > 0
-    loses_text = kept.lost_text > 0
-    has_control_token = kept.control_tokens > 0
-    misses_end = kept.fewest_ends == 0
-    repeats_end = kept.most_ends > 1
-
+    shares_of = max(counts.pairs, 1)
+    equally_long = counts.equally_long.count  # whoever picks the longer one guesses here
     return {
-        "pairs": pairs,
+        "pairs": counts.pairs,
         "dropped": dropped,
         "tokens": {  # of all pairs, before truncation
-            "prompt": _quantiles(every.prompt_tokens),
-            "chosen": _quantiles(every.chosen_tokens),
-            "rejected": _quantiles(every.rejected_tokens),
+            "prompt": counts.prompt.quantiles(),
+            "chosen": counts.chosen.quantiles(),
+            "rejected": counts.rejected.quantiles(),
         },
         "truncated": {
-            "chosen": int(chosen_is_cut.sum()),
-            "rejected": int(rejected_is_cut.sum()),
-            "pairs": int(is_cut.sum()),
-            "rows": _first_rows(is_cut, rows),
+            "chosen": counts.cut_chosen.count,
+            "rejected": counts.cut_rejected.count,
+            "pairs": counts.cut.count,
+            "rows": row_names(pairs, counts.cut.first),
         },
-        "max_length_keeping_99": int(whole_lengths[-1 - len(whole_lengths) // 100]),  # of all pairs
-        "longer_chosen": float(chosen_is_longer.sum() / shares_of),
-        "pick_longer_accuracy": float((chosen_is_longer.sum() + equally_long.sum() / 2) / shares_of),
-        "border": {
-            "count": int(has_border.sum()),
-            "rows": _first_rows(has_border, rows),
-            "example": border_example,
-        },
-        "start_token": _start_token(kept.start_tokens, rows, adds_start_token),
-        "lost_text": {
-            "count": int(loses_text.sum()),
-            "rows": _first_rows(loses_text, rows),
-            "example": lost_example,
-        },
-        "special_tokens": {
-            "count": int(has_control_token.sum()),
-            "rows": _first_rows(has_control_token, rows),
-        },
+        "max_length_keeping_99": counts.whole.nth_smallest(counts.every_pair - 1 - counts.every_pair // 100),
+        "longer_chosen": counts.longer_chosen.count / shares_of,
+        "pick_longer_accuracy": (counts.longer_chosen.count + equally_long / 2) / shares_of,
+        "border": {**counts.border.counted(pairs), "example": border_example},
+        "start_token": _start_token(counts, pairs, adds_start_token),
+        "lost_text": {**counts.lost_text.counted(pairs), "example": lost_example},
+        "special_tokens": counts.control_tokens.counted(pairs),
         "end_token": {
-            "missing": int(misses_end.sum()),
-            "repeated": int(repeats_end.sum()),
-            "pairs": int((misses_end | repeats_end).sum()),
-            "rows": _first_rows(misses_end | repeats_end, rows),
+            "missing": counts.no_end.count,
+            "repeated": counts.repeated_end.count,
+            "pairs": counts.wrong_end.count,
+            "rows": row_names(pairs, counts.wrong_end.first),
         },
-        **costs(kept.prompt_tokens, kept.chosen_tokens, kept.rejected_tokens, micro_batch_size, max_length, seed),
+        **counts.costs.of_an_epoch(micro_batch_size, seed),
     }
 
 
-def _quantiles(lengths: np.ndarray) -> dict[str, int]:
-    """Lengths that are reached, not values between two of them."""
-    p50, p95, p99, longest = np.percentile(lengths, (50, 95, 99, 100), method="inverted_cdf")
-    return {"p50": int(p50), "p95": int(p95), "p99": int(p99), "max": int(longest)}
-
-
-def _first_rows(flags: np.ndarray, rows: Sequence[str]) -> list[str]:
-    """The names of the first three rows that have the flag."""
-    return [rows[int(pair)] for pair in np.flatnonzero(flags)[:3]]
-
-
-def _start_token(start_tokens: np.ndarray, rows: Sequence[str], adds_start_token: bool | None) -> dict[str, Any]:
+def _start_token(counts: Counts, pairs: Any, adds_start_token: bool | None) -> dict[str, Any]:
     """How many pairs start with no, one and more start tokens; nothing where the tokenizer has none."""
     if adds_start_token is None:
         return {"none": None, "one": None, "doubled": None, "rows": None, "wanted": False}
     return {
-        "none": int((start_tokens == 0).sum()),
-        "one": int((start_tokens == 1).sum()),
-        "doubled": int((start_tokens > 1).sum()),
-        "rows": _first_rows(start_tokens > 1, rows),
+        "none": counts.no_start.count,
+        "one": counts.one_start.count,
+        "doubled": counts.doubled_start.count,
+        "rows": row_names(pairs, counts.doubled_start.first),
         "wanted": adds_start_token,
     }
 
 
-def costs(
-    prompt: np.ndarray,
-    chosen: np.ndarray,
-    rejected: np.ndarray,
-    micro_batch_size: int,
-    max_length: int | None,
-    seed: int,
-) -> dict[str, int]:
-    """Tokens of an epoch after truncation, from arrays of lengths.
+class Costs:
+    """The tokens that pairs cost after truncation. Of each pair one length is kept: 4 bytes."""
 
-    `padded_tokens`: as TRL reads them, two rows a pair, each as long as the longest of its random micro-batch;
-    `real_tokens`: without padding; `shared_tokens`: with a pair's prompt read once.
-    """
-    limit = max_length or NO_LIMIT
-    chosen_row = np.minimum(prompt + chosen, limit)
-    rejected_row = np.minimum(prompt + rejected, limit)
-    real_tokens = int(chosen_row.sum() + rejected_row.sum())
-    prompt_tokens = int(np.minimum(prompt, limit).sum())
+    def __init__(self, max_length: int | None):
+        self.limit = max_length or NO_LIMIT
+        self.real_tokens = 0
+        self.prompt_tokens = 0
+        self.longer_rows: list[np.ndarray] = []
 
-    padded_tokens = 0
-    if len(prompt):
-        longer_row = np.random.default_rng(seed).permutation(np.maximum(chosen_row, rejected_row))
-        batch_starts = np.arange(0, len(prompt), micro_batch_size)
-        pairs_of_batch = np.diff(batch_starts, append=len(prompt))
-        longest_of_batch = np.maximum.reduceat(longer_row, batch_starts)
-        padded_tokens = int(2 * longest_of_batch @ pairs_of_batch)
+    def add(self, prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> None:
+        """Count pairs of these lengths."""
+        chosen_row = np.minimum(prompt + chosen, self.limit)
+        rejected_row = np.minimum(prompt + rejected, self.limit)
+        self.real_tokens += int(chosen_row.sum() + rejected_row.sum())
+        self.prompt_tokens += int(np.minimum(prompt, self.limit).sum())
+        self.longer_rows.append(np.maximum(chosen_row, rejected_row).astype(np.int32))
 
-    return {
-        "padded_tokens": padded_tokens,
-        "real_tokens": real_tokens,
-        "shared_tokens": real_tokens - prompt_tokens,
-    }
+    def of_an_epoch(self, micro_batch_size: int, seed: int) -> dict[str, int]:
+        """`padded_tokens`: as TRL reads them, two rows a pair, each as long as the longest of its random micro-batch;
+        `real_tokens`: without padding; `shared_tokens`: with a pair's prompt read once.
+        """
+        longer_row = np.concatenate([np.empty(0, np.int32), *self.longer_rows])
+        np.random.default_rng(seed).shuffle(longer_row)
+        in_whole_batches = len(longer_row) // micro_batch_size * micro_batch_size
+        longest = longer_row[:in_whole_batches].reshape(-1, micro_batch_size).max(axis=1)
+        padded_tokens = 2 * micro_batch_size * int(longest.sum(dtype=np.int64))
+        last_batch = longer_row[in_whole_batches:]
+        if len(last_batch):
+            padded_tokens += 2 * len(last_batch) * int(last_batch.max())
+        return {
+            "padded_tokens": padded_tokens,
+            "real_tokens": self.real_tokens,
+            "shared_tokens": self.real_tokens - self.prompt_tokens,
+        }

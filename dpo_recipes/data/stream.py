@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..errors import RecipeError
 from ..formats.messages import Row
 from ..recipe.recipe import Data
 from .drop_reasons import EXCLUDED, HARMLESS, IN_EVALUATION, count_drop
 from .explicit_rows import USED_UP, reading_arguments
+from .keys import is_among
 from .parts import Part
 from .read_row import read_rows
 
 
 def streamed_pairs(
-    part: Part, data: Data, seed: int, barred: set[int], excluded: set[int], dropped: dict[str, Row]
+    part: Part, data: Data, seed: int, barred: np.ndarray, excluded: np.ndarray, dropped: dict[str, Row]
 ) -> Any:
-    """The pairs of a stream as they are read, none with a prompt of `barred` or a pair of `excluded`, which are keys.
+    """The pairs of a stream as they are read, none with a prompt of `barred` or a pair of `excluded`, which are keys,
+    sorted.
 
     What is dropped is counted in `dropped`, in every epoch again, and not where a data loader reads in processes of
     its own.
@@ -32,9 +36,9 @@ def streamed_pairs(
         last_number = row["number"]
         seen += 1
         reason = row["dropped"]
-        if not reason and row["prompt_key"] in barred:
+        if not reason and is_among(row["prompt_key"], barred):
             reason = IN_EVALUATION
-        if not reason and row["pair_key"] in excluded:
+        if not reason and is_among(row["pair_key"], excluded):
             reason = EXCLUDED
         if not reason:
             return True

@@ -18,8 +18,9 @@ import numpy as np
 
 from ..errors import RecipeError
 from ..runs.source_hash import source_hash
-from .drop_reasons import count_drop
-from .report import FIGURES, NO_LIMIT, Figures, split_report
+from .batches import Tally, batches, kept_pairs
+from .drop_reasons import count_drop, count_drops
+from .report import FIGURES, NO_LIMIT, Counts, Figures, figures_of, split_report
 from .template_trial import lost_text
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -28,8 +29,9 @@ IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 PROMPT_FILLS = "prompt fills max_length"
 SAME_WHEN_CUT = "identical after truncation"
 SAME_WHEN_RENDERED = "identical after the chat template"
-REFUSED = "the chat template refuses it"
 LOSES_END = "truncated: a side loses its end token"
+DROP_REASONS = ("", PROMPT_FILLS, SAME_WHEN_CUT, SAME_WHEN_RENDERED, LOSES_END)
+REFUSED = "the chat template refuses it"
 
 ROWS_OF_A_STREAM = 20  # after which it is clear that a template refuses them all
 
@@ -73,42 +75,49 @@ def prepare(
         return stream, {"dropped": dropped}
 
     tokenized = _tokenize_stored(pairs, how_to_tokenize, num_proc, description=f"Tokenizing {split} pairs")
-    tokenized = _without_refused(tokenized, dropped)
-    figures = Figures(**tokenized.select_columns(FIGURES).with_format("numpy")[:])
-    kept = _pairs_to_keep(figures, tokenized["row"], max_length, drop_truncated, dropped)
-    if len(kept) < len(tokenized):
-        tokenized = tokenized.select(kept)
-    tokenized = tokenized.remove_columns(FIGURES)
-
-    kept_figures = figures.select(kept)
+    is_kept, counts = _keep_and_count(tokenized, max_length, drop_truncated, dropped)
     part = split_report(
-        figures,
-        kept_figures,
-        tokenized["row"],
+        counts,
+        tokenized,
         dropped=dropped,
-        max_length=max_length,
         micro_batch_size=micro_batch_size,
         seed=seed,
         adds_start_token=_adds_start_token(tokenizer),
-        border_example=_left_out_text(tokenized, kept_figures, tokenizer, text),
-        lost_example=_first_lost_text(tokenized, kept_figures, tokenizer),
+        border_example=_left_out_text(tokenized, counts.border, tokenizer, text),
+        lost_example=_first_lost_text(tokenized, counts.lost_text, tokenizer),
     )
-    return tokenized, part
+    return kept_pairs(tokenized, is_kept).remove_columns([*FIGURES, "refusal"]), part
 
 
-def _without_refused(tokenized: Any, dropped: dict[str, Any]) -> Any:
-    """The pairs that the chat template renders; the others are counted in `dropped`."""
-    refusals = tokenized["refusal"][:]
-    refused = [pair for pair, refusal in enumerate(refusals) if refusal]
-    if refused and len(refused) == len(tokenized):
-        raise _refuses_every_row(refusals[0])
-    tokenized = tokenized.remove_columns("refusal")
-    if not refused:
-        return tokenized
+def _keep_and_count(
+    tokenized: Any, max_length: int | None, drop_truncated: bool, dropped: dict[str, Any]
+) -> tuple[np.ndarray, Counts]:
+    """(which pairs can teach something, a flag for each; what is counted of those that the chat template renders).
 
-    for pair in refused:
-        count_drop(dropped, refusals[pair], tokenized[pair]["row"])
-    return tokenized.select([pair for pair, refusal in enumerate(refusals) if not refusal])
+    The others are counted in `dropped`.
+    """
+    is_kept = np.zeros(len(tokenized), dtype=bool)
+    counts = Counts(max_length)
+    drops: dict[str, Tally] = {}
+    for first, table in batches(tokenized, [*FIGURES, "refusal"]):
+        refusals = np.array(table["refusal"].to_pylist(), dtype=object)
+        is_rendered = refusals == ""
+        for place in np.flatnonzero(~is_rendered):
+            drops.setdefault(refusals[place], Tally()).add(first + np.array([place]))
+
+        numbers = first + np.flatnonzero(is_rendered)
+        figures = figures_of(table).select(is_rendered)
+        reasons = _drop_reasons(figures, max_length, drop_truncated)
+        for place in np.unique(reasons[reasons > 0]):
+            drops.setdefault(DROP_REASONS[place], Tally()).add(numbers[reasons == place])
+        is_kept[numbers[reasons == 0]] = True
+        counts.add(figures, numbers, reasons == 0)
+
+    if drops and not counts.every_pair:
+        raise _refuses_every_row(next(iter(drops)))
+    for reason, tally in drops.items():
+        count_drops(dropped, reason, tally.counted(tokenized))
+    return is_kept, counts
 
 
 def _refuses_every_row(refusal: str) -> RecipeError:
@@ -159,23 +168,21 @@ def _adds_start_token(tokenizer: Any) -> bool | None:
     return tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
-def _left_out_text(pairs: Any, figures: Figures, tokenizer: Any, text: bool) -> str | None:
+def _left_out_text(pairs: Any, changed: Tally, tokenizer: Any, text: bool) -> str | None:
     """The end of the first prompt that changes when an answer follows, or None where there is no such prompt."""
-    pairs_in_question = np.flatnonzero(figures.left_out_tokens)
-    if not len(pairs_in_question):
+    if not changed.first:
         return None
-    first = pairs_in_question[0]
-    rendered, _ = _render(pairs.select([first])[:], tokenizer, text)
+    rows = pairs.select(changed.first[:1])[:]
+    rendered, _ = _render(rows, tokenizer, text)
     [prompt_alone], _, _ = _sequences(rendered, tokenizer, text)
-    return tokenizer.decode(prompt_alone[figures.prompt_tokens[first] :])[:200]
+    return tokenizer.decode(prompt_alone[rows["prompt_tokens"][0] :])[:200]
 
 
-def _first_lost_text(pairs: Any, figures: Figures, tokenizer: Any) -> str | None:
+def _first_lost_text(pairs: Any, losing: Tally, tokenizer: Any) -> str | None:
     """What the chat template leaves out of the first pair of which it loses something, with the role that says it."""
-    pairs_in_question = np.flatnonzero(figures.lost_text)
-    if not len(pairs_in_question):
+    if not losing.first:
         return None
-    row = pairs[int(pairs_in_question[0])]
+    row = pairs[losing.first[0]]
     return lost_text(row, _rendered_strings(row, tokenizer))
 
 
@@ -204,7 +211,10 @@ def _stream(
         count_drop(dropped, refusal, batch["row"][0])
         return {name: [] for name in (*batch, *IDS, "length")}
     figures = Figures(**{name: np.asarray(tokenized.pop(name)) for name in FIGURES})
-    kept = _pairs_to_keep(figures, batch["row"], max_length, drop_truncated, dropped)
+    reasons = _drop_reasons(figures, max_length, drop_truncated)
+    for pair in np.flatnonzero(reasons):
+        count_drop(dropped, DROP_REASONS[reasons[pair]], batch["row"][pair])
+    kept = np.flatnonzero(reasons == 0)
     columns = {**batch, **tokenized}
     return {name: [column[pair] for pair in kept] for name, column in columns.items()}
 
@@ -350,10 +360,8 @@ def _hold_control_token(messages: list[dict[str, Any]], control_tokens: list[str
 # -------------------------------------------------------------------------------------------------- drops and the cache
 
 
-def _pairs_to_keep(
-    figures: Figures, rows: Any, max_length: int | None, drop_truncated: bool, dropped: dict[str, Any]
-) -> np.ndarray:
-    """The numbers of the pairs that stay where max_length cuts the end of a side; others are counted in `dropped`."""
+def _drop_reasons(figures: Figures, max_length: int | None, drop_truncated: bool) -> np.ndarray:
+    """Of each pair the place in DROP_REASONS: 0 for those that stay where max_length cuts the end of a side."""
     room = (max_length or NO_LIMIT) - figures.prompt_tokens  # for a completion
     chosen = np.minimum(figures.chosen_tokens, room)
     rejected = np.minimum(figures.rejected_tokens, room)
@@ -361,14 +369,13 @@ def _pairs_to_keep(
     are_identical = (chosen == rejected) & (figures.common_tokens >= chosen)
 
     # The first condition that holds says why.
-    reasons = np.select(
-        [room <= 0, are_identical & is_cut, are_identical, is_cut & drop_truncated],
-        [PROMPT_FILLS, SAME_WHEN_CUT, SAME_WHEN_RENDERED, LOSES_END],
-        default="",
-    )
-    for pair in np.flatnonzero(reasons != ""):
-        count_drop(dropped, str(reasons[pair]), rows[int(pair)])
-    return np.flatnonzero(reasons == "")
+    conditions = {
+        PROMPT_FILLS: room <= 0,
+        SAME_WHEN_CUT: are_identical & is_cut,
+        SAME_WHEN_RENDERED: are_identical,
+        LOSES_END: is_cut & drop_truncated,
+    }
+    return np.select(list(conditions.values()), [DROP_REASONS.index(reason) for reason in conditions], default=0)
 
 
 def _key(pairs: Any, tokenizer: Any, text: bool, ends: set[int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,55 +14,76 @@ from ..formats.pair_weights import WEIGHT
 from ..formats.readers import PASSED_ON
 from ..formats.rendered import ADVICE, RENDERED_BEFORE
 from ..recipe.recipe import Data
+from .batches import Tally, batches, counted, kept_pairs
 from .drop_reasons import DUPLICATE, HARMLESS, IN_EVALUATION, OUTSIDE_SHARE
 from .explicit_rows import USED_UP, explicit_rows
+from .keys import Keys, also_in, nth_smallest, repeated
 from .parts import Part, refuse_idle_field
-from .read_row import KEYS, NEAR, ODD, OF_ROW, SEVERAL_REPLIES, SEVERAL_TURNS
+from .read_row import SEVERAL_REPLIES, SEVERAL_TURNS
 
 ENOUGH_PAIRS = 20  # of fewer, two may well have the same side
-CONSTANT_ABOVE = 0.5  # share of pairs with the very same side
+CONSTANT_ABOVE = 0.5  # share of pairs with the very same side; a smaller one has not to be in the middle of all
 
 
-@dataclass
 class _Rows:
-    """The rows of several parts as pairs, each with the reason to drop it; the arrays have one entry a row."""
+    """The rows of several parts as pairs, each with the reason to drop it. All but that lies on the disk."""
 
-    pairs: Any  # datasets.Dataset: the pair, PASSED_ON, KEYS, the row's name, why it is dropped and what was found
-    drop_reasons: np.ndarray  # of str, "" for a pair that stays
-    prompt_keys: np.ndarray
-    pair_keys: np.ndarray
-    swapped_keys: np.ndarray
-    near: dict[str, np.ndarray]  # NEAR
-    odd: dict[str, np.ndarray]  # ODD
-    of_row: dict[str, np.ndarray]  # OF_ROW
-    weights: np.ndarray
+    def __init__(self, pairs: Any):
+        """`pairs`: a datasets.Dataset with the pair, PASSED_ON, KEYS, NEAR, ODD, OF_ROW, WEIGHT, the row's name, why it
+        is dropped and what was found.
+        """
+        self.pairs = pairs
+        self.reasons = [""]  # "" for a pair that stays
+        self.reason_of = np.zeros(len(pairs), dtype=np.int32)  # of each row, the place in `reasons`
+        for first, table in batches(pairs, ["dropped"]):
+            reasons = table["dropped"].combine_chunks().dictionary_encode()  # few reasons of many rows
+            places = np.array([self._place(reason) for reason in reasons.dictionary.to_pylist()], dtype=np.int32)
+            self.reason_of[first : first + table.num_rows] = places[reasons.indices.to_numpy()]
+
+    def _place(self, reason: str) -> int:
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        return self.reasons.index(reason)
+
+    def drop(self, flags: np.ndarray, reason: str) -> None:
+        """Drop the rows with a flag that stay so far."""
+        self.reason_of[flags & self.stays] = self._place(reason)
+
+    @property
+    def stays(self) -> np.ndarray:
+        return self.reason_of == 0
+
+    def keys(self, column: str) -> Keys:
+        """A column of hashes, of the pairs that stay."""
+        return Keys(self.pairs, column, self.stays)
 
 
 @dataclass
 class Pairs:
-    """The usable pairs of one side; the arrays have one entry a pair."""
+    """The usable pairs of one side."""
 
-    dataset: Any  # datasets.Dataset
-    prompt_keys: np.ndarray
-    pair_keys: np.ndarray
-    swapped_keys: np.ndarray
-    near: dict[str, np.ndarray]  # NEAR
+    rows: Any  # datasets.Dataset: every row that was read, with KEYS and NEAR
+    is_used: np.ndarray  # of bool, one a row: whether the pair is one of these
+    left_out: list[str]  # columns that nothing reads any more
     counts: dict[str, Any]  # for the report: rows, kept, dropped
 
-    def select(self, chosen: np.ndarray) -> Pairs:
-        """Some of the pairs, by a flag for each; the counts stay those of all."""
-        return Pairs(
-            self.dataset.select(np.flatnonzero(chosen)),
-            self.prompt_keys[chosen],
-            self.pair_keys[chosen],
-            self.swapped_keys[chosen],
-            {name: keys[chosen] for name, keys in self.near.items()},
-            self.counts,
-        )
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self.is_used))
+
+    def select(self, flags: np.ndarray) -> Pairs:
+        """Those of the pairs whose row has a flag; the counts stay those of all."""
+        return replace(self, is_used=self.is_used & flags)
+
+    def keys(self, column: str) -> Keys:
+        return Keys(self.rows, column, self.is_used)
+
+    def dataset(self) -> Any:
+        """The pairs alone, as a datasets.Dataset."""
+        return kept_pairs(self.rows, self.is_used).remove_columns(self.left_out)
 
 
 def usable_pairs(
-    parts: list[Part], data: Data, num_proc: int | None, seed: int, *, barred: np.ndarray | None = None
+    parts: list[Part], data: Data, num_proc: int | None, seed: int, *, barred: Keys | None = None
 ) -> Pairs:
     """The usable pairs of the parts, each once and none with a prompt of `barred`, which are prompt keys.
 
@@ -72,32 +93,24 @@ def usable_pairs(
     for part, (first, end) in zip(parts, bounds, strict=True):
         _refuse_too_many_drops(rows, first, end, part, data)
         _drop_outside_share(rows, first, end, part.share)
-    _drop_duplicates(rows)
+    rows.drop(repeated(rows.keys("pair_key")), DUPLICATE)
     if barred is not None:
-        has_barred_prompt = np.isin(rows.prompt_keys, barred)
-        rows.drop_reasons[has_barred_prompt & (rows.drop_reasons == "")] = IN_EVALUATION
+        rows.drop(also_in(rows.keys("prompt_key"), barred), IN_EVALUATION)
 
-    kept = np.flatnonzero(rows.drop_reasons == "")
-    if not len(kept):
+    stays = rows.stays
+    if not stays.any():
         raise RecipeError(f"{parts[0].where}: no pair is left: the evaluation pairs have all the prompts. Use others.")
     columns = [*USED_UP, *_empty_columns(rows, parts)]
-    if (rows.weights[kept] == 1).all():
+    if _all_weigh_one(rows, stays):
         columns.append(WEIGHT)
-    counts = _counts(rows, 0, len(rows.drop_reasons))
-    oddities = _oddities(rows, kept)
+    counts = _counts(rows, 0, len(stays))
+    oddities = _oddities(rows, stays)
     if oddities:
         counts["oddities"] = oddities
-    several = _several(rows)
+    several = _several(rows, stays)
     if several:
         counts["several"] = several
-    return Pairs(
-        rows.pairs.remove_columns(columns).select(kept),
-        rows.prompt_keys[kept],
-        rows.pair_keys[kept],
-        rows.swapped_keys[kept],
-        {name: keys[kept] for name, keys in rows.near.items()},
-        counts,
-    )
+    return Pairs(rows.pairs, stays, columns, counts)
 
 
 def _rows_of_parts(
@@ -112,23 +125,7 @@ def _rows_of_parts(
     for pairs in explicit:
         bounds.append((end, end + len(pairs)))
         end += len(pairs)
-
-    pairs = datasets.concatenate_datasets(explicit)
-    table = pairs.select_columns(["dropped", *KEYS, *NEAR, *ODD, *OF_ROW, WEIGHT]).with_format("arrow")[:]
-    reasons = table["dropped"].combine_chunks().dictionary_encode()  # few reasons of many rows
-    drop_reasons = np.array(reasons.dictionary.to_pylist(), dtype=object)[reasons.indices.to_numpy()]
-    rows = _Rows(
-        pairs,
-        drop_reasons,
-        prompt_keys=table["prompt_key"].to_numpy(),
-        pair_keys=table["pair_key"].to_numpy(),
-        swapped_keys=table["swapped_key"].to_numpy(),
-        near={name: table[name].to_numpy() for name in NEAR},
-        odd={name: table[name].to_numpy() for name in ODD},
-        of_row={name: table[name].to_numpy() for name in OF_ROW},
-        weights=table[WEIGHT].to_numpy(),
-    )
-    return rows, bounds
+    return _Rows(datasets.concatenate_datasets(explicit)), bounds
 
 
 def _refuse_too_many_drops(rows: _Rows, first: int, end: int, part: Part, data: Data) -> None:
@@ -143,7 +140,7 @@ def _refuse_too_many_drops(rows: _Rows, first: int, end: int, part: Part, data: 
 
     details = []
     for reason, drop in counts["dropped"].items():
-        number = first + int(np.flatnonzero(rows.drop_reasons[first:end] == reason)[0])
+        number = first + int((rows.reason_of[first:end] == rows.reasons.index(reason)).argmax())
         found = rows.pairs.select_columns("found")[number]["found"]
         example = f": {found}" if found else ""
         details.append(f"{reason}: {drop['count']} (rows {', '.join(drop['rows'])} ...{example})")
@@ -163,80 +160,119 @@ def _counts(rows: _Rows, first: int, end: int) -> dict[str, Any]:
     """What became of some rows: how many there are, how many pairs they make where these are more, how many of them
     stay, and why the others are dropped.
     """
-    drop_reasons = rows.drop_reasons[first:end]
-    dropped = {}
-    for reason in dict.fromkeys(drop_reasons):  # in the order in which they occur
-        if reason:
-            numbers = first + np.flatnonzero(drop_reasons == reason)
-            names = rows.pairs.select_columns("row")[numbers[:3]]["row"]
-            dropped[reason] = {"count": len(numbers), "rows": names}
-    of_row = rows.of_row["number"][first:end]
-    counts: dict[str, Any] = {"rows": int((np.diff(of_row, prepend=-1) != 0).sum())}
+    reason_of = rows.reason_of[first:end]
+    pairs = rows.pairs.select(range(first, end))
+    drops = {}
+    for place in np.flatnonzero(np.bincount(reason_of)).tolist():
+        if place:
+            flags = reason_of == place
+            drops[int(flags.argmax())] = (rows.reasons[place], counted(pairs, flags))
+    dropped = dict(drops[number] for number in sorted(drops))  # in the order in which they occur
+
+    counts: dict[str, Any] = {"rows": _raw_rows(pairs)}
     if counts["rows"] < end - first:
         counts["pairs_made"] = end - first
-    return {**counts, "kept": int((drop_reasons == "").sum()), "dropped": dropped}
+    return {**counts, "kept": int(np.count_nonzero(reason_of == 0)), "dropped": dropped}
+
+
+def _raw_rows(pairs: Any) -> int:
+    """Of how many raw rows the pairs are; those of one row stand together."""
+    count = 0
+    last = -1
+    for _, table in batches(pairs, ["number"]):
+        numbers = table["number"].to_numpy()
+        count += int(np.count_nonzero(np.diff(numbers, prepend=last)))
+        last = int(numbers[-1])
+    return count
 
 
 def _drop_outside_share(rows: _Rows, first: int, end: int, share: float) -> None:
     """Of a part's pairs keep the share with the smallest hashes: as good as drawn by lot, and the same everywhere."""
-    usable = first + np.flatnonzero(rows.drop_reasons[first:end] == "")
-    by_key = usable[np.argsort(rows.pair_keys[usable], kind="stable")]
-    wanted = max(1, round(share * len(usable)))
-    rows.drop_reasons[by_key[wanted:]] = OUTSIDE_SHARE
+    of_part = rows.stays
+    of_part[:first] = False
+    of_part[end:] = False
+    keys = Keys(rows.pairs, "pair_key", of_part)
+    wanted = max(1, round(share * len(keys)))
+    if wanted >= len(keys):
+        return
 
-
-def _drop_duplicates(rows: _Rows) -> None:
-    """Of pairs that are equal in every part keep the first."""
-    usable = np.flatnonzero(rows.drop_reasons == "")
-    _, first_of_each = np.unique(rows.pair_keys[usable], return_index=True)
-    rows.drop_reasons[np.delete(usable, first_of_each)] = DUPLICATE
+    last_wanted = nth_smallest(keys, wanted - 1)
+    is_outside = np.zeros_like(of_part)
+    still_wanted = wanted - sum(int(np.count_nonzero(values < last_wanted)) for _, values in keys.batches())
+    for numbers, values in keys.batches():
+        is_outside[numbers[values > last_wanted]] = True
+        last_ones = numbers[values == last_wanted]  # more than one where a pair stands there twice
+        is_outside[last_ones[still_wanted:]] = True
+        still_wanted = max(0, still_wanted - len(last_ones))
+    rows.drop(is_outside, OUTSIDE_SHARE)
 
 
 def _empty_columns(rows: _Rows, parts: list[Part]) -> list[str]:
     """The columns of PASSED_ON in which no row has anything, and all of them for text, which no template reads."""
     if parts[0].form == "text":
         return list(PASSED_ON)
-    table = rows.pairs.select_columns(list(PASSED_ON)).with_format("arrow")[:]
-    empty = []
-    for name in PASSED_ON:
-        values: set[str | None] = set()
-        for chunk in table[name].chunks:
-            values.update(chunk.storage.unique().to_pylist())
-        if values <= {None, "{}"}:
-            empty.append(name)
-    return empty
+    return [name for name in PASSED_ON if _is_empty(rows.pairs, name)]
 
 
-def _oddities(rows: _Rows, kept: np.ndarray) -> dict[str, Any]:
+def _is_empty(pairs: Any, column: str) -> bool:
+    """Whether a column of JSON has nothing in any row."""
+    for _, table in batches(pairs, [column]):
+        for chunk in table[column].chunks:
+            if not {None, "{}"}.issuperset(chunk.storage.unique().to_pylist()):
+                return False
+    return True
+
+
+def _all_weigh_one(rows: _Rows, stays: np.ndarray) -> bool:
+    for first, table in batches(rows.pairs, [WEIGHT]):
+        weights = table[WEIGHT].to_numpy()
+        if (weights[stays[first : first + len(weights)]] != 1).any():
+            return False
+    return True
+
+
+def _oddities(rows: _Rows, stays: np.ndarray) -> dict[str, Any]:
     """What is odd about some pairs, whether or not it is said: name -> {"share", "count", "rows"}."""
-    having: dict[str, np.ndarray] = {}
-    for place, name in enumerate(ODDITIES):
-        has_it = (rows.odd["odd_bits"][kept] >> place) & 1 == 1
-        if has_it.any():
-            having[name] = has_it
-    if len(kept) >= ENOUGH_PAIRS:
-        for side in ("chosen", "rejected"):
-            keys, counts = np.unique(rows.odd[f"{side}_key"][kept], return_counts=True)
-            if counts.max() > CONSTANT_ABOVE * len(kept):
-                having[f"constant {side}"] = rows.odd[f"{side}_key"][kept] == keys[counts.argmax()]
+    tallies = {name: Tally() for name in ODDITIES}
+    for first, table in batches(rows.pairs, ["odd_bits"]):
+        numbers = first + np.flatnonzero(stays[first : first + table.num_rows])
+        odd_bits = table["odd_bits"].to_numpy()[numbers - first]
+        for place, name in enumerate(ODDITIES):
+            tallies[name].add(numbers[(odd_bits >> place) & 1 == 1])
 
+    pairs = int(np.count_nonzero(stays))
+    if pairs >= ENOUGH_PAIRS:
+        for side in ("chosen", "rejected"):
+            tallies[f"constant {side}"] = _constant_side(rows.keys(f"{side}_key"))
     oddities = {}
-    for name, has_it in having.items():
-        names = rows.pairs.select_columns("row")[kept[has_it][:3]]["row"]
-        oddities[name] = {"share": float(has_it.mean()), "count": int(has_it.sum()), "rows": names}
+    for name, tally in tallies.items():
+        if tally.count:
+            oddities[name] = {"share": tally.count / pairs, **tally.counted(rows.pairs)}
     return oddities
 
 
-def _several(rows: _Rows) -> dict[str, dict[str, int]]:
+def _constant_side(keys: Keys) -> Tally:
+    """The pairs that have the same side as most others, if most have one."""
+    tally = Tally()
+    most = nth_smallest(keys, len(keys) // 2)  # what more than half have stands in the middle, too
+    for numbers, values in keys.batches():
+        tally.add(numbers[values == most])
+    return tally if tally.count > CONSTANT_ABOVE * len(keys) else Tally()
+
+
+def _several(rows: _Rows, stays: np.ndarray) -> dict[str, dict[str, int]]:
     """How many rows have several replies and several turns, where any has, and how many pairs were made of them."""
-    is_new_row = np.diff(rows.of_row["number"], prepend=-1) != 0
-    counts: dict[str, dict[str, int]] = {}
-    for name, flag in (("replies", SEVERAL_REPLIES), ("turns", SEVERAL_TURNS)):
-        has_several = rows.of_row["several"] & flag > 0
-        is_pair = has_several & (rows.drop_reasons == "")
-        if has_several.any():
-            counts[name] = {"rows": int((has_several & is_new_row).sum()), "pairs": int(is_pair.sum())}
-    return counts
+    counts = {"replies": {"rows": 0, "pairs": 0}, "turns": {"rows": 0, "pairs": 0}}
+    last = -1
+    for first, table in batches(rows.pairs, ["number", "several"]):
+        numbers = table["number"].to_numpy()
+        is_new_row = np.diff(numbers, prepend=last) != 0
+        last = int(numbers[-1])
+        for name, flag in (("replies", SEVERAL_REPLIES), ("turns", SEVERAL_TURNS)):
+            has_several = table["several"].to_numpy() & flag > 0
+            counts[name]["rows"] += int(np.count_nonzero(has_several & is_new_row))
+            counts[name]["pairs"] += int(np.count_nonzero(has_several & stays[first : first + len(numbers)]))
+    return {name: count for name, count in counts.items() if count["rows"]}
 
 
 def several_notes(counts: dict[str, Any], data: Data, name: str) -> list[str]:

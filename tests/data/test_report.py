@@ -9,7 +9,7 @@ import pytest
 from making import CHATML, make_pairs, make_text_pairs, make_tokenizer, tokenize_pairs
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from dpo_recipes.data.report import costs
+from dpo_recipes.data.report import Costs, Lengths
 from dpo_recipes.data.tokenize import IDS
 
 
@@ -60,16 +60,29 @@ def test_costs_are_what_trls_collator_makes(max_length):
     for start in range(0, len(pairs), 4):
         batches.append(collate([pairs[number] for number in order[start : start + 4]]))
 
-    cost = costs(prompt, chosen, rejected, micro_batch_size=4, max_length=max_length, seed=5)
+    costs = Costs(max_length)
+    for part in (slice(0, 9), slice(9, None)):  # as they come, some at a time
+        costs.add(prompt[part], chosen[part], rejected[part])
+    cost = costs.of_an_epoch(micro_batch_size=4, seed=5)
     assert cost["padded_tokens"] == sum(batch["input_ids"].numel() for batch in batches)
     assert cost["real_tokens"] == sum(int(batch["attention_mask"].sum()) for batch in batches)
     assert cost["shared_tokens"] == cost["real_tokens"] - prompt.sum()
 
 
 def test_no_pairs_cost_nothing():
-    nothing = np.array([], int)
-    cost = costs(nothing, nothing, nothing, micro_batch_size=4, max_length=None, seed=0)
+    cost = Costs(max_length=None).of_an_epoch(micro_batch_size=4, seed=0)
     assert cost == {"padded_tokens": 0, "real_tokens": 0, "shared_tokens": 0}
+
+
+@pytest.mark.parametrize("count", [1, 2, 19, 20, 100, 101, 777])
+def test_quantiles_of_counted_lengths_are_those_of_all_of_them(count):
+    every = np.random.default_rng(count).integers(1, 60, count)
+    lengths = Lengths()
+    for part in np.array_split(every, 5):
+        lengths.add(part)
+    wanted = np.percentile(every, (50, 95, 99, 100), method="inverted_cdf").astype(int).tolist()
+    assert list(lengths.quantiles().values()) == wanted
+    assert [lengths.nth_smallest(n) for n in range(count)] == np.sort(every).tolist()
 
 
 def test_white_space_may_follow_an_end_token():

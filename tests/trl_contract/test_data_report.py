@@ -10,7 +10,7 @@ import numpy as np
 from reading_trl import leaning
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from dpo_recipes.data.report import costs
+from dpo_recipes.data.report import Costs
 
 
 def test_both_rows_of_a_pair_are_as_long_as_the_longest_row_of_their_batch():
@@ -25,6 +25,8 @@ def test_both_rows_of_a_pair_are_as_long_as_the_longest_row_of_their_batch():
 
 def test_the_costs_of_a_batch_are_those_of_the_collator():
     prompt, chosen, rejected = np.array([3, 1]), np.array([2, 1]), np.array([1, 4])
-    cost = costs(prompt, chosen, rejected, micro_batch_size=2, max_length=4, seed=0)
+    costs = Costs(max_length=4)
+    costs.add(prompt, chosen, rejected)
+    cost = costs.of_an_epoch(micro_batch_size=2, seed=0)
     assert cost["padded_tokens"] == 16, leaning("data/report.py", "padded tokens")
     assert cost["real_tokens"] == 14, leaning("data/report.py", "real tokens")
