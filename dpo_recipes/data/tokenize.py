@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter
 from datetime import date
+from functools import cache
 from importlib.metadata import version
 from itertools import chain, takewhile
 from typing import Any
@@ -32,6 +33,10 @@ SAME_WHEN_RENDERED = "identical after the chat template"
 LOSES_END = "truncated: a side loses its end token"
 DROP_REASONS = ("", PROMPT_FILLS, SAME_WHEN_CUT, SAME_WHEN_RENDERED, LOSES_END)
 REFUSED = "the chat template refuses it"
+
+READ = ("row", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs")  # columns
+PAIRS_OF_A_BATCH = 1000  # are stored together, where each batch costs memory as long as it is mapped
+PAIRS_AT_ONCE = 100  # are tokenised together, as ids in Python's own lists are large
 
 ROWS_OF_A_STREAM = 20  # after which it is clear that a template refuses them all
 
@@ -138,11 +143,13 @@ def _tokenize_stored(pairs: Any, how_to_tokenize: dict[str, Any], num_proc: int 
         **dict.fromkeys(["length", *FIGURES], Value("int32")),
         "refusal": Value("string"),
     }
+    columns = [name for name in pairs.column_names if name in READ]
     return pairs.map(
-        _tokenize,
+        _tokenize_columns,
         batched=True,
-        batch_size=100,
-        fn_kwargs=how_to_tokenize,
+        batch_size=PAIRS_OF_A_BATCH,
+        input_columns=columns,  # the others need not be read, and all of them are stored as they are
+        fn_kwargs={"names": columns, **how_to_tokenize},
         features=Features(features),
         num_proc=_processes(num_proc, len(pairs)),
         desc=description,
@@ -219,6 +226,18 @@ def _stream(
     return {name: [column[pair] for pair in kept] for name, column in columns.items()}
 
 
+def _tokenize_columns(*columns: list, names: list[str], **how_to_tokenize: Any) -> dict[str, list]:
+    """The new columns of many pairs, which come as the columns of these names."""
+    tokenized: dict[str, list] = {}
+    for start in range(0, len(columns[0]), PAIRS_AT_ONCE):
+        some = {name: column[start : start + PAIRS_AT_ONCE] for name, column in zip(names, columns, strict=True)}
+        for name, column in _tokenize(some, **how_to_tokenize).items():
+            if name in IDS:
+                column = [np.array(ids, dtype=np.int32) for ids in column]
+            tokenized.setdefault(name, []).extend(column)
+    return tokenized
+
+
 def _tokenize(batch: dict[str, list], *, tokenizer: Any, text: bool, ends: set[int]) -> dict[str, list]:
     """The columns IDS, `length` and FIGURES of a batch.
 
@@ -284,15 +303,72 @@ def _render(batch: dict[str, list], tokenizer: Any, text: bool) -> tuple[list[li
 
 def _sequences(strings: list[list[str]], tokenizer: Any, text: bool) -> tuple[list, list, list]:
     """The ids of the prompts, of the prompts with chosen, and of the prompts with rejected."""
-    # A template writes the special tokens itself; plain text gets those that the tokenizer adds.
-    tokenized = tokenizer(
-        list(chain.from_iterable(strings)),
-        add_special_tokens=text,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    ids = tokenized["input_ids"]
+    ids = None if text else _ids_of_parts(strings, tokenizer)
+    if ids is None:
+        ids = _ids(list(chain.from_iterable(strings)), tokenizer, text)
     return ids[0::3], ids[1::3], ids[2::3]
+
+
+def _ids(strings: list[str], tokenizer: Any, text: bool) -> list[list[int]]:
+    # A template writes the special tokens itself; plain text gets those that the tokenizer adds.
+    tokenized = tokenizer(strings, add_special_tokens=text, return_attention_mask=False, verbose=False)
+    return tokenized["input_ids"]
+
+
+def _ids_of_parts(strings: list[list[str]], tokenizer: Any) -> list[list[int]] | None:
+    """The ids of all strings, where what the three of a pair share is tokenised once; None where nothing can be shared.
+
+    They should never be others than those of the whole strings, which is looked at in the first pair; for a tokenizer
+    that differs there nothing is saved.
+    """
+    marks = _marks(tokenizer)
+    starts = [_shared_start(of_pair, marks) for of_pair in strings]
+    if not any(starts):
+        return None
+    beginnings = [of_pair[0][:start] for of_pair, start in zip(strings, starts, strict=True)]
+    endings = [string[start:] for of_pair, start in zip(strings, starts, strict=True) for string in of_pair]
+    ids_of_beginnings = _ids(beginnings, tokenizer, text=False)
+    ids_of_endings = _ids(endings, tokenizer, text=False)
+    ids = [ids_of_beginnings[place // 3] + ending for place, ending in enumerate(ids_of_endings)]
+    if ids[:3] != _ids(strings[0], tokenizer, text=False):
+        return None
+    return ids
+
+
+def _marks(tokenizer: Any) -> tuple[str, ...]:
+    """Texts of special tokens at which a text can be cut: the ids of both parts are those of the whole.
+
+    The tokenizers library looks for such tokens first, and tokenises what stands between them part by part. Not with a
+    token that takes white space before it too, that must be a word of its own, or that is looked for in normalised
+    text.
+    """
+    if not tokenizer.is_fast or getattr(tokenizer, "split_special_tokens", False):
+        return ()
+    added = tokenizer.added_tokens_decoder.values()
+    plain = [token for token in added if token.special and not (token.lstrip or token.single_word or token.normalized)]
+    return _never_overlapped(tuple(token.content for token in plain), tuple(token.content for token in added))
+
+
+@cache
+def _never_overlapped(marks: tuple[str, ...], tokens: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the marks in whose place none of the tokens can be found: none begins with another's end."""
+    ends = {token[place:] for token in tokens for place in range(len(token))}
+    free = []
+    for mark in marks:
+        starts = {mark[:size] for size in range(1, len(mark))}
+        stands_in_others = any(mark in token and mark != token for token in tokens)
+        if not stands_in_others and not starts & ends:
+            free.append(mark)
+    return tuple(free)
+
+
+def _shared_start(strings: list[str], marks: tuple[str, ...]) -> int:
+    """Where the last of the marks in a prompt begins, if both sides go on from there; 0 where nothing is shared."""
+    prompt, *sides = strings
+    start = max([0, *(prompt.rfind(mark) for mark in marks)])
+    if all(side.startswith(prompt[:start]) for side in sides):
+        return start
+    return 0
 
 
 def _plain_strings(row: dict[str, Any], tokenizer: Any) -> list[str]:
@@ -321,10 +397,13 @@ def _rendered_strings(row: dict[str, Any], tokenizer: Any) -> list[str]:
 
 def _common_tokens(ids: list[int], other: list[int]) -> int:
     """How many tokens both start with."""
+    shorter = min(len(ids), len(other))
+    if ids[:shorter] == other[:shorter]:
+        return shorter
     for place, (token, other_token) in enumerate(zip(ids, other, strict=False)):
         if token != other_token:
             return place
-    return min(len(ids), len(other))
+    return shorter
 
 
 def _start_tokens(ids: list[int], tokenizer: Any) -> int:

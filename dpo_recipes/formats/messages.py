@@ -102,14 +102,14 @@ def plain_json(value: Any, field: str) -> Any:
     None goes: in a dict it stands where Arrow filled in a key that only a neighbour has, and a column of None is empty
     text. Raises Drop for what such JSON cannot hold.
     """
+    if isinstance(value, str) and _is_whole_unicode(value):
+        return value
     if value is None:
         return ""
     if isinstance(value, dict):
         return {plain_json(key, field): plain_json(entry, field) for key, entry in value.items() if entry is not None}
     if isinstance(value, list | tuple):
         return [plain_json(item, field) for item in value]
-    if isinstance(value, str) and _is_whole_unicode(value):
-        return value
     if isinstance(value, int | float) and abs(value) < 2**63:  # false for NaN too
         return value
     raise malformed(field, f"holds a {type(value).__name__} that UTF-8 JSON of 64 bits cannot hold", value)

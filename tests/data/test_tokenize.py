@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from datetime import date
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,7 @@ from making import (
     tokenize_pairs,
     write_jsonl,
 )
+from tokenizers import AddedToken
 from trl import DPOTrainer
 
 from dpo_recipes import RecipeError
@@ -137,6 +139,59 @@ def test_several_processes_and_batches_give_the_same_and_make_no_noise(monkeypat
     output = capfd.readouterr()
     assert "Tokenizing train pairs" in output.err
     assert not any(word in (output.out + output.err).lower() for word in ("fork", "warn", "parallelism"))
+
+
+def test_a_prompt_is_tokenised_once_for_both_sides_where_special_tokens_cut_it_off():
+    tokenizer = make_tokenizer()
+    asked = []
+
+    class Watched:
+        def __call__(self, strings, **options):
+            asked.extend(strings)
+            return tokenizer(strings, **options)
+
+        def __getattr__(self, name):
+            return getattr(tokenizer, name)
+
+    rows = make_pairs(5)
+    tokens._tokenize({"row": ["0"] * 5, **make_dataset(rows).to_dict()}, tokenizer=Watched(), text=False, ends={1})
+    questions = [row["prompt"][0]["content"] for row in rows]
+    whole_pair = 3  # the first pair, which is tokenised as TRL does too, to compare
+    assert [sum(question in text for text in asked) for question in questions] == [1 + whole_pair, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "others", "cuts"),
+    [
+        ({}, [], True),
+        ({"rstrip": True}, [], True),
+        ({"lstrip": True}, [], False),
+        ({"single_word": True}, [], False),
+        ({"normalized": True}, [], False),
+        ({}, ["x<m"], False),  # which begins before "<mark>" and ends in it
+        ({}, ["<mark>s"], False),
+        ({}, ["x<n"], True),
+    ],
+)
+def test_a_text_is_cut_only_at_a_token_that_is_always_found_there(options, others, cuts):
+    tokenizer = make_tokenizer("{% for m in messages %}<mark>{{ m['content'] }} {% endfor %}")
+    mark = AddedToken("<mark>", **{"special": True, "normalized": False, **options})
+    tokenizer.add_special_tokens({"additional_special_tokens": [mark]})
+    tokenizer.add_tokens([AddedToken(other, normalized=False) for other in others])
+    assert ("<mark>" in tokens._marks(tokenizer)) == cuts
+    texts = ["a <mark> bx", "a <mark> bx<mark> c", "a <mark> bx<mark>s"]
+    for text in texts:
+        strings = [text + "<mark>", text + "<mark> yes", text + "<mark>no"]
+        assert list(chain(*tokens._sequences([strings], tokenizer, text=False))) == tokenizer(strings)["input_ids"]
+
+
+def test_where_cutting_changes_the_ids_a_batch_is_tokenised_whole(monkeypatch):
+    monkeypatch.setattr(tokens, "_marks", lambda tokenizer: ("e",))  # in the middle of words
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["hen"])
+    rows = [make_pair("when then", "a", "b"), make_pair("hen", "a", "b")]
+    mine, _ = tokenize_pairs(rows, tokenizer)
+    assert ids(mine) == ids(by_trl(make_dataset(rows), tokenizer))
 
 
 # Pairs that are dropped
