@@ -118,6 +118,14 @@ Temperature = Annotated[float, typer.Option("--temperature", help="Of sampling; 
 MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help=MAX_NEW_TOKENS_HELP)]
 RoundCount = Annotated[int | None, typer.Option("--rounds", min=1, help=ROUNDS_HELP)]
 RoundReference = Annotated[Literal["kept", "moved"] | None, typer.Option("--reference", help=ROUND_REFERENCE_HELP)]
+FinishedRun = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+PromptText = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Ask this, and end.")]
+SystemText = Annotated[
+    str | None, typer.Option("--system", metavar="TEXT", help="A system message before each prompt.")
+]
+ChatTemperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0: the likeliest answer.")]
+ChatNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Where an answer is cut off.")]
+ChatSeed = Annotated[int, typer.Option("--seed", min=0, help="Of answers that are drawn, the same for both sides.")]
 Batches = Annotated[int, typer.Option("--batches", min=2, help="How many batches.")]
 RunName = Annotated[
     str | None, typer.Argument(metavar="[RUN]", help="A run folder, such as runs/quickstart-...", show_default=False)
@@ -284,6 +292,40 @@ def pairs(
         _print_json(result)
     elif rounds is None:
         print(f"{folder} holds the pairs. {_how_to_train_on(folder, value)}")
+
+
+@app.command(rich_help_panel=RUN)
+def chat(
+    run: FinishedRun,
+    prompt: PromptText = None,
+    system: SystemText = None,
+    temperature: ChatTemperature = 0.7,
+    max_new_tokens: ChatNewTokens = 256,
+    seed: ChatSeed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Type a prompt, and see what reference and policy answer, side by side; in a pipe, a prompt a line."""
+    console = Console(stderr=as_json)
+    side_by_side = terminal.SideBySide(Console(quiet=as_json))
+    typed = sys.stdin is not None and sys.stdin.isatty() and prompt is None
+    with _other_output_apart(as_json), contextlib.closing(side_by_side):
+        from .commands.chat import chat as answer
+
+        answers = answer(
+            run,
+            terminal.prompts(console, typed) if prompt is None else [prompt],
+            system=system,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            shown=side_by_side.show,
+            answered=side_by_side.finish,
+            console=Console(stderr=True),
+        )
+    if as_json:
+        _print_json(answers)
+    elif not answers:
+        raise UsageError("No prompt was given: type one, write them into a pipe, or use --prompt TEXT.")
 
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)

@@ -53,12 +53,13 @@ TYPOS: list[tuple[list[str], str]] = [
     (["recipes/mine.py"], "recipes/mine.py is a recipe, not a command. To train it: dpo-recipes train recipes/mine.py"),
     (
         ["help"],
-        "error: No such command 'help'. The commands: list, show, new, preview, check, doctor, train, pairs, evaluate, "
-        "bench, report. What each does: dpo-recipes --help",
+        "error: No such command 'help'. The commands: list, show, new, preview, check, doctor, train, pairs, chat, "
+        "evaluate, bench, report. What each does: dpo-recipes --help",
     ),
     (["evaluate"], "error: Name a run folder, as in `dpo-recipes evaluate runs/NAME`, or two models and pairs:"),
     (["evaluate", "beta=0.1"], "error: Name a run folder, as in"),
-    (["chat", RECIPE], "No such command 'chat'. "),
+    (["chaat", RECIPE], "No such command 'chaat'. Did you mean 'chat'?"),
+    (["chat"], "Missing argument 'RUN'."),
     (["show"], "Missing argument 'RECIPE'."),
     (["list", "extra"], "unexpected extra argument"),
     (["list", "--jsn"], "No such option: --jsn"),

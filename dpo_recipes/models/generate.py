@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from ..data.replies import Messages, Reply
 from ..errors import RecipeError
@@ -72,13 +72,15 @@ def generate(
     batch_size: int = 64,
     chat_template_kwargs: dict[str, Any] | None = None,
     progress: Progress = lambda done, total: None,
+    streamer: Any = None,
 ) -> list[list[Reply]]:
     """`samples` replies to each prompt, in the order given: a list of shape (prompts, samples).
 
     Plain ancestral sampling from softmax(logits / temperature); 0 means greedy, and then the replies to one prompt
     are equal. The same model, prompts, seed and batch_size give the same replies; another batch_size draws others.
-    `progress(done, total)` counts replies, those that are being written by the share of their tokens. The model's mode
-    and the global random numbers are left as they were.
+    `progress(done, total)` counts replies, those that are being written by the share of their tokens; a single reply
+    may be followed by one of Transformers' streamers. The model's mode and the global random numbers are left as they
+    were.
     """
     if min(samples, max_new_tokens, batch_size) < 1 or temperature < 0:
         raise RecipeError(f"{samples=}, {max_new_tokens=} and {batch_size=} start at 1, {temperature=} at 0 (greedy).")
@@ -109,6 +111,7 @@ def generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 stopping_criteria=StoppingCriteriaList([writing]),
+                streamer=streamer,
                 **settings,
             )
             new_tokens = output[:, ids.shape[1] :].tolist()
@@ -116,6 +119,19 @@ def generate(
                 replies[index] += [_reply(tokenizer, tokens, ends)] * copies
             progress((start + len(batch)) * copies, len(prompts) * samples)
     return replies
+
+
+class Growing(TextStreamer):
+    """A streamer that hands on the text of a reply so far, word by word, without its special tokens."""
+
+    def __init__(self, tokenizer: Any, shown: Callable[[str], None]):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.shown = shown
+        self.text = ""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.text += text
+        self.shown(self.text)
 
 
 class _Writing(StoppingCriteria):

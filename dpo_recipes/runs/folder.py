@@ -1,5 +1,6 @@
 """The folder of one run: made anew for each, and read back as values."""
 
+import glob
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -42,7 +43,11 @@ class Run:
         self.path = Path(path)
         if not self.path.is_dir():
             others = [folder.name for folder in self.path.parent.glob("*/")]
-            raise RecipeError(f"There is no run folder {self.path}.{nearest(self.path.name, others)}")
+            of_that_recipe = sorted(Path("runs").glob(f"{glob.escape(self.path.name)}-*/"))
+            advice = nearest(self.path.name, others)
+            if of_that_recipe:
+                advice = f" The last run of a recipe of that name: {of_that_recipe[-1]}"
+            raise RecipeError(f"There is no run folder {self.path}.{advice}")
 
     @property
     def recipe(self) -> dict[str, dict[str, Any]]:

@@ -105,3 +105,11 @@ def test_a_folder_that_is_not_there_names_the_nearest(tmp_path):
     assert "50608'?" not in str(error.value)
     with pytest.raises(RecipeError, match="There is no run folder [^ ]*/nowhere/at_all.$"):
         Run(tmp_path / "nowhere" / "at_all")
+
+
+def test_the_name_of_a_recipe_is_answered_with_its_last_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for second in (7, 9, 8):
+        (tmp_path / f"runs/mine-20260304-05060{second}").mkdir(parents=True)
+    with pytest.raises(RecipeError, match=r"The last run of a recipe of that name: runs/mine-20260304-050609$"):
+        Run("mine")
