@@ -122,7 +122,7 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     console.print(comparison_table(after["pairs"], compared(before, after)))
     if judge.observations:
         console.print(observations_table(judge.observations))
-    session.say(f"{run.path} holds the model, the numbers and the answers.")
+    session.say(f"{run.path} holds the model, the numbers and the answers; its report.html shows them.")
     too_far = over_budget(recipe, after)
     if too_far:
         raise RecipeError(too_far)
@@ -138,6 +138,9 @@ def _run_folder(runs: Path, name: str) -> Iterator[folder.Run]:
     except BaseException as error:  # Ctrl-C too
         _remove_half_written_checkpoints(run.path / "checkpoints")
         has_logged = (run.path / "metrics.jsonl").exists()
+        if has_logged and isinstance(error, RecipeError):
+            with contextlib.suppress(OSError, RecipeError):  # a full disk may be why
+                _record_stop(run, str(error))
         with contextlib.suppress(OSError):
             (run.path / "checkpoints").rmdir()  # the Trainer makes the folder beforehand
         has_checkpoints = (run.path / "checkpoints").exists()
@@ -151,6 +154,16 @@ def _run_folder(runs: Path, name: str) -> Iterator[folder.Run]:
         _explain_full_memory(error, name)
         _explain_unwritable(error, run.path)
         raise
+
+
+def _record_stop(run: folder.Run, reason: str) -> None:
+    """Let the log of a run end with why it was stopped, unless a rule has written that it stops it."""
+    if any(row["level"] == "stop" for row in run.observations):
+        return
+    step = max(row["step"] for row in run.metrics)
+    row = {"step": step, "rule": "stopped", "level": "stop", "seen": reason, "advice": ""}
+    with (run.path / "metrics.jsonl").open("a", encoding="utf-8") as log:
+        log.write(files.to_json(row) + "\n")
 
 
 def _explain_full_memory(error: BaseException, name: str) -> None:

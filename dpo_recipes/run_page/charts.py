@@ -13,6 +13,7 @@ from .text import escape
 
 WIDTH, HEIGHT = 340, 190  # in pixels where it is not scaled
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24  # margins, for the numbers of the axes
+COLOURS = 6  # that style.css has
 MOST_POINTS = 300  # of a line; more cannot be told apart
 
 
@@ -26,7 +27,7 @@ class Line(NamedTuple):
 
     name: str
     points: Sequence[Point]
-    colour: int  # of the page's, from 0
+    colour: int  # which of the page's colours, from 0
     dots: bool = False  # few measurements, each of them marked
     rough: bool = False  # of single steps: drawn faintly, behind its running mean
 
@@ -66,13 +67,19 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[int] = (), percent:
             strokes = [(line.points, " faint"), (_running_mean(line.points), "")]
         for points, css in strokes:
             path = "L".join(f"{x(point.step):.1f} {y(point.value):.1f}" for point in _thinned(points))
-            parts.append(f'<path class="line c{line.colour}{css}" d="M{path}"/>')
+            parts.append(f'<path class="line {colour_of(line)}{css}" d="M{path}"/>')
         if line.dots or len(line.points) == 1:
             for point in line.points:
                 place = f'cx="{x(point.step):.1f}" cy="{y(point.value):.1f}"'
-                parts.append(f'<circle class="c{line.colour}" {place} r="3"/>')
+                parts.append(f'<circle class="{colour_of(line)}" {place} r="3"/>')
     parts.append("</svg>")
     return "".join(parts)
+
+
+def colour_of(line: Line) -> str:
+    """The classes of a line's colour; when all colours are used up they come again, dotted."""
+    css = f"c{line.colour % COLOURS}"
+    return f"{css} dotted" if line.colour // COLOURS % 2 else css
 
 
 def _in_words(title: str, lines: Sequence[Line]) -> str:

@@ -61,7 +61,7 @@ def _of_several(runs: Sequence[Contents]) -> Html:
         head = [element("h2", label)]
         if label != run.name:
             head.append(element("p", element("small", run.name)))
-        verdicts.append(element("section", joined([*head, sections.judged(run), sections.subject(run)])))
+        verdicts.append(element("section", joined([*head, sections.judged_in_short(run)])))
     parts: list[Any] = [
         element("h1", f"{len(runs)} runs"),
         *verdicts,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ..evaluation.held_out import METRICS, compared
 from ..runs.model_card import reading_in_words
 from ..terminal import data_rows
-from .charts import Line, Point, chart
+from .charts import Line, Point, chart, colour_of
 from .contents import Contents
 from .text import Html, element, escape, joined, marked, table
 from .verdict import progress, verdict
@@ -56,10 +56,23 @@ _SPLITS = (("train", "pairs to train on"), ("eval", "held out"))
 
 def judged(run: Contents) -> Html:
     """The verdict in plain words, and what it rests on."""
+    return joined([_headline(run), _remarks(run)])
+
+
+def judged_in_short(run: Contents) -> Html:
+    """The verdict of one run of several; what it rests on, and what was trained, to be opened."""
+    summary = element("summary", "What that rests on, and what was trained")
+    return joined([_headline(run), element("details", joined([summary, _remarks(run), subject(run)]))])
+
+
+def _headline(run: Contents) -> Html:
     whole = verdict(run)
-    items = [element("li", remark.text, remark.judgement) for remark in whole.remarks]
-    headline = element("p", whole.headline, f"headline {whole.judgement}")
-    return joined([headline, element("ul", joined(items), "remarks") if items else ""])
+    return element("p", whole.headline, f"headline {whole.judgement}")
+
+
+def _remarks(run: Contents) -> Html:
+    items = [element("li", remark.text, remark.judgement) for remark in verdict(run).remarks]
+    return element("ul", joined(items), "remarks") if items else Html("")
 
 
 def observed(run: Contents) -> Html:
@@ -106,7 +119,7 @@ def numbers_of_several(runs: Sequence[Contents]) -> Html:
         rows.append((words, *cells))
     if not rows:
         return Html("")
-    return joined([table(rows, ("", *labels(runs)), "numbers several"), _explained(list(every_row))])
+    return joined([_wide(table(rows, ("", *labels(runs)), "numbers")), _explained(list(every_row))])
 
 
 # ----------------------------------------------------------------------------------------------------------- the curves
@@ -181,7 +194,7 @@ def _line(run: Contents, name: str, words: str, colour: int) -> Line:
     rows = run.evaluations if name.startswith("eval_") else run.steps
     points = [Point(row["step"], row[name]) for row in rows if row.get(name) is not None]
     is_evaluated, is_smooth = name.startswith("eval_"), name.startswith("window/")
-    return Line(words, points, colour % 6, dots=is_evaluated, rough=not is_evaluated and not is_smooth)
+    return Line(words, points, colour, dots=is_evaluated, rough=not is_evaluated and not is_smooth)
 
 
 def _figure(curve: Curve, lines: Sequence[Line], marks: Sequence[int], more: str = "") -> Html:
@@ -194,7 +207,7 @@ def _figure(curve: Curve, lines: Sequence[Line], marks: Sequence[int], more: str
     for line in lines:
         if line.points:
             name = f"{line.name}, and its running mean" if line.rough else line.name
-            keys.append(element("span", name, f"key c{line.colour}"))
+            keys.append(element("span", name, f"key {colour_of(line)}"))
     parts = [
         element("h3", title),
         Html(drawn),
@@ -285,7 +298,12 @@ def differing_values(runs: Sequence[Contents]) -> Html:
     rows = [(key, *(_value(run, key) for run in runs)) for key in _differing_keys(runs)]
     if not rows:
         return element("p", "The recipes of these runs are the same.")
-    return table(rows, ("field", *labels(runs)))
+    return _wide(table(rows, ("field", *labels(runs))))
+
+
+def _wide(content: Html) -> Html:
+    """A column for each run may not fit: then this part of the page scrolls by itself, and not the page."""
+    return element("div", content, "wide")
 
 
 def _differing_keys(runs: Sequence[Contents]) -> list[str]:

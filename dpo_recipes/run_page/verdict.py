@@ -26,6 +26,9 @@ class Verdict(NamedTuple):
 def verdict(run: Contents) -> Verdict:
     """The whole in one sentence, and the findings behind it, those that matter most first."""
     remarks = [remark for remark in _all_remarks(run) if remark]
+    stops = [row for row in run.observations if row["level"] == "stop"]
+    if stops and not run.has_trained:
+        return Verdict("bad", f"It was stopped at {progress(run)}: see below, why.", remarks)
     if not run.has_trained:
         headline = f"Not finished: it has come to {progress(run)}."
         if any(remark.judgement == "bad" for remark in remarks):
@@ -38,6 +41,9 @@ def verdict(run: Contents) -> Verdict:
     others = [remark.judgement for remark in remarks if remark != accuracy]
     if accuracy.judgement == "bad":
         return Verdict("bad", "It did not work: held-out pairs are ranked against their labels.", remarks)
+    answers = _answers(run)
+    if answers is not None and answers.judgement == "bad":
+        return Verdict("bad", "It did not work: its answers have become worse.", remarks)
     if accuracy.judgement == "open" and "bad" in others:
         return Verdict("bad", "It did not work: nothing was learned that shows, and something is amiss.", remarks)
     if accuracy.judgement == "open":
@@ -140,7 +146,7 @@ def _warnings(run: Contents) -> Remark | None:
     """What the rules of the guard have warned of while training; the page tells each in full."""
     first_steps: dict[str, int] = {}
     for row in run.observations:
-        if row["level"] != "note":
+        if row["level"] == "warning":
             first_steps.setdefault(row["rule"], row["step"])
     if not first_steps:
         return None

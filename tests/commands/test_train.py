@@ -12,7 +12,7 @@ import torch
 from making import make_pairs, write_jsonl
 from rich.console import Console
 
-from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError, Run, load, progress, train
+from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError, Run, load, progress, report, train
 
 FILES = {
     "recipe.py",
@@ -102,6 +102,53 @@ def sequence_logp(model, tokenizer, row) -> float:
     with torch.no_grad():
         logp = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
     return logp[len(prompt) - 1 :].sum().item()
+
+
+def enough(rows, run):
+    """A rule of a recipe's own."""
+    if "loss" not in rows[-1]:
+        return None
+    return ("stop", "Enough.") if rows[-1]["step"] == 2 else f"Of {run.steps} steps."
+
+
+def test_what_the_rules_see_is_said_written_down_and_shown_and_a_rule_can_stop_the_run(tiny, pairs_file, tmp_path):
+    said = io.StringIO()
+    recipe = quick(tiny, pairs_file, adapter=LoRA(r=4), rules={"enough": enough})
+    with pytest.raises(RecipeError, match=r"^The rule enough stops the run at step 2: Enough\."):
+        train(recipe, runs=tmp_path / "runs", console=Console(file=said, width=300))
+    [folder] = (tmp_path / "runs").iterdir()
+    run = Run(folder)
+    assert [(row["step"], row["level"], row["seen"]) for row in run.observations] == [
+        (1, "warning", "Of 4 steps."),
+        (2, "stop", "Enough."),
+    ]
+    assert "\nWarning at step 1, enough: Of 4 steps.\n" in said.getvalue()
+    assert [row["step"] for row in run.metrics if "window/accuracies" in row] == [2]  # from the first update on
+    assert "It was stopped at step 2 of 4" in report(folder).read_text()
+
+
+@pytest.mark.slow
+def test_why_a_run_was_stopped_is_the_last_line_of_its_log(tiny, pairs_file, tmp_path):
+    trl = {"gradient_checkpointing": False, "max_steps": 6, "lr_scheduler_type": "constant"}
+    with pytest.raises(RecipeError, match="No trainable tensor of .* has changed"):
+        run_it(quick(tiny, pairs_file, adapter=LoRA(r=4), learning_rate=1e-60, trl=trl), tmp_path)
+    [folder] = (tmp_path / "runs").iterdir()
+    last = Run(folder).observations[-1]
+    assert (last["step"], last["rule"], last["level"]) == (4, "stopped", "stop")  # the last that was logged
+    assert last["seen"].startswith("No trainable tensor of")
+
+
+def test_the_rows_that_a_rule_of_ones_own_is_tried_on_have_the_names_of_a_real_log(lora_run):
+    from dpo_recipes.guard.own_rules import FIRST_ROWS
+
+    run, _ = lora_run
+    steps = [row for row in run.metrics if "loss" in row]
+    evaluations = [row for row in run.metrics if "eval_loss" in row]
+    pace = {"tokens_per_second", "memory_bytes", "eval_model_preparation_time"}  # of the machine, and not of the run
+    real = [evaluations[0], steps[0], steps[-1], next(row for row in run.metrics if "train_runtime" in row)]
+    for tried, row in zip(FIRST_ROWS, real, strict=False):
+        absent = {name for name in tried if name.endswith("chosen_shorter")}  # these pairs have none
+        assert tried.keys() - absent == row.keys() - pace
 
 
 FULL = {

@@ -65,5 +65,11 @@ def test_a_chart_says_its_course_in_words_and_escapes_them():
     assert 'aria-label="a &quot;title&quot; &lt;&amp;&gt;: each &lt;step&gt; from 0.69 to 0.5"' in svg
 
 
+def test_more_lines_than_colours_are_told_apart_by_dots():
+    lines = [line([1.0, 2.0])._replace(colour=number) for number in range(8)]
+    svg = chart("t", lines)
+    assert svg.count('class="line c1"') == svg.count('class="line c1 dotted"') == 1
+
+
 def test_shares_are_written_in_percent():
     assert ">50%</text>" in chart("t", [line([0.5, 0.9])], percent=True).replace("<text", "\n<text")

@@ -37,7 +37,7 @@ def accuracy(low: float, high: float) -> dict:
         ),
         ({"win_rate": 0.6, "win_rate_stderr": 0.02}, "good", "It worked", ["good", "good", "good"]),
         ({"win_rate": 0.52, "win_rate_stderr": 0.02}, "good", "It worked", ["good", "open", "good"]),
-        ({"win_rate": 0.4, "win_rate_stderr": 0.02}, "open", "something is amiss", ["good", "bad", "good"]),
+        ({"win_rate": 0.4, "win_rate_stderr": 0.02}, "bad", "its answers have become worse", ["good", "bad", "good"]),
         ({"rewards/accuracies_interval": [None, None]}, "open", "It cannot be told", ["good"]),
     ],
 )
@@ -69,6 +69,13 @@ def test_what_the_guard_has_warned_of_is_named_and_its_notes_are_not():
     whole = verdict(run)
     assert whole.judgement == "open"
     assert whole.remarks[-1].text == "While it trained, the guard warned of over_fitting (from step 40)."
+
+
+def test_a_run_that_was_stopped_says_so(tmp_path):
+    run = contents(make_run(tmp_path / "run", steps=30, finished=False))
+    run.observations.append(OBSERVATION | {"rule": "stopped", "level": "stop", "step": 30})
+    whole = verdict(run)
+    assert (whole.judgement, whole.headline) == ("bad", "It was stopped at step 30 of 100: see below, why.")
 
 
 def test_a_run_that_goes_on_says_how_far_it_is(tmp_path):
