@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 from ..guard.trends import FORGOTTEN, LESS_LIKELY
@@ -48,13 +49,15 @@ def verdict(run: Contents) -> Verdict:
         return Verdict("bad", "It did not work: nothing was learned that shows, and something is amiss.", remarks)
     if accuracy.judgement == "open":
         return Verdict("open", "It cannot be told whether it worked.", remarks)
+    if answers is not None and answers.judgement == "open":
+        return Verdict("open", "It ranks pairs as they are labelled; that it answers better does not show.", remarks)
     if "bad" in others:
         return Verdict("open", "It has learned the preferences, and something is amiss.", remarks)
     return Verdict("good", "It worked: it ranks pairs that it has never seen as they are labelled.", remarks)
 
 
 def _all_remarks(run: Contents) -> tuple[Remark | None, ...]:
-    return _accuracy(run), _answers(run), _chosen_side(run), _endings(run), _warnings(run)
+    return _accuracy(run), _answers(run), _chosen_side(run), _unrelated(run), _endings(run), _warnings(run)
 
 
 def progress(run: Contents) -> str:
@@ -102,16 +105,21 @@ def _accuracy(run: Contents) -> Remark | None:
 
 def _answers(run: Contents) -> Remark | None:
     """Sampled answers against those of the reference, where the recipe has a reward."""
-    win_rate = run.after.get("win_rate")
-    if win_rate is None:
+    win_rate, reward = run.after.get("win_rate"), run.after.get("reward")
+    if win_rate is None or reward is None:
         return None
     error = run.after.get("win_rate_stderr") or 0.0
-    words = f"Its sampled answers win {win_rate:.1%} (+- {2 * error:.1%}) of their comparisons with the reference's."
-    if win_rate - 2 * error > 0.5:
-        return Remark("good", words)
-    if win_rate + 2 * error < 0.5:
+    reward_before = run.before.get("reward", 0.0)
+    reward_error = math.hypot(run.before.get("reward_stderr") or 0.0, run.after.get("reward_stderr") or 0.0)
+    words = (
+        f"Its sampled answers win {win_rate:.1%} (+- {2 * error:.1%}) of their comparisons with the reference's; their "
+        f"mean reward is {reward:+.3f} and was {reward_before:+.3f}."
+    )
+    if win_rate + 2 * error < 0.5 or reward + 2 * reward_error < reward_before:
         return Remark("bad", f"{words} They have become worse: the pairs do not reward what the reward does.")
-    return Remark("open", f"{words} That is no more than chance.")
+    if win_rate - 2 * error <= 0.5 or reward - 2 * reward_error <= reward_before:
+        return Remark("open", f"{words} That they are better does not show.")
+    return Remark("good", words)
 
 
 def _chosen_side(run: Contents) -> Remark | None:
@@ -125,6 +133,25 @@ def _chosen_side(run: Contents) -> Remark | None:
     if change > -FORGOTTEN:
         return Remark("good", f"{words}: they have become a little less likely, which is usual for DPO.")
     return Remark("bad", f"{words}: they are being forgotten. sft_weight=0.1 or a higher beta would hold them.")
+
+
+FEWER = 0.02  # of the tokens of unrelated text; where hardly any were predicted before, nothing is to be lost
+
+
+def _unrelated(run: Contents) -> Remark | None:
+    """Whether the policy has changed where it was not taught to."""
+    moved, limit = run.after.get("forgetting/kl_per_token"), run.value("forgetting_limit")
+    if moved is not None and limit is not None and moved > limit:
+        return Remark("bad", f"On unrelated text it has moved by {moved:.3f} nats per token; {limit:g} was allowed.")
+    known, change = run.before.get("forgetting/token_accuracy"), run.after.get("forgetting/token_accuracy_change")
+    if known is None or change is None or known < 0.1:
+        return None
+    error = run.after.get("forgetting/token_accuracy_change_stderr") or 0.0
+    if change > -FEWER or change > -2 * error:
+        return None
+    return Remark(
+        "bad", f"Of unrelated text it predicts {known + change:.1%} of the tokens, and predicted {known:.1%}."
+    )
 
 
 MORE = 0.05  # of all answers, or of their 4-grams

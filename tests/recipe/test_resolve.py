@@ -116,6 +116,12 @@ def test_a_loss_that_couples_pairs_needs_its_micro_batch(loss):
     assert resolve(make(loss=loss, micro_batch_size=8), GPU).micro_batch_size == 8
 
 
+def test_the_remedy_of_one_field_needs_no_other():
+    assert resolve(make(sft_weight=0.1), CPU).micro_batch_size == 4
+    with pytest.raises(UsageError, match="loss='aot' depends on which pairs share a forward"):
+        resolve(make(loss="aot", sft_weight=0.1), CPU)
+
+
 @pytest.mark.parametrize(
     ("changes", "reference", "precompute"),
     [

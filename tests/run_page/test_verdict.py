@@ -8,13 +8,24 @@ from making_runs import AFTER, BEFORE, OBSERVATION, make_run
 from dpo_recipes.run_page.contents import Contents, contents
 from dpo_recipes.run_page.verdict import progress, verdict
 
+MOVED = "forgetting/kl_per_token"
 TRAINED = [{"step": 100, "train_runtime": 1.0}]
 
 
 def judge(**after) -> tuple[str, str, list[str]]:
-    run = Contents("run", metrics=TRAINED, evaluation={"before": BEFORE, "after": AFTER | after})
+    before = BEFORE | {"reward": 0.1, "forgetting/token_accuracy": 0.3}
+    run = Contents("run", metrics=TRAINED, evaluation={"before": before, "after": AFTER | after})
     whole = verdict(run)
     return whole.judgement, whole.headline, [remark.judgement for remark in whole.remarks]
+
+
+def won(win_rate: float, reward: float) -> dict:
+    """Numbers of answers whose reference has a mean reward of 0.1."""
+    return {"win_rate": win_rate, "win_rate_stderr": 0.02, "reward": reward, "reward_stderr": 0.1}
+
+
+def unrelated(change: float, error: float = 0.001) -> dict:
+    return {"forgetting/token_accuracy_change": change, "forgetting/token_accuracy_change_stderr": error}
 
 
 def accuracy(low: float, high: float) -> dict:
@@ -35,15 +46,27 @@ def accuracy(low: float, high: float) -> dict:
             "It did not work: nothing was learned",
             ["open", "bad"],
         ),
-        ({"win_rate": 0.6, "win_rate_stderr": 0.02}, "good", "It worked", ["good", "good", "good"]),
-        ({"win_rate": 0.52, "win_rate_stderr": 0.02}, "good", "It worked", ["good", "open", "good"]),
-        ({"win_rate": 0.4, "win_rate_stderr": 0.02}, "bad", "its answers have become worse", ["good", "bad", "good"]),
+        (won(0.6, 0.9), "good", "It worked", ["good", "good", "good"]),
+        (won(0.53, 0.9), "open", "that it answers better does not show", ["good", "open", "good"]),
+        (won(0.6, 0.2), "open", "that it answers better does not show", ["good", "open", "good"]),
+        (won(0.4, 0.2), "bad", "its answers have become worse", ["good", "bad", "good"]),
+        (won(0.6, -0.9), "bad", "its answers have become worse", ["good", "bad", "good"]),
+        (unrelated(-0.05), "open", "something is amiss", ["good", "good", "bad"]),
+        (unrelated(-0.01), "good", "It worked", ["good", "good"]),
+        (unrelated(-0.05, error=0.03), "good", "It worked", ["good", "good"]),
         ({"rewards/accuracies_interval": [None, None]}, "open", "It cannot be told", ["good"]),
     ],
 )
 def test_the_headline_follows_from_the_intervals(after, judgement, words, remarks):
     judged, headline, found = judge(**after)
     assert judged == judgement and words in headline and found == remarks
+
+
+def test_a_forgetting_limit_that_is_passed_is_amiss():
+    run = Contents("run", metrics=TRAINED, evaluation={"before": BEFORE, "after": AFTER | {MOVED: 0.3}})
+    assert verdict(run).judgement == "good"
+    run.recipe["forgetting_limit"] = {"value": 0.2, "origin": "recipe file"}
+    assert verdict(run).remarks[-1].text == "On unrelated text it has moved by 0.300 nats per token; 0.2 was allowed."
 
 
 def test_answers_that_no_longer_end_are_amiss():
