@@ -29,6 +29,7 @@ _PUBLIC = {
     "pairs": ("commands.pairs", "pairs"),
     "rounds": ("commands.rounds", "rounds"),
     "evaluate": ("commands.evaluate", "evaluate"),
+    "compare": ("commands.compare", "compare"),
     "chat": ("commands.chat", "chat"),
     "bench": ("commands.bench", "bench"),
     "report": ("commands.report", "report"),

@@ -86,6 +86,7 @@ PAIRS_FILE_HELP = "Where --pairs writes them, in place of RECIPE-suspects.jsonl.
 PROMPTS_HELP = "One a line (.txt), or rows with `prompt`, `question`, `instruction` or `messages`."
 PAIRS_FOLDER_HELP = "Where replies and pairs are kept, in place of RECIPE-pairs."
 MAX_NEW_TOKENS_HELP = "Where a reply is cut off, in place of 256 or what max_length leaves."
+RUNS_HELP = "Two run folders or more; the others are compared with the first."
 ROUNDS_HELP = "Train on the pairs too, then sample with what was trained: so many rounds."
 ROUND_REFERENCE_HELP = "Of the rounds: the start of the first, or the policy that each starts from."
 
@@ -118,6 +119,7 @@ Temperature = Annotated[float, typer.Option("--temperature", help="Of sampling; 
 MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help=MAX_NEW_TOKENS_HELP)]
 RoundCount = Annotated[int | None, typer.Option("--rounds", min=1, help=ROUNDS_HELP)]
 RoundReference = Annotated[Literal["kept", "moved"] | None, typer.Option("--reference", help=ROUND_REFERENCE_HELP)]
+FinishedRuns = Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help=RUNS_HELP, show_default=False)]
 FinishedRun = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 PromptText = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Ask this, and end.")]
 SystemText = Annotated[
@@ -292,6 +294,31 @@ def pairs(
         _print_json(result)
     elif rounds is None:
         print(f"{folder} holds the pairs. {_how_to_train_on(folder, value)}")
+
+
+@app.command(rich_help_panel=RUN)
+def compare(runs: FinishedRuns, as_json: AsJson = False) -> None:
+    """Runs beside each other: numbers, differences with intervals, and why they may differ."""
+    from .commands.compare import compare as compare_runs
+
+    result = compare_runs(*runs)
+    if as_json:
+        _print_json(result)
+        return
+
+    from .evaluation.held_out import difference_rows, rows_of_runs
+
+    console = Console()
+    for letter, run in zip(terminal.LETTERS, runs, strict=False):
+        console.print(f"{letter}  {run}", markup=False, highlight=False, soft_wrap=True)
+    console.print(terminal.runs_table([str(run) for run in runs], rows_of_runs(result["runs"])))
+    for letter, run in zip(terminal.LETTERS[1:], result["runs"][1:], strict=False):
+        of_this_run = [difference for difference in result["differences"] if difference["run"] == run["run"]]
+        console.print(terminal.differences_of_runs_table(letter, difference_rows(of_this_run)))
+    if result["causes"]:
+        console.print(terminal.causes_table(result["causes"], len(runs)))
+    else:
+        terminal.print_line(console, "Their folders differ in nothing that could change a result.")
 
 
 @app.command(rich_help_panel=RUN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -192,6 +192,39 @@ def rounds_table(rounds: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) 
             f"{after['win_rate']:.3f}",
             f"{after['kl']:.3f}",
         )
+    return table
+
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def runs_table(names: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> Table:
+    """What each run has come to: a row is what is measured, and its value in each."""
+    table = Table(title="After training, held out", title_justify="left")
+    table.add_column("")
+    for letter, _ in zip(LETTERS, names, strict=False):
+        table.add_column(letter, justify="right")
+    for words, values in rows:
+        table.add_row(escape(words), *values)
+    return table
+
+
+def differences_of_runs_table(letter: str, rows: Iterable[tuple[str, str, str, str]]) -> Table:
+    """By how much a run differs from the first: what is measured, the difference, its interval, and on what."""
+    columns = ("", Column("difference", justify="right"), "95 % interval", "on")
+    table = Table(*columns, title=f"{letter} against A", title_justify="left")
+    for words, difference, interval, measured_on in rows:
+        table.add_row(escape(words), difference, interval, measured_on)
+    return table
+
+
+def causes_table(causes: Iterable[Mapping[str, Any]], count: int) -> Table:
+    """In what `count` runs differ: the kind of thing, its name, and its value in each."""
+    table = Table("", "what", title="Why they may differ", title_justify="left")
+    for letter in LETTERS[:count]:
+        table.add_column(letter, overflow="fold")
+    for cause in causes:
+        table.add_row(cause["cause"], escape(cause["name"]), *(escape(str(value)) for value in cause["values"]))
     return table
 
 

@@ -3,7 +3,7 @@
 Leans on TRL 1.16: the names of the metrics that `DPOTrainer` logs, and what each of them is a mean of.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 # A metric's name, or that name with _interval, _stderr or _by_chance behind it -> its value
@@ -403,6 +403,29 @@ def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Compar
     in_table = [metric for metric in METRICS if metric.in_table]
     measures = [_own_measure(name) for name in after if name.startswith("measures/") and not name.endswith(SPREADS)]
     return [_compare(metric, before, after) for metric in in_table + measures if metric.name in after]
+
+
+def rows_of_runs(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """What each metric is after training in several runs, as texts: empty where a run has no such number."""
+    columns = [{row.words: row.after for row in compared(run["before"], run["after"])} for run in runs]
+    words = dict.fromkeys(name for column in columns for name in column)
+    return [(name, [column.get(name, "") for column in columns]) for name in words]
+
+
+def difference_rows(differences: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """(what is measured, the difference, its interval, on what) of each difference between two runs, as texts."""
+    known = {metric.name: metric for metric in METRICS}
+    rows = []
+    for each in differences:
+        metric = known[each["metric"]]
+        form = f"+{metric.form.lstrip('+')}"
+        measured_on = "each its own"
+        if each["paired"]:
+            what = "pairs" if metric.name.startswith("rewards/") else "prompts"
+            measured_on = f"the same {each['size']:,} {what}"
+        interval = f"{each['low']:{form}} to {each['high']:{form}}"
+        rows.append((metric.words, f"{each['difference']:{form}}", interval, measured_on))
+    return rows
 
 
 def _own_measure(name: str) -> Metric:

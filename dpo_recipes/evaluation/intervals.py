@@ -126,18 +126,22 @@ class Difference(NamedTuple):
     high: float
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """How much more the first is than the second, each measured on the same prompts, in the same order.
+def paired_difference(
+    first: Sequence[float], second: Sequence[float], groups: Sequence[Any] | None = None
+) -> Difference:
+    """How much more the first is than the second, each measured on the same prompts or pairs, in the same order.
 
-    What makes a prompt hard is hard for both, and cancels: the interval is of the differences, with Student's t.
-    One prompt alone tells nothing of the spread: its interval is not finite.
+    What makes a prompt hard is hard for both, and cancels: the interval is of the differences, with Student's t. Pairs
+    of one group, such as those of one prompt, may depend on each other; None: each is its own. One group alone tells
+    nothing of the spread: its interval is not finite.
     """
     differences = torch.tensor(first, dtype=torch.float64) - torch.tensor(second, dtype=torch.float64)
-    count = len(differences)
     value = differences.mean().item()
-    if count < 2:
+    group_of_each = range(len(differences)) if groups is None else groups
+    error = grouped_error(differences, group_of_each)
+    if error is None:
         return Difference(value, -math.inf, math.inf)
-    half_width = students_t(count - 1) * differences.std().item() / math.sqrt(count)
+    half_width = students_t(len(set(group_of_each)) - 1) * error
     return Difference(value, value - half_width, value + half_width)
 
 

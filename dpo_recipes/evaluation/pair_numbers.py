@@ -116,9 +116,16 @@ def as_its_reference(pairs: PairLogps) -> PairLogps:
 
 
 def pair_rows(trainer: RecipeTrainer, pairs: PairLogps) -> list[dict[str, Any]]:
-    """The lines of pairs.jsonl, one a held-out pair: its row, its log-ratios in nats and its lengths in tokens."""
+    """The lines of pairs.jsonl, one a held-out pair: its row, its log-ratios in nats and its lengths in tokens.
+
+    `prompt` numbers the prompts in their order: pairs of one number have the same.
+    """
+    prompts: dict[tuple[int, ...], int] = {}
+    for ids in trainer.eval_dataset["prompt_ids"]:
+        prompts.setdefault(tuple(ids), len(prompts))
     columns = {
         "row": trainer.eval_dataset["row"],
+        "prompt": [prompts[tuple(ids)] for ids in trainer.eval_dataset["prompt_ids"]],
         "chosen_logratio": pairs.chosen_logratios.tolist(),
         "rejected_logratio": pairs.rejected_logratios.tolist(),
         "chosen_tokens": pairs.chosen_tokens.long().tolist(),

@@ -65,6 +65,16 @@ class Run:
         return self._json("data.json")
 
     @property
+    def environment(self) -> dict[str, Any]:
+        """Versions of what was installed, the machine and the time."""
+        return self._json("environment.json")
+
+    @property
+    def pairs(self) -> list[dict[str, Any]]:
+        """Of each held-out pair: its row, its log-ratios in nats, its lengths in tokens."""
+        return self._json_lines("pairs.jsonl")
+
+    @property
     def reference(self) -> dict[str, Any]:
         """Who the reference was."""
         return self._json("reference.json")
