@@ -31,6 +31,7 @@ _PUBLIC = {
     "evaluate": ("commands.evaluate", "evaluate"),
     "compare": ("commands.compare", "compare"),
     "chat": ("commands.chat", "chat"),
+    "reference": ("commands.reference", "reference"),
     "bench": ("commands.bench", "bench"),
     "report": ("commands.report", "report"),
     "Run": ("runs.folder", "Run"),

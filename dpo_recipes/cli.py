@@ -103,6 +103,7 @@ EngineName = Annotated[str | None, typer.Option("--engine", metavar="NAME", help
 RealSteps = Annotated[bool, typer.Option("--run", help="Take a few real steps beside the plan.")]
 SuspectPairs = Annotated[bool, typer.Option("--pairs", help="Train on each half of the pairs, and name the suspects.")]
 PairsFile = Annotated[Path | None, typer.Option("--to", metavar="FILE", help=PAIRS_FILE_HELP, show_default=False)]
+ReferenceFolder = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The folder to write.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders are made.")]
 Lengths = Annotated[str | None, typer.Option("--lengths", metavar="KIND", help=LENGTHS_HELP)]
 RandomModel = Annotated[str | None, typer.Option("--random-model", metavar="SIZE", help=RANDOM_MODEL_HELP)]
@@ -353,6 +354,25 @@ def chat(
         _print_json(answers)
     elif not answers:
         raise UsageError("No prompt was given: type one, write them into a pipe, or use --prompt TEXT.")
+
+
+@app.command(rich_help_panel=MAKE, context_settings=LENIENT)
+def reference(recipe: RecipeName, out: ReferenceFolder, changes: Changes = None, as_json: AsJson = False) -> None:
+    """The reference's numbers for all pairs, as a folder for other runs."""
+    with _other_output_apart(as_json):
+        value = _recipe(recipe, changes)
+        from .commands.reference import reference as compute_reference
+
+        console = Console(stderr=True) if as_json else terminal.LastingConsole()
+        identity = compute_reference(value, out=out, console=console)
+    if as_json:
+        _print_json(identity)
+        return
+    counts = identity["pairs"]
+    print(
+        f"{out} holds the reference log-probabilities of {counts['train']:,} train and {counts['eval']:,} eval pairs. "
+        f"A run reads them with data.reference={out}"
+    )
 
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)

@@ -30,7 +30,6 @@ recipe = Recipe(
     measures={"in_grammar": toyworld.in_grammar},
     trl={
         "lr_scheduler_type": "cosine",
-        "precompute_ref_log_probs": True,
         "gradient_checkpointing": False,
         "per_device_eval_batch_size": 64,
     },

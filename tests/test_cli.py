@@ -54,7 +54,7 @@ TYPOS: list[tuple[list[str], str]] = [
     (
         ["help"],
         "error: No such command 'help'. The commands: list, show, new, preview, check, doctor, train, pairs, compare, "
-        "chat, evaluate, bench, report. What each does: dpo-recipes --help",
+        "chat, reference, evaluate, bench, report. What each does: dpo-recipes --help",
     ),
     (["evaluate"], "error: Name a run folder, as in `dpo-recipes evaluate runs/NAME`, or two models and pairs:"),
     (["evaluate", "beta=0.1"], "error: Name a run folder, as in"),

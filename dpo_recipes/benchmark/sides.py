@@ -31,6 +31,7 @@ STEP_OPTIONS: dict[str, Any] = {
     "warmup_steps": 0,
     "train_sampling_strategy": "sequential",
     "num_train_epochs": 1,
+    "max_steps": -1,  # each call says how many
 }
 
 

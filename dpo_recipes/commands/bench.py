@@ -52,7 +52,9 @@ def bench(
     if random_model is not None and lengths is None:
         lengths = "ultrafeedback"
     if lengths is not None:
-        recipe = replace(recipe, max_length=PROFILES[lengths].max_length)
+        # What has been computed of the recipe's pairs is not of the drawn ones.
+        data = replace(recipe.data, reference=None)
+        recipe = replace(recipe, data=data, max_length=PROFILES[lengths].max_length)
 
     with tempfile.TemporaryDirectory() as folder:
         if random_model is not None:

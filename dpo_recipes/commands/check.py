@@ -132,7 +132,25 @@ def _check_pairs(session: Session, result: dict[str, Any], positions: int | None
     result["data"] = session.report
     result["findings"] += session.findings
 
+    result["findings"] += _reference_findings(session)
     result["findings"] += rehearsed(session.recipe, session.eval, positions)
+
+
+def _reference_findings(session: Session) -> list[Finding]:
+    """Whether data.reference has these pairs, cut in the same places; the model itself is asked when a run begins."""
+    recipe = session.recipe
+    if recipe.data.reference is None:
+        return []
+    from ..training.published_reference import Published
+
+    published = Published(recipe.data.reference)
+    try:
+        for split, pairs in (("train", session.train), ("eval", session.eval)):
+            published.find(pairs, split, recipe.max_length, recipe.trl.get("ld_alpha"))
+    except RecipeError as error:
+        return [Finding("fail", "reference", str(error))]
+    text = f"{published.name} has all pairs; a run computes some of them again before it believes it"
+    return [Finding("pass", "reference", text)]
 
 
 def _check_what_can_be_seen(session: Session, result: dict[str, Any], positions: int | None) -> None:
@@ -403,6 +421,8 @@ def _check_real_steps(session: Session, result: dict[str, Any]) -> None:
     findings.append(Finding("info", "peak memory", f"{format_memory(trial.peak)} {counted}; {planned}"))
     take = "takes" if steps == 1 else "take"
     whole_run = f"{_steps(steps)} {take} {timedelta(seconds=round(seconds))}, without evaluation and answers"
+    if session.settings.precompute:
+        whole_run += ", and without the reference's own pass, of which later runs find what this one computes"
     findings.append(Finding("info", "time", f"{trial.seconds_per_step:.3g} s a step; {whole_run}"))
 
 

@@ -77,6 +77,8 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         who = _policy_and_reference(trainer)
         _describe(run, trainer, session, who)
         session.say(f"Policy: {who['policy']}. Reference: {who['reference']}.")
+        if trainer.reference_cache:
+            session.say(trainer.reference_in_words())
         session.say(_amounts(trainer))
 
         # Before training
@@ -277,6 +279,7 @@ def _policy_and_reference(trainer: RecipeTrainer) -> dict[str, Any]:
         "model": recipe.model,
         "revision": recipe.revision,
         "precomputed": settings.precompute,
+        "log_probabilities": trainer.reference_cache,  # of each split, how they came about
         "fingerprint": trainer.fingerprint(),
     }
 

@@ -129,6 +129,8 @@ class Data(Value):
     turns: Literal["last", "all"] = "last"  # of whole conversations: a pair of the last, or of each that differs
     drop_truncated: bool = False  # drop pairs of which max_length cuts a side, with its end token
     max_dropped: Annotated[float, SHARE] = 0.05  # of rows that may be unusable before the run is refused
+    # a folder of reference log-probabilities of these pairs, as `dpo-recipes reference` writes it
+    reference: str | None = None
     exclude: str | None = None  # a file of pairs not to train on, as `check --pairs` writes it
     # stops of the data report that do not stop this run
     allow: Annotated[list[str], KNOWN_STOPS] = field(default_factory=list)
@@ -327,12 +329,24 @@ class Recipe(Value):
         """Whether the reference is no adapter's own, so that a second model is in memory unless it is read before."""
         return self.adapter is None or self.reference is not None
 
+    @property
+    def precomputes_reference(self) -> bool:
+        """Whether the reference's log-probabilities are computed before training, or found where they were before.
+
+        In one run of one epoch that costs what it costs in the steps, where the same forwards would be taken; whatever
+        comes after it, another epoch or another run on the same pairs, has them for nothing. A reference that moves has
+        no numbers to keep, and the pairs of a stream are not known beforehand.
+        """
+        if self.trl.get("sync_ref_model") or self.data.streaming:
+            return False
+        return self._reference_is_precomputed or bool(self.trl.get("precompute_ref_log_probs", True))
+
     # What does not go together. The first refusal wins, so that the order below is the order of the messages.
 
     def refuse_contradictions(self) -> None:
         self._refuse_sft_twice()
         refuse_impossible_losses(self.weights, self.loss_args)
-        refuse_unusable_options(self.trl, self.loss_names, self._reference_is_precomputed)
+        refuse_unusable_options(self.trl, self.loss_names, self.precomputes_reference)
         self._refuse_precision()
         self._refuse_prepare()
         self._refuse_scores()
@@ -421,6 +435,12 @@ class Recipe(Value):
             )
         if precompute is False and self._reference_is_precomputed and not moving:
             raise UsageError("trl.precompute_ref_log_probs=False would keep a second model in memory: delete it.")
+        if self.data.reference is not None and not self.precomputes_reference:
+            raise UsageError(
+                f"data.reference={self.data.reference} holds log-probabilities from before training, and this run "
+                "reads none: trl.sync_ref_model, trl.precompute_ref_log_probs=False and data.streaming each compute "
+                "the reference in the step. Delete one of the two."
+            )
 
     def _refuse_noise(self) -> None:
         """NEFTune disturbs every forward in training: of an adapter's reference too, and before the first step."""

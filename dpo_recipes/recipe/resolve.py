@@ -36,14 +36,13 @@ class Settings:
     micro_batch_size: int  # pairs per device and forward
     accumulation: int  # forwards per optimiser step
     reference: str  # adapter off | frozen adapter | start weights | moving copy | other model
-    precompute: bool  # reference log-probabilities computed once, before training
+    precompute: bool  # reference log-probabilities computed once, before training: never a second model while training
 
 
 def resolve(recipe: Recipe, device: Device) -> Settings:
     """Decide what the recipe leaves open. UsageError when the batch does not divide or the precision does not exist."""
     weights, autocast = _precision(recipe, device)
     micro_batch_size, accumulation = _batch(recipe, device)
-    reference = _reference(recipe)
     return Settings(
         device=device.kind,
         learning_rate=_learning_rate(recipe),
@@ -51,8 +50,8 @@ def resolve(recipe: Recipe, device: Device) -> Settings:
         autocast=autocast,
         micro_batch_size=micro_batch_size,
         accumulation=accumulation,
-        reference=reference,
-        precompute=_precomputes(recipe, reference),
+        reference=_reference(recipe),
+        precompute=recipe.precomputes_reference,
     )
 
 
@@ -83,13 +82,6 @@ def _reference(recipe: Recipe) -> str:
     if recipe.adapter.continue_from:
         return "frozen adapter"
     return "adapter off"
-
-
-def _precomputes(recipe: Recipe, reference: str) -> bool:
-    """Whether the log-probabilities are computed before training: a second model is then never held in memory."""
-    if reference in ("start weights", "other model"):
-        return True
-    return bool(recipe.trl.get("precompute_ref_log_probs"))
 
 
 def _precision(recipe: Recipe, device: Device) -> tuple[str, str | None]:

@@ -83,6 +83,11 @@ class Session:
         self.report = {}
         self._find_places(with_pairs)
         self._refuse_unusable_folders()
+        if recipe.data.reference is not None:
+            # Imported here: it brings pyarrow.
+            from .published_reference import Published
+
+            Published(recipe.data.reference)  # which raises where there is nothing to be read
 
         with Stage(console, "Loading the libraries"):
             _quieten_libraries()

@@ -10,6 +10,8 @@ losses, plus that of a router where `aux_loss_enabled` is set; `_precompute_ref_
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 import tempfile
 import warnings
 from collections import defaultdict
@@ -22,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, concatenate_datasets
 from rich.console import Console
 from torch.utils.data import SequentialSampler
@@ -49,6 +51,7 @@ from ..runs import environment
 from ..runs.full_memory import is_out_of_memory
 from ..shared_prefix import forward as shared_prefix
 from . import reference_cache
+from .published_reference import Published
 
 # The Trainer's default asks for pinned memory on machines without an accelerator too.
 warnings.filterwarnings("ignore", message=".*pin_memory.* no accelerator is found", category=UserWarning)
@@ -109,6 +112,7 @@ class RecipeTrainer(DPOTrainer):
         self.recorded: list[PairLogps] | None = None  # of each evaluation batch, while held_out() asks for them
         # Split -> hit, computed or rebuilt, where the reference is computed beforehand
         self.reference_cache: dict[str, str] = {}
+        self._rows_with_reference: set[int] | None = None  # of the train pairs; None: all of them, or computed in steps
         self._fingerprint: str | None = None
         self.is_trained = False  # whether its policy has been trained elsewhere
         self.tie = 0.0  # nats: the largest rounding seen before training, within which a pair is ranked neither way
@@ -187,7 +191,7 @@ class RecipeTrainer(DPOTrainer):
     # The reference, computed beforehand
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """TRL's, for the pairs whose reference log-probabilities no earlier run has left in the user's cache."""
+        """TRL's, for the pairs that the run reads and whose reference log-probabilities are not there already."""
         self._share_pairs()  # TRL comes here while it is being made
         if not isinstance(dataset, Dataset) or not len(dataset):
             return super()._precompute_ref_logps(dataset, name, batch_size)  # which refuses it
@@ -195,17 +199,87 @@ class RecipeTrainer(DPOTrainer):
             # As concatenate_datasets would do for each; here, so that it is done once.
             dataset = dataset.flatten_indices()
 
-        logps, how = reference_cache.complete(
-            dataset,
-            reference_cache.Entries(environment.cache() / "reference", self._reference_context()),
-            compute=functools.partial(self._compute_ref_logps, dataset, name, batch_size),
-            tolerance=rounding_tolerance(self.half),
-            share=_from_main_process,
-            main=self.accelerator.is_main_process,
-        )
+        # A trial of ten steps on a large set would spend hours on pairs that it never comes to.
+        rows = self._rows_of_a_part_of_an_epoch() if name == "train" else None
+        if rows is None:
+            logps, how = self._known_or_computed(dataset, name, batch_size)
+        else:
+            logps = np.full((len(dataset), 2), np.nan, np.float32)
+            logps[rows], how = self._known_or_computed(dataset.select(rows), name, batch_size)
+            how += f", for the {len(rows):,} of {len(dataset):,} pairs that the run reads"
+            self._rows_with_reference = set(rows)
         self.reference_cache = {**self.reference_cache, name: how}
         columns = Dataset.from_dict({"ref_chosen_logps": logps[:, 0], "ref_rejected_logps": logps[:, 1]})
         return concatenate_datasets([dataset, columns], axis=1)
+
+    def _known_or_computed(self, pairs: Dataset, name: str, batch_size: int) -> tuple[np.ndarray, str]:
+        """(reference log-probabilities in nats, shape (pairs, 2); how they came about)."""
+        compute = functools.partial(self._compute_ref_logps, pairs, name, batch_size)
+        tolerance = rounding_tolerance(self.half)
+        if self.recipe.data.reference is not None:
+            published = Published(self.recipe.data.reference)
+            logps = published.find(pairs, name, self.args.max_length, self.args.ld_alpha)
+            words = published.verify(pairs, logps, compute, self.args.max_length, tolerance, share=_from_main_process)
+            return logps, words
+        return reference_cache.complete(
+            pairs,
+            reference_cache.Entries(environment.cache() / "reference", self._reference_context()),
+            compute=compute,
+            tolerance=tolerance,
+            share=_from_main_process,
+            main=self.accelerator.is_main_process,
+        )
+
+    def _rows_of_a_part_of_an_epoch(self) -> list[int] | None:
+        """The train pairs that a run shorter than an epoch reads; None where it reads all, or its order is not known.
+
+        The order is drawn from the seed alone, so that the loader that training will make can be asked beforehand.
+        """
+        loader = super().get_train_dataloader()
+        batches = self._batches_of_a_part_of_an_epoch(loader)
+        if batches is None:
+            return None
+        with torch.random.fork_rng():
+            rows, once_more = _rows_drawn(loader, batches), _rows_drawn(loader, batches)
+        if rows != once_more:  # drawn from the global generator, whose state by then nobody knows
+            return None
+        rows_of_processes = gather_object([sorted(rows)])
+        return sorted(set().union(*rows_of_processes))
+
+    def _batches_of_a_part_of_an_epoch(self, loader: Any) -> int | None:
+        """How many batches of its first epoch a run reads; None where it reads all of them."""
+        args = self.args
+        steps_an_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
+        steps = args.max_steps
+        if steps <= 0:
+            steps = math.ceil(args.num_train_epochs * steps_an_epoch)
+        if steps >= steps_an_epoch:
+            return None
+        return steps * args.gradient_accumulation_steps
+
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's. A run reads no pair whose reference has not been computed: then nothing is trained."""
+        loader = super().get_train_dataloader()
+        if self._rows_with_reference is not None:
+            batches = self._batches_of_a_part_of_an_epoch(loader)
+            if batches is None or not _rows_drawn(loader, batches) <= self._rows_with_reference:
+                raise RuntimeError("The run would read pairs other than those that it has a reference for.")
+        return loader
+
+    def reference_in_words(self) -> str:
+        """How the reference's log-probabilities came about, in sentences; empty where each step computes them."""
+        splits_of_words: dict[str, list[str]] = {}
+        for split, how in self.reference_cache.items():
+            words = how
+            if how.startswith("hit"):
+                words = how.replace("hit", "found in the cache", 1)
+            splits_of_words.setdefault(words, []).append(split)
+
+        sentences: list[str] = []
+        for words, splits in splits_of_words.items():
+            start = "Of" if sentences else "Reference log-probabilities of"
+            sentences.append(f"{start} {' and '.join(splits)} pairs: {words}.")
+        return " ".join(sentences)
 
     def _compute_ref_logps(self, dataset: Dataset, name: str, batch_size: int, rows: list[int]) -> np.ndarray:
         """Reference log-probabilities of some rows as TRL computes them, in nats, shape (rows, 2)."""
@@ -594,6 +668,14 @@ def _joined(batches: list[PairLogps]) -> PairLogps:
 def _from_main_process(value: Any) -> Any:
     """The main process's value, in all processes."""
     return broadcast_object_list([value])[0]
+
+
+def _rows_drawn(loader: Any, batches: int) -> set[int]:
+    """The rows in the first batches of an epoch that a loader of this process would draw."""
+    rows: set[int] = set()
+    for batch in itertools.islice(loader.batch_sampler, batches):
+        rows.update(batch)
+    return rows
 
 
 def _cache_file(folder: str, fingerprint: str) -> str:

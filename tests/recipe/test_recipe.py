@@ -71,6 +71,7 @@ ACTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "Data.streaming": (True, {"trl": {"max_steps": 5}}, "data"),
     "Data.drop_truncated": (True, {}, "training"),
     "Data.allow": (["border"], {}, "training"),
+    "Data.reference": ("somewhere", {}, "training"),
     "Data.train": ("train[:10]", {}, "data"),
     "Data.eval": ("test", {}, "data"),
     "Data.subset": ("en", {}, "data"),
@@ -249,6 +250,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"adapter": None, "reference": "x", "trl": {"sync_ref_model": True}}, "trl.sync_ref_model moves a copy"),
     ({"adapter": None, "trl": {"precompute_ref_log_probs": False}}, "would keep a second model in memory"),
     ({"reference": "x", "trl": {"precompute_ref_log_probs": False}}, "would keep a second model in memory"),
+    ({"data": Data("d", reference="r"), "trl": {"precompute_ref_log_probs": False}}, "data.reference=r holds log-"),
     ({"trl": {"beta": 0.2}}, "trl.beta=0.2 has a place of its own: set beta."),
     ({"loss": "cdpo", "trl": {"ld_alpha": 0.5}}, "would never reach the plugin loss in ['cdpo']"),
 ]

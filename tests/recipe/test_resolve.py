@@ -126,9 +126,11 @@ def test_the_remedy_of_one_field_needs_no_other():
     ("changes", "reference", "precompute"),
     [
         ({}, "start weights", True),
-        ({"adapter": LoRA()}, "adapter off", False),
+        ({"adapter": LoRA()}, "adapter off", True),
         ({"adapter": LoRA(), "trl": {"precompute_ref_log_probs": True}}, "adapter off", True),
-        ({"adapter": LoRA(continue_from="x")}, "frozen adapter", False),
+        ({"adapter": LoRA(), "trl": {"precompute_ref_log_probs": False}}, "adapter off", False),
+        ({"adapter": LoRA(), "data": Data("d", streaming=True), "trl": {"max_steps": 4}}, "adapter off", False),
+        ({"adapter": LoRA(continue_from="x")}, "frozen adapter", True),
         ({"adapter": LoRA(), "reference": "y"}, "other model", True),
         ({"reference": "y"}, "other model", True),
         ({"trl": {"sync_ref_model": True}}, "moving copy", False),

@@ -26,7 +26,7 @@ from dpo_recipes.training import reference_cache
 from dpo_recipes.training import trainer as ours
 from dpo_recipes.training.reference_cache import Entries
 
-TRL = {"gradient_checkpointing": False, "max_steps": 4, "precompute_ref_log_probs": True}
+TRL = {"gradient_checkpointing": False, "max_steps": 4}
 PAIRS, HELD_OUT = make_pairs(24), make_pairs(10, seed=9)
 RECHECKED = reference_cache.RECHECKED
 HIT = {"train": "hit", "eval": "hit"}
@@ -52,10 +52,15 @@ def forwards(monkeypatch) -> list[int]:
     return counted
 
 
-def build(folder, train=PAIRS, held_out=HELD_OUT, cls=None, out="runs", trl=None, data=None, **changes):
+def build(
+    folder, train=PAIRS, held_out=HELD_OUT, cls=None, out="runs", trl=None, data=None, recipe_data=None, **changes
+):
+    """A trainer of a LoRA recipe that reads each pair twice, as TRL, whose numbers are compared to the bit."""
     late = {"truncation_mode": changes.pop("truncation_mode", "keep_start")}  # of which DPOConfig warns
     given = {"adapter": LoRA(r=4), "global_batch_size": 8, "max_length": 96, "learning_rate": 1e-3}
-    recipe = Recipe(model=str(folder), data=Data("unused"), trl=TRL | (trl or {}), **{**given, **changes})
+    given["pair_sharing"] = "off"
+    options = {name: value for name, value in (TRL | (trl or {})).items() if value is not None}
+    recipe = Recipe(model=str(folder), data=recipe_data or Data("unused"), trl=options, **{**given, **changes})
     settings = resolve(recipe, Device())
     arguments = {
         "model": load_weights(recipe, settings, str(folder)),
@@ -110,7 +115,50 @@ def test_a_run_on_known_numbers_goes_as_the_one_that_computed_them(tiny):
 
 
 def test_where_nothing_is_computed_beforehand_nothing_is_said(tiny):
-    assert build(tiny(), trl={"precompute_ref_log_probs": False}).reference_cache == {}
+    trainer = build(tiny(), trl={"precompute_ref_log_probs": False})
+    assert trainer.reference_cache == {} and trainer.reference_in_words() == ""
+
+
+def test_how_the_numbers_came_about_is_said_in_words(tiny):
+    trainer = build(tiny(), train=PAIRS[:8], held_out=PAIRS[8:12])
+    assert trainer.reference_in_words() == "Reference log-probabilities of train and eval pairs: computed."
+    trainer.reference_cache = {"train": "computed 5 of 8", "eval": "hit"}
+    said = "Reference log-probabilities of train pairs: computed 5 of 8. Of eval pairs: found in the cache."
+    assert trainer.reference_in_words() == said
+
+
+# --------------------------------------------------------------------------------------------------- part of an epoch
+
+HALF_AN_EPOCH = {
+    "steps": {"trl": {"max_steps": 2}},
+    "accumulated": {"trl": {"max_steps": 2}, "micro_batch_size": 2},
+    "an epoch's share": {"trl": {"max_steps": None}, "num_train_epochs": 0.5},
+    "all weights": {"trl": {"max_steps": 2}, "adapter": None, "pair_sharing": "require"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", HALF_AN_EPOCH.values(), ids=HALF_AN_EPOCH)
+def test_of_a_part_of_an_epoch_the_reference_is_computed_for_the_pairs_that_are_read(tiny, forwards, changes):
+    """Every other pair has no number, which a loss would show: that the run goes to its end is the test."""
+    trainer = build(tiny(), **changes)
+    assert trainer.reference_cache["train"].endswith("for the 16 of 24 pairs that the run reads")
+    known = np.isfinite(trainer.train_dataset.with_format("numpy")["ref_chosen_logps"][:])
+    assert known.sum() == 16
+    trainer.train()
+    assert trainer.state.global_step == 2 and np.isfinite(trainer.state.log_history[0]["loss"])
+
+
+def test_pairs_without_a_reference_are_never_trained_on(tiny):
+    trainer = build(tiny(), trl={"max_steps": 1})
+    trainer.args.max_steps = 3
+    with pytest.raises(RuntimeError, match="pairs other than those that it has a reference for"):
+        trainer.train()
+
+
+def test_where_the_order_is_not_known_beforehand_all_pairs_are_computed(tiny, forwards):
+    trainer = build(tiny(), trl={"max_steps": 2, "accelerator_config": {"use_seedable_sampler": False}})
+    assert trainer.reference_cache["train"] == "computed" and sum(forwards) == 24 + 10
 
 
 # ---------------------------------------------------------------------------------------------------- hits and misses

@@ -25,6 +25,12 @@ from dpo_recipes.training import trainer as ours
 FAST = {"gradient_checkpointing": False, "max_steps": 4}
 
 
+@pytest.fixture(autouse=True)
+def cache_of_its_own(tmp_path, monkeypatch):
+    """Another test may have left the same reference, computed in batches that round otherwise."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def build(folder, tmp_path, rows=None, cls=None, data=None, model=None, say=print, cost="", **changes):
     """A RecipeTrainer of a tiny recipe, or with `cls` bare TRL's trainer on the very same arguments.
 
@@ -93,9 +99,7 @@ def test_what_is_logged_of_the_held_out_pairs_is_what_evaluation_json_says(tiny,
 
 
 @pytest.mark.slow
-def test_full_fine_tuning_runs_bit_for_bit_as_in_bare_trl_with_a_precomputed_reference(tiny, tmp_path, monkeypatch):
-    # Another test may have left the same reference, computed in batches that round otherwise.
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_full_fine_tuning_runs_bit_for_bit_as_in_bare_trl_with_a_precomputed_reference(tiny, tmp_path):
     changes = {"adapter": None, "trl": FAST | {"max_steps": 6}}
     bare = build(tiny(), tmp_path, cls=ours.DPOTrainer, **changes)
     bare.train()
