@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import UsageError, nearest
 from . import trl_options
-from .recipe import FILE_SUFFIXES, PREPARED, Data, LoRA, QLoRA, Recipe
+from .recipe import FILE_SUFFIXES, PREPARED, RULES, Data, LoRA, QLoRA, Recipe
 from .validation import field_types, has_type, must_be, union_members
 
 ADAPTERS: dict[str, type[LoRA] | None] = {"none": None, "lora": LoRA, "qlora": QLoRA}
@@ -251,6 +251,8 @@ def where_it_belongs(key: str) -> str:
     if place:
         return f" Write {place}=VALUE{_in_a_recipe_file(place)}."
 
+    if name in RULES:
+        return f" It is a rule of the guard: write rules.{name}=VALUE (in a recipe file rules={{{name!r}: VALUE}})."
     if name in trl_options.OURS:
         return f" It is set by {trl_options.OURS[name]}."
     if name in trl_options.options():

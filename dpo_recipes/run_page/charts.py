@@ -5,6 +5,7 @@ A chart is as wide as a phone, so that its text keeps its size wherever it is sh
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -95,10 +96,11 @@ def _finite(points: Sequence[Point]) -> list[Point]:
 def _running_mean(points: Sequence[Point]) -> list[Point]:
     """The mean of each point and those before it, a tenth of the line in all."""
     width = max(1, len(points) // 10)
+    sums = list(itertools.accumulate((point.value for point in points), initial=0.0))
     means = []
-    for end in range(1, len(points) + 1):
-        part = [point.value for point in points[max(0, end - width) : end]]
-        means.append(Point(points[end - 1].step, math.fsum(part) / len(part)))
+    for end, point in enumerate(points, 1):
+        start = max(0, end - width)
+        means.append(Point(point.step, (sums[end] - sums[start]) / (end - start)))
     return means
 
 

@@ -180,6 +180,10 @@ REFUSED = [
         ["warmup_steps=1"],
         "It is DPOConfig's: write trl.warmup_steps=VALUE (in a recipe file trl={'warmup_steps': VALUE}).",
     ),
+    (
+        ["over_fitting=off"],
+        "It is a rule of the guard: write rules.over_fitting=VALUE (in a recipe file rules={'over_fitting': VALUE}).",
+    ),
     (["max_prompt_length=512"], "max_prompt_length is gone since TRL 0.29: set max_length"),
     (["trl.warmup_ratio=0.1"], "trl.warmup_ratio='0.1' is gone from transformers 5: trl={'warmup_steps': 0.1}"),
     (["gradient_accumulation_steps=8"], "It is set by global_batch_size (and micro_batch_size)."),
