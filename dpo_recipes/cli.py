@@ -597,9 +597,11 @@ def main() -> None:
         with _stopped_in_one_line():
             app()
     except RecipeError as error:
+        left = getattr(error, "__notes__", [])  # what there is of a run
+        message = ("\n" if "\n" in str(error) else " ").join([str(error), *left])
         console = Console(stderr=True)
         if console.is_terminal:
-            console.print(terminal.Sentence(f" {error}", start="error:", style="bold red"))
+            console.print(terminal.Sentence(f" {message}", start="error:", style="bold red"))
         else:  # one line, whatever its width
-            console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"error: {message}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)

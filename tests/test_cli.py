@@ -122,6 +122,18 @@ TYPOS: list[tuple[list[str], str]] = [
 ]
 
 
+@pytest.mark.parametrize(("message", "between"), [("It cannot work.", " "), ("One line,\nand another.", "\n")])
+def test_what_a_stopped_run_has_left_is_said_behind_why_it_stopped(dpo, monkeypatch, message, between):
+    def fail(name: str) -> None:
+        error = RecipeError(message)
+        error.add_note("What there is of the run stays in runs/x.")
+        raise error
+
+    monkeypatch.setattr(cli.catalogue, "load", fail)
+    expected = f"error: {message}{between}What there is of the run stays in runs/x.\n"
+    assert dpo("show", RECIPE) == (1, "", expected)
+
+
 def test_report_prints_where_the_page_is_and_nothing_else(dpo, tmp_path):
     folder = tmp_path / "runs" / "one"
     folder.mkdir(parents=True)

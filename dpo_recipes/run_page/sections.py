@@ -109,9 +109,10 @@ def _explained(words: Sequence[str]) -> Html:
 def numbers_of_several(runs: Sequence[Contents]) -> Html:
     """A row for each number, a column for each run: after training, with interval or error."""
     columns = [{row.words: row for row in compared(run.before, run.after)} if run.after else {} for run in runs]
-    every_row = dict.fromkeys(words for column in columns for words in column)
+    known = {words for column in columns for words in column}
+    in_order = [metric.words for metric in METRICS if metric.words in known]
     rows = []
-    for words in every_row:
+    for words in dict.fromkeys([*in_order, *sorted(known)]):  # a recipe's own measures come last
         cells = []
         for column in columns:
             row = column.get(words)
@@ -119,7 +120,7 @@ def numbers_of_several(runs: Sequence[Contents]) -> Html:
         rows.append((words, *cells))
     if not rows:
         return Html("")
-    return joined([_wide(table(rows, ("", *labels(runs)), "numbers")), _explained(list(every_row))])
+    return joined([_wide(table(rows, ("", *labels(runs)), "numbers")), _explained(in_order)])
 
 
 # ----------------------------------------------------------------------------------------------------------- the curves
