@@ -595,14 +595,14 @@ def test_what_a_program_started_by_a_recipe_prints_does_not_mix_with_json(here):
     assert json.loads(done.stdout)["name"] == "starting" and done.stderr == "started\n"
 
 
-def test_verbs_bring_no_library_that_talks_before_it_can_be_silenced():
+def test_verbs_bring_no_library_that_talks_before_it_can_be_silenced_and_none_that_takes_seconds():
     """bitsandbytes announces at import what is not installed: the session silences it before it is imported."""
     import subprocess
 
     code = (
         "import sys\n"
         "from dpo_recipes.commands import check, preview, train\n"
-        "assert not {'bitsandbytes', 'transformers'} & sys.modules.keys()"
+        "assert not {'bitsandbytes', 'transformers', 'torch', 'datasets', 'pyarrow'} & sys.modules.keys()"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)

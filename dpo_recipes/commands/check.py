@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -18,7 +18,6 @@ from ..guard.losses import loss_findings
 from ..guard.own_rules import rule_findings
 from ..planning.amounts import USABLE, device_memory, format_memory, parse_memory
 from ..planning.engines import ENGINES, Launch, launch, notes, plan_on_engine
-from ..planning.memory import PARTS, Plan, Unplannable, largest_pairs, plan_for, skeletons
 from ..planning.pair_lengths import PairLength, longest_pair
 from ..planning.visible_differences import visible
 from ..planning.ways_out import WayOut, ways_out
@@ -29,6 +28,9 @@ from ..recipe.unusual import unusual_findings
 from ..runs import environment, files
 from ..training import length
 from ..training.session import Session
+
+if TYPE_CHECKING:
+    from ..planning.memory import Plan
 
 
 def check(
@@ -192,6 +194,8 @@ def _check_plan(session: Session, gpu_memory: int | None, spread: Launch | None,
 
     Without its pairs, a recipe with a `max_length` is planned too.
     """
+    from ..planning.memory import Unplannable, largest_pairs  # which brings torch, here and below
+
     findings = result["findings"]
     report = result["data"] or {}
     train_report = report.get("train", {})
@@ -232,6 +236,7 @@ def _plan(
     `engine`; `here`, the peak on this machine's own device, which is what real steps can be compared with; `memory`, in
     bytes; whether it `fits`; `tokens`; the `steps` of the whole run; and `ways_out`, the best first.
     """
+    from ..planning.memory import plan_for
 
     def planned(recipe: Recipe) -> Plan:
         if spread is None:
@@ -293,6 +298,8 @@ def _other_launches(
 
 def _memory_finding(plan: dict[str, Any], device: Device) -> Finding:
     """What the worst moment needs, part by part; where that is too much, the ways out."""
+    from ..planning.memory import PARTS
+
     peak, memory = format_memory(plan["peak"]), format_memory(plan["memory"])
     where = f"on {device.kind}"
     if plan["engine"]:
@@ -355,6 +362,7 @@ def _tokens_finding(train_report: dict[str, Any], steps: int) -> Finding:
 def _sharing_findings(session: Session) -> list[Finding]:
     """Whether each pair will be read once, as far as the model's configuration tells; nothing where that is off."""
     from ..models.base_model import without_adapters
+    from ..planning.memory import skeletons
     from ..shared_prefix.forward import read_twice, why_not
 
     recipe = session.recipe

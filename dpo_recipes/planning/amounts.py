@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 
-import torch
-
 from ..errors import UsageError
 
 USABLE = 0.95  # of a device's memory: the rest is the driver's, the kernels' and that of other programs
@@ -29,6 +27,8 @@ def device_memory(kind: str) -> int:
     """Bytes of the device that is there."""
     if kind != "cuda":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    import torch
+
     return torch.cuda.get_device_properties(0).total_memory
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import pyarrow.compute
-
 
 class PairLength(NamedTuple):
     """Tokens of a pair, as max_length cuts it."""
@@ -30,6 +28,8 @@ class PairLength(NamedTuple):
 
 def pair_lengths(split: Any, max_length: int | None) -> list[PairLength]:
     """The lengths of every pair of a tokenised split, as max_length cuts it; read off without its tokens."""
+    import pyarrow.compute
+
     columns = []
     for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
         table = split.select_columns([name]).with_format("arrow")[:]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import RecipeError
 from ..losses.trl_losses import COUPLED_LOSSES
 from ..recipe.overrides import apply
 from ..recipe.recipe import QLoRA, Recipe
-from .memory import Plan
+
+if TYPE_CHECKING:
+    from .memory import Plan
 
 SHORTER = (512, 256)  # tokens to cut pairs to
 LEAST_SAVING = 0.01  # of the peak: what saves less is no way out
 
-Replan = Callable[[Recipe], Plan]
-Launches = Mapping[str, Callable[[], Plan]]  # options of the command line -> the plan with them
+Replan = Callable[[Recipe], "Plan"]
+Launches = Mapping[str, Callable[[], "Plan"]]  # options of the command line -> the plan with them
 
 
 class WayOut(NamedTuple):

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError, apply, train
 from dpo_recipes.errors import UsageError
-from dpo_recipes.planning import trial_steps
+from dpo_recipes.planning import memory, trial_steps
 from dpo_recipes.planning.memory import PARTS, Unplannable
 from dpo_recipes.training.session import Session
 
@@ -228,7 +228,7 @@ def test_what_cannot_begin_is_one_fail_and_what_depends_on_it_is_skipped(made, c
 
 def test_without_a_chat_template_the_pairs_fail_and_the_plan_is_made_for_max_length(made, tiny):
     found = check(made(model=str(tiny(template=None))), run=True)
-    assert names(found) == [*BEFORE, "model", "pairs", "parameters", "memory", "run"]
+    assert names(found) == [*BEFORE, "model", "pairs", "parameters", "memory", "pair sharing", "run"]
     assert "has no chat template" in by_level(found, "fail")["pairs"]
     assert by_level(found, "skipped") == {"run": NEEDS["run"]}
     assert found["plan"]["tokens"] == 128 and found["plan"]["steps"] == 0
@@ -371,7 +371,7 @@ def test_a_model_that_does_not_run_on_fake_tensors_is_skipped_and_still_tried(ma
     def refuse(*args, **kwargs):
         raise Unplannable("This model does not run on fake tensors.")
 
-    monkeypatch.setattr(module, "plan_for", refuse)
+    monkeypatch.setattr(memory, "plan_for", refuse)
     found = check(made(), run=True)
     assert by_level(found, "skipped") == {"plan": "This model does not run on fake tensors."}
     assert names(found)[-4:] == ["plan", *RUN] and of(found, "peak memory").text.endswith("; not planned")
