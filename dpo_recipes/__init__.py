@@ -15,6 +15,8 @@ _PUBLIC = {
     "Data": ("recipe.recipe", "Data"),
     "LoRA": ("recipe.recipe", "LoRA"),
     "QLoRA": ("recipe.recipe", "QLoRA"),
+    "RewardModel": ("recipe.recipe", "RewardModel"),
+    "JudgeEndpoint": ("recipe.recipe", "JudgeEndpoint"),
     "PairLogps": ("losses.pair_logps", "PairLogps"),
     "conformance": ("losses.conformance", "conformance"),
     "load": ("recipe.catalogue", "load"),

@@ -24,7 +24,7 @@ from .commands import recipes as recipe_files
 from .errors import Finding, RecipeError, UsageError, nearest
 from .planning.engines import ENGINES
 from .recipe import catalogue, overrides
-from .recipe.recipe import PREPARED, Recipe
+from .recipe.recipe import PREPARED, JudgeEndpoint, Recipe, RewardModel
 from .runs.files import to_json
 
 
@@ -81,6 +81,10 @@ REFERENCE_HELP = "What the policy is compared with, a folder or a hub id; of an 
 DATA_HELP = "Pairs to measure it on, in place of the run's own; all of them are held out."
 TO_HELP = "Where the files go, in place of the run folder."
 PAGE_HELP = "Where the page goes, in place of report.html in the run folder, or in the folder of several."
+REWARD_MODEL_HELP = "A sequence classifier with one output, a folder or a hub id, that scores the answers."
+JUDGE_HELP = "An OpenAI-compatible endpoint, such as https://host/v1, that compares them. Prompts and answers go there."
+JUDGE_MODEL_HELP = "The judge's model, as the endpoint names it."
+JUDGE_KEY_HELP = "The environment variable that holds the endpoint's key; without it no key is sent."
 PAIRS_FILE_HELP = "Where --pairs writes them, in place of RECIPE-suspects.jsonl."
 
 PROMPTS_HELP = "One a line (.txt), or rows with `prompt`, `question`, `instruction` or `messages`."
@@ -136,6 +140,10 @@ RunName = Annotated[
 PolicyName = Annotated[str | None, typer.Option("--policy", metavar="FOLDER", help=POLICY_HELP)]
 ReferenceName = Annotated[str | None, typer.Option("--reference", metavar="MODEL", help=REFERENCE_HELP)]
 PairsPath = Annotated[str | None, typer.Option("--data", metavar="FILE", help=DATA_HELP)]
+RewardModelName = Annotated[str | None, typer.Option("--reward-model", metavar="MODEL", help=REWARD_MODEL_HELP)]
+JudgeUrl = Annotated[str | None, typer.Option("--judge", metavar="URL", help=JUDGE_HELP)]
+JudgeModel = Annotated[str | None, typer.Option("--judge-model", metavar="NAME", help=JUDGE_MODEL_HELP)]
+JudgeKey = Annotated[str | None, typer.Option("--judge-key-env", metavar="VARIABLE", help=JUDGE_KEY_HELP)]
 FilesTo = Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help=TO_HELP, show_default=False)]
 RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN", help="A run folder, or several.", show_default=False)]
 PageFile = Annotated[Path | None, typer.Option("--to", metavar="FILE", help=PAGE_HELP, show_default=False)]
@@ -382,6 +390,10 @@ def evaluate(
     policy: PolicyName = None,
     reference: ReferenceName = None,
     data: PairsPath = None,
+    reward_model: RewardModelName = None,
+    judge: JudgeUrl = None,
+    judge_model: JudgeModel = None,
+    judge_key_env: JudgeKey = None,
     to: FilesTo = None,
     as_json: AsJson = False,
 ) -> None:
@@ -390,6 +402,7 @@ def evaluate(
     if run is not None and "=" in run and not Path(run).exists():
         changes.insert(0, run)
         run = None
+    reward = _reward(reward_model, judge, judge_model, judge_key_env)
     with _other_output_apart(as_json):
         from .commands.evaluate import evaluate as measure
 
@@ -399,6 +412,7 @@ def evaluate(
             reference=reference,
             data=data,
             changes=changes,
+            reward=reward,
             to=to,
             console=Console(stderr=True) if as_json else terminal.LastingConsole(),
         )
@@ -491,6 +505,23 @@ def _how_to_train_on(folder: Path, recipe: Recipe) -> str:
     if PREPARED in recipe.data.name:  # of such a recipe the command line changes no part
         return "The same command with --rounds 1 trains on them, too."
     return f"Train on them: dpo-recipes train {recipe.name} data.path={folder} data.train=train data.eval=eval"
+
+
+def _reward(
+    reward_model: str | None, judge: str | None, judge_model: str | None, judge_key_env: str | None
+) -> RewardModel | JudgeEndpoint | None:
+    """What judges the answers in place of the recipe's own reward."""
+    if reward_model is not None and judge is not None:
+        raise UsageError("--reward-model and --judge: one of the two.")
+    if reward_model is not None:
+        return RewardModel(reward_model)
+    if judge is None:
+        if judge_model is not None or judge_key_env is not None:
+            raise UsageError("--judge-model and --judge-key-env belong to --judge URL, which is not given.")
+        return None
+    if judge_model is None:
+        raise UsageError(f"--judge {judge}: name its model with --judge-model.")
+    return JudgeEndpoint(judge, model=judge_model, api_key_env=judge_key_env)
 
 
 def _stop_over_budget(result: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,7 @@ from ..evaluation.unrelated_texts import unrelated_texts
 from ..models.model_folder import base_of_adapter
 from ..progress import Stage
 from ..recipe.overrides import apply
-from ..recipe.recipe import Data, LoRA, Recipe
+from ..recipe.recipe import Data, JudgeEndpoint, LoRA, Recipe, RewardModel
 from ..run_page.page import write_report
 from ..runs import files, folder
 from ..runs.rebuilt import recipe_of
@@ -46,6 +46,7 @@ def evaluate(
     reference: str | None = None,
     data: str | None = None,
     changes: Sequence[str] = (),
+    reward: Callable[[str, str], float] | RewardModel | JudgeEndpoint | None = None,
     to: Path | str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -53,8 +54,8 @@ def evaluate(
 
     They go into evaluation.json, samples.jsonl and pairs.jsonl of the run folder. Or of `policy` and `reference`, each
     a folder or a hub id, on the pairs of `data`: then `before` are the reference's, and the files go to `to`, where
-    that is given; so do those of a run on other `data` than its own. `changes` are KEY=VALUE of the recipe. RecipeError
-    where something cannot be had, or would be measured as what it is not.
+    that is given; so do those of a run on other `data` than its own. `changes` are KEY=VALUE of the recipe, `reward` is
+    one in place of its own. RecipeError where something cannot be had, or would be measured as what it is not.
     """
     console = console or Console()
     where = None if to is None else Path(to)
@@ -67,6 +68,8 @@ def evaluate(
             "Name a run folder, as in `dpo-recipes evaluate runs/NAME`, or two models and pairs: `dpo-recipes evaluate "
             "--policy FOLDER --reference MODEL --data FILE`."
         )
+    if reward is not None:
+        subject = subject._replace(recipe=_again(subject.recipe.evolve(reward=reward), subject.recipe))
     if where is not None:
         where.mkdir(parents=True, exist_ok=True)
 

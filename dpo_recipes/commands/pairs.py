@@ -58,6 +58,11 @@ def pairs(
             f"{recipe.name} has no reward to rank replies by. Give it one in its file: "
             "reward=function(prompt, completion) -> float"
         )
+    if not callable(recipe.reward):
+        raise UsageError(
+            f"The reward of {recipe.name} is no function: it can judge a finished run, and `pairs` ranks replies by "
+            "reward=function(prompt, completion) -> float."
+        )
     if samples < 2:
         raise UsageError(f"-n {samples}: a pair needs two replies to a prompt.")
     if temperature <= 0:

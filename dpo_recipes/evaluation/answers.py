@@ -12,12 +12,15 @@ from ..data.replies import Messages, Reply
 from ..losses.selection import name_of
 from ..models.generate import generate
 from ..models.reference import Reference
+from ..models.reward_model import Scorer
 from ..progress import Stage
-from ..recipe.recipe import Recipe
+from ..recipe.recipe import JudgeEndpoint, Recipe, RewardModel
+from ..terminal import print_line
 from ..training.trainer import RecipeTrainer
 from .frontier import best_reward_at_kl
 from .held_out import BeforeAfter, Numbers
 from .intervals import mean_and_error, share_interval
+from .judge_endpoint import judge_answers
 from .kl import sequence_kl
 from .rehearsal import Questions, Score, draws, number_of, prompt_text, questions
 
@@ -62,10 +65,17 @@ def answers(
     kl = kl_to_reference(trainer.model, reference, asked.ids, policy_replies, console)
     after |= mean_and_error("kl", kl)
     by_prompt = {"kl": kl.mean(dim=1)}
-    if recipe.reward:
-        judged = rewarded(
-            name_of(recipe.reward), recipe.reward, asked.prompts, reference_replies, policy_replies, console
+    if isinstance(recipe.reward, JudgeEndpoint):
+        wins, of_judge = compared_by_judge(recipe.reward, asked.prompts, reference_replies, policy_replies, console)
+        before["win_rate"] = 0.5
+        after |= of_judge
+        by_prompt["win_rate"] = wins
+    elif recipe.reward:
+        reward = (
+            Scorer(recipe.reward, trainer.model.device) if isinstance(recipe.reward, RewardModel) else recipe.reward
         )
+        name = name_of(recipe.reward) if callable(recipe.reward) else "reward"
+        judged = rewarded(name, reward, asked.prompts, reference_replies, policy_replies, console)
         before |= judged.before
         after |= judged.after
         by_prompt |= judged.by_prompt
@@ -216,9 +226,43 @@ class Rewarded(NamedTuple):
     reference_rewards: torch.Tensor  # shape (prompts, samples)
 
 
+def compared_by_judge(
+    judge: JudgeEndpoint,
+    prompts: list[Messages | str],
+    reference_replies: Replies,
+    policy_replies: Replies,
+    console: Console,
+) -> tuple[torch.Tensor, Numbers]:
+    """(the wins of each prompt, the win rate with its interval and what it cost), of the first answers of both."""
+    judged = judge_answers(
+        judge,
+        [prompt_text(prompt) for prompt in prompts],
+        [replies[0].text for replies in reference_replies],
+        [replies[0].text for replies in policy_replies],
+        console,
+    )
+    wins = torch.tensor(judged.wins, dtype=torch.float64)
+    bill = judged.bill
+    tokens = f"{bill.prompt_tokens:,} tokens read and {bill.completion_tokens:,} written"
+    print_line(console, f"The judge {judge.model} was asked {bill.requests:,} times: {tokens}.")
+    return wins, {
+        "win_rate": wins.mean().item(),
+        "win_rate_interval": list(share_interval(wins, range(len(wins)))),
+        "judge/contradictions": judged.contradictions / len(wins),
+        "judge": {
+            "url": judge.url,
+            "model": judge.model,
+            "requests": bill.requests,
+            "prompt_tokens": bill.prompt_tokens,
+            "completion_tokens": bill.completion_tokens,
+            "unreadable": bill.unreadable,
+        },
+    }
+
+
 def rewarded(
     name: str,
-    reward: Score,
+    reward: Score | Scorer,
     prompts: list[Messages | str],
     reference_replies: Replies,
     policy_replies: Replies,
@@ -250,8 +294,17 @@ def _win_rates(policy_rewards: torch.Tensor, reference_rewards: torch.Tensor) ->
     return ((policy > rivals).double() + (policy >= rivals).double()).mean(dim=2) / 2
 
 
-def _scores(name: str, score: Score, prompts: list[Messages | str], replies: Replies, console: Console) -> torch.Tensor:
+def _scores(
+    name: str, score: Score | Scorer, prompts: list[Messages | str], replies: Replies, console: Console
+) -> torch.Tensor:
     """score(prompt, completion) of every reply: float64 of shape (prompts, samples)."""
+    if isinstance(score, Scorer):
+        repeated = [prompt for prompt, sampled in zip(prompts, replies, strict=True) for _ in sampled]
+        texts = [reply.text for sampled in replies for reply in sampled]
+        with Stage(console, "The reward model", len(texts), "answers") as stage:
+            values = score.scores(repeated, texts, stage.show)
+        return torch.tensor(values, dtype=torch.float64).view(len(prompts), -1)
+
     rows: list[list[float]] = []
     with Stage(console, f"{name} of the answers", len(prompts), "prompts") as stage:
         for prompt, sampled in zip(prompts, replies, strict=True):

@@ -150,6 +150,15 @@ METRICS = (
         "tie counts half.",
     ),
     Metric(
+        name="judge/contradictions",
+        words="judge prefers one place",
+        short=None,
+        form=".1%",
+        direction="either",
+        alarm="It is a third and more: the judge decides by the order of the answers.",
+        meaning="Share of prompts of which the judge chose the same place, whichever answer stood there.",
+    ),
+    Metric(
         name="kl",
         words="KL to reference, nats",
         short=None,

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from ..data.replies import Messages, question
 from ..errors import Finding, RecipeError
 from ..losses.selection import name_of
-from ..recipe.recipe import Recipe
+from ..recipe.recipe import JudgeEndpoint, Recipe, RewardModel
+from .judge_endpoint import Client
 from .unrelated_texts import unrelated_texts
 
 Score = Callable[[str, str], float]  # (prompt, completion) -> a number: a recipe's reward or one of its measures
@@ -38,8 +39,10 @@ class Draws(NamedTuple):
 
 
 def draws(recipe: Recipe) -> Draws:
-    """One answer of each; several where a reward tells them apart at no cost, so that its mean is known well."""
-    if recipe.reward:
+    """One answer of each; several where a reward tells them apart at little cost, so that its mean is known well."""
+    if isinstance(recipe.reward, RewardModel):
+        return Draws(policy=4, reference=8)
+    if recipe.reward and not isinstance(recipe.reward, JudgeEndpoint):
         return Draws(policy=8, reference=24)
     return Draws(policy=1, reference=1)
 
@@ -94,7 +97,7 @@ def rehearsed(recipe: Recipe, held_out: Any, positions: int | None) -> list[Find
     """
     asked = questions(recipe, held_out, positions)
     scores = dict(recipe.measures)
-    if recipe.reward:
+    if callable(recipe.reward):
         scores = {name_of(recipe.reward): recipe.reward} | scores
     calls = len(asked.prompts) * sum(draws(recipe))
     findings = _length_findings(recipe, asked, positions) + rehearse(scores, held_out, calls)
@@ -102,7 +105,31 @@ def rehearsed(recipe: Recipe, held_out: Any, positions: int | None) -> list[Find
         unrelated_texts(recipe)
     except RecipeError as error:
         findings.append(Finding("fail", "forgetting", str(error)))
-    return findings
+    return findings + _judge_findings(recipe, held_out, len(asked.prompts))
+
+
+def _judge_findings(recipe: Recipe, held_out: Any, prompts: int) -> list[Finding]:
+    """Whether a reward model has a reward, and a judge a verdict, as far as one question and no weight tell."""
+    try:
+        if isinstance(recipe.reward, RewardModel):
+            from ..models.reward_model import refuse_no_reward_model
+
+            refuse_no_reward_model(recipe.reward)
+            return [Finding("pass", "reward", f"{recipe.reward.path} is a reward model")]
+        if not isinstance(recipe.reward, JudgeEndpoint):
+            return []
+
+        judge = recipe.reward
+        pair = next(iter(held_out))
+        client = Client(judge)
+        verdict = client.verdict(prompt_text(pair["prompt"]), _text_of(pair["chosen"]), _text_of(pair["rejected"]))
+    except RecipeError as error:
+        return [Finding("fail", "reward", str(error))]
+    tokens = client.bill.prompt_tokens + client.bill.completion_tokens
+    cost = f"; it counted {tokens:,} tokens for one, and is asked up to {2 * prompts:,} times" if tokens else ""
+    said = "gave no verdict" if verdict is None else "gave a verdict"
+    level: Any = "warn" if verdict is None else "pass"
+    return [Finding(level, "reward", f"{judge.model} at {judge.url} {said} of a held-out pair{cost}")]
 
 
 def _length_findings(recipe: Recipe, asked: Questions, positions: int | None) -> list[Finding]:

@@ -24,7 +24,7 @@ NAMED = 3  # weights of each kind that a message names
 
 def load_checkpoint(path: str, what: str = "model", **options: Any) -> Any:
     """`AutoModelForCausalLM.from_pretrained`, or a RecipeError that names what the files lack, or have too much."""
-    with explained(what, path), _without_load_report():
+    with explained(what, path), without_load_report():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             output_loading_info=True,
@@ -41,7 +41,7 @@ def load_checkpoint(path: str, what: str = "model", **options: Any) -> Any:
 
 def refuse_unfit_files(path: str, **options: Any) -> None:
     """The same from the names and shapes in the files alone: no weight is read."""
-    with explained("model", path), _without_load_report():
+    with explained("model", path), without_load_report():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, device_map="meta", **options
         )
@@ -183,7 +183,7 @@ def _refuse_other_4bit_shapes(model: Any, path: str) -> None:
 
 
 @contextmanager
-def _without_load_report() -> Iterator[None]:
+def without_load_report() -> Iterator[None]:
     """Keep Transformers' own table of differing weights out of the log: the message above says it."""
 
     def is_no_report(record: logging.LogRecord) -> bool:

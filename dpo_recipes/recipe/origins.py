@@ -49,6 +49,8 @@ def plain(value: Any) -> Any:
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, LoRA):
         return type(value).__name__
+    if isinstance(value, Value):  # a reward model, a judge
+        return repr(value)
     if callable(value):
         return name_of(value)
     return value

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -212,6 +214,45 @@ class QLoRA(LoRA):
     double_quant: bool = True
 
 
+# The limits of what judges answers.
+
+
+def _is_web_address(url: str) -> bool:
+    return re.fullmatch(r"https?://[^/\s?#]+[^\s?#]*", url) is not None
+
+
+WEB_ADDRESS = Limit(_is_web_address, "the address of an OpenAI-compatible endpoint, such as https://host/v1")
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModel(Value):
+    """A reward model as the recipe's `reward`: a sequence classifier with one output, a folder or a hub id."""
+
+    path: str = field(kw_only=False)
+    revision: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeEndpoint(Value):
+    """A model behind an OpenAI-compatible endpoint as the recipe's `reward`: it compares answers two by two.
+
+    The held-out prompts that are asked, and both models' answers to them, are sent there.
+    """
+
+    url: Annotated[str, WEB_ADDRESS] = field(kw_only=False)  # up to and with /v1
+    model: str  # as the endpoint names it
+    api_key_env: str | None = None  # the environment variable that holds the key; None: no key is sent
+    criterion: str = "Prefer the answer that helps the person who asks more, and that is correct."
+
+    def refuse_contradictions(self) -> None:
+        host = urllib.parse.urlsplit(self.url).hostname or ""
+        if self.api_key_env is not None and self.url.startswith("http://") and host not in LOCAL_HOSTS:
+            raise UsageError(f"JudgeEndpoint.url={self.url!r} would carry the key unencrypted: write https://.")
+        if urllib.parse.urlsplit(self.url).username is not None:
+            raise UsageError("JudgeEndpoint.url holds a name or a password: api_key_env names where the key is.")
+
+
 # The limits of Recipe's fields.
 
 
@@ -275,7 +316,8 @@ class Recipe(Value):
     seed: Annotated[int, SEED] = 42
 
     # functions of the recipe file
-    reward: Callable[[str, str], float] | None = None  # reward(prompt, completion), for the evaluation
+    # reward(prompt, completion), a reward model or a judge: for the evaluation
+    reward: Callable[[str, str], float] | RewardModel | JudgeEndpoint | None = None
     measures: dict[str, Callable[[str, str], float]] = field(default_factory=dict)  # more of these, averaged by name
     # rules of the guard: a level by name, "off" to ask it not at all; or rule(rows, run), one more of these
     rules: dict[str, str | Callable[..., Any]] = field(default_factory=dict)
@@ -374,7 +416,8 @@ class Recipe(Value):
         _refuse_another_signature("prepare(folder, seed)", self.prepare, "folder", "seed")
 
     def _refuse_scores(self) -> None:
-        _refuse_another_signature("reward(prompt, completion)", self.reward, "prompt", "completion")
+        if not isinstance(self.reward, Value):
+            _refuse_another_signature("reward(prompt, completion)", self.reward, "prompt", "completion")
         for name, measure in self.measures.items():
             _refuse_name_of_a_measure(name)
             _refuse_another_signature(f"measures[{name!r}](prompt, completion)", measure, "prompt", "completion")

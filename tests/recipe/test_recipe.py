@@ -231,7 +231,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "sft_weight=0.1 beside loss={'sft': 0.5, ...}: the mix has that term already. Keep one of the two.",
     ),
     ({"reward": lambda text: 0.0}, "reward(prompt, completion): too many positional arguments."),
-    ({"reward": 1.0}, "Recipe.reward=1.0 must be a function or none."),
+    ({"reward": 1.0}, "Recipe.reward=1.0 must be a function or RewardModel(...) or JudgeEndpoint(...) or none."),
     ({"measures": {"length": len}}, "measures['length'](prompt, completion): too many positional arguments."),
     ({"prepare": lambda: None, "model": "{prepared}"}, "prepare(folder, seed): too many"),
     (
