@@ -31,6 +31,7 @@ _PUBLIC = {
     "pairs": ("commands.pairs", "pairs"),
     "rounds": ("commands.rounds", "rounds"),
     "evaluate": ("commands.evaluate", "evaluate"),
+    "sweep": ("commands.sweep", "sweep"),
     "compare": ("commands.compare", "compare"),
     "chat": ("commands.chat", "chat"),
     "reference": ("commands.reference", "reference"),

@@ -90,6 +90,8 @@ PAIRS_FILE_HELP = "Where --pairs writes them, in place of RECIPE-suspects.jsonl.
 PROMPTS_HELP = "One a line (.txt), or rows with `prompt`, `question`, `instruction` or `messages`."
 PAIRS_FOLDER_HELP = "Where replies and pairs are kept, in place of RECIPE-pairs."
 MAX_NEW_TOKENS_HELP = "Where a reply is cut off, in place of 256 or what max_length leaves."
+SWEPT_HELP = "Values to combine: beta=0.05,0.1,0.5 loss=sigmoid,ipo"
+SWEEP_FOLDER_HELP = "Where the runs go, in place of sweeps/RECIPE; given again, it is gone on with."
 RUNS_HELP = "Two run folders or more; the others are compared with the first."
 ROUNDS_HELP = "Train on the pairs too, then sample with what was trained: so many rounds."
 ROUND_REFERENCE_HELP = "Of the rounds: the start of the first, or the policy that each starts from."
@@ -124,6 +126,9 @@ Temperature = Annotated[float, typer.Option("--temperature", help="Of sampling; 
 MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help=MAX_NEW_TOKENS_HELP)]
 RoundCount = Annotated[int | None, typer.Option("--rounds", min=1, help=ROUNDS_HELP)]
 RoundReference = Annotated[Literal["kept", "moved"] | None, typer.Option("--reference", help=ROUND_REFERENCE_HELP)]
+SweptValues = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE,VALUE", help=SWEPT_HELP)]
+SeedCount = Annotated[int | None, typer.Option("--seeds", min=2, help="Each combination with so many seeds, from 0.")]
+SweepFolder = Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help=SWEEP_FOLDER_HELP)]
 FinishedRuns = Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help=RUNS_HELP, show_default=False)]
 FinishedRun = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 PromptText = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Ask this, and end.")]
@@ -303,6 +308,30 @@ def pairs(
         _print_json(result)
     elif rounds is None:
         print(f"{folder} holds the pairs. {_how_to_train_on(folder, value)}")
+
+
+@app.command(rich_help_panel=RUN, context_settings=LENIENT)
+def sweep(
+    recipe: RecipeName,
+    changes: SweptValues = None,
+    seeds: SeedCount = None,
+    to: SweepFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """A run for each combination of values, beta=0.05,0.1,0.5 loss=sigmoid,ipo, and one table of all."""
+    with _other_output_apart(as_json):
+        value = _recipe(recipe, None)
+        from .commands.sweep import sweep as train_all
+
+        folder = to or Path("sweeps") / value.name
+        console = Console(stderr=True) if as_json else terminal.LastingConsole()
+        result = train_all(value, changes or [], seeds=seeds, to=folder, console=console)
+    if as_json:
+        _print_json(result)
+    else:
+        print(f"{folder} holds the runs. One page of all: dpo-recipes report {folder}")
+    if result["failed"]:
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=RUN)

@@ -195,6 +195,40 @@ def rounds_table(rounds: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) 
     return table
 
 
+def sweep_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """What each combination of values has come to: a mean, half its 95 % interval, and the best reward at its KL.
+
+    In the order of their KL, nats, so that the frontier can be read from top to bottom.
+    """
+    rows = sorted(rows, key=lambda row: (row.get("kl") or {}).get("mean") or 0.0)
+    shown = (
+        ("rewards/accuracies", "ranked", ".1%"),
+        ("kl", "KL", ".2f"),
+        ("reward", "reward", "+.2f"),
+        ("best_reward_at_kl", "best", "+.2f"),
+        ("win_rate", "win rate", ".2f"),
+    )
+    columns = [column for column in shown if any(column[0] in row for row in rows)]
+    table = Table(Column(""), title="Sweep, held out", title_justify="left", box=None, padding=GAP)
+    for _, words, _ in columns:
+        table.add_column(words, no_wrap=True)
+    for row in rows:
+        cells = [_with_interval(row.get(name), form) for name, _, form in columns]
+        table.add_row(escape(row["name"]), *cells)
+    return table
+
+
+def _with_interval(number: Mapping[str, float | None] | None, form: str) -> str:
+    """A mean and half the width of its interval; the mean alone where it has none."""
+    if number is None:
+        return ""
+    shown = f"{number['mean']:{form}}"
+    low, high = number["low"], number["high"]
+    if low is None or high is None:
+        return shown
+    return f"{shown} [dim]+-{(high - low) / 2:{form.lstrip('+')}}[/]"
+
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 

@@ -139,3 +139,43 @@ def _number(value: float, percent: bool) -> str:
     if percent:
         return f"{100 * value:.3g}%"
     return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
+
+
+class Spot(NamedTuple):
+    """One measurement of two numbers."""
+
+    name: str
+    x: float
+    y: float
+    colour: int  # which of the page's colours, from 0
+    hollow: bool = False  # what could be, beside what is
+
+
+def scatter(title: str, spots: Sequence[Spot], x_words: str) -> str:
+    """An SVG of points by two numbers, of which `x_words` names the one from left to right, from 0."""
+    spots = [spot for spot in spots if math.isfinite(spot.x) and math.isfinite(spot.y)]
+    if not spots:
+        return ""
+    x_high = _ticks([0.0, *(spot.x for spot in spots)])[-1]
+    ticks = _ticks([spot.y for spot in spots])
+    low, high = ticks[0], ticks[-1]
+
+    courses = "; ".join(f"{spot.name} {spot.y:.3g} at {spot.x:.3g}" for spot in spots)
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{title}: {courses}")}">']
+    for tick in ticks:
+        place = TOP + (HEIGHT - TOP - BOTTOM) * (high - tick) / (high - low)
+        parts.append(f'<path class="grid" d="M{LEFT} {place:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(
+            f'<text x="{LEFT - 6}" y="{place + 4:.1f}" text-anchor="end">{_number(tick, percent=False)}</text>'
+        )
+    parts.append(f'<text x="{LEFT}" y="{HEIGHT - 6}">0</text>')
+    words = escape(f"{x_words} {_number(x_high, percent=False)}")
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">{words}</text>')
+    for spot in spots:
+        x = LEFT + (WIDTH - LEFT - RIGHT) * spot.x / x_high
+        y = TOP + (HEIGHT - TOP - BOTTOM) * (high - spot.y) / (high - low)
+        css = f"c{spot.colour % COLOURS}{' hollow' if spot.hollow else ''}"
+        described = f"<title>{escape(f'{spot.name}: {spot.y:.3g} at {spot.x:.3g}')}</title>"
+        parts.append(f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="4">{described}</circle>')
+    parts.append("</svg>")
+    return "".join(parts)

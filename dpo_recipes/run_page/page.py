@@ -65,6 +65,7 @@ def _of_several(runs: Sequence[Contents]) -> Html:
     parts: list[Any] = [
         element("h1", f"{len(runs)} runs"),
         *verdicts,
+        sections.section("What reward has cost", sections.frontier(runs)),
         sections.section("Where their recipes differ", sections.differing_values(runs)),
         sections.section("Held out, after training", sections.numbers_of_several(runs)),
         sections.section("Curves", sections.curves_of_several(runs)),

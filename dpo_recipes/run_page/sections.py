@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ..evaluation.held_out import METRICS, compared
 from ..runs.model_card import reading_in_words
 from ..terminal import data_rows
-from .charts import Line, Point, chart, colour_of
+from .charts import COLOURS, Line, Point, Spot, chart, colour_of, scatter
 from .contents import Contents
 from .text import Html, element, escape, joined, marked, table
 from .verdict import progress, verdict
@@ -183,6 +183,32 @@ def curves_of_several(runs: Sequence[Contents]) -> Html:
             lines = [_line(run, name, names[number], number) for number, run in enumerate(runs)]
             figures.append(_figure(curve, lines, (), f": {words}"))
     return _grid(figures)
+
+
+def frontier(runs: Sequence[Contents]) -> Html:
+    """What each run has won in reward and paid for in KL, beside the reference and the best possible at that KL."""
+    spots: list[Spot] = []
+    keys: list[Html] = []
+    for number, (run, name) in enumerate(zip(runs, labels(runs), strict=True)):
+        kl, reward = run.after.get("kl"), run.after.get("reward")
+        if kl is None or reward is None:
+            continue
+        spots.append(Spot(name, kl, reward, number))
+        keys.append(element("span", name, f"key c{number % COLOURS}"))
+        best = run.after.get("best_reward_at_kl")
+        if best is not None:
+            spots.append(Spot(f"best possible at the KL of {name}", kl, best, number, hollow=True))
+    if len(keys) < 2:
+        return Html("")
+
+    title = "Mean reward of sampled answers over KL to the reference"
+    drawn = scatter(title, spots, "KL to the reference, nats:")
+    meaning = (
+        "Up is better, right is further from the reference. A ring is the best that any policy could do at that KL, "
+        "estimated from the reference's own answers."
+    )
+    content = joined([element("h3", title), Html(drawn), element("p", joined(keys), "keys"), element("p", meaning)])
+    return _grid([element("figure", content)])
 
 
 def _drawn(runs: Sequence[Contents]) -> list[Curve]:

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from dpo_recipes.run_page import charts
-from dpo_recipes.run_page.charts import HEIGHT, WIDTH, Line, Point, chart
+from dpo_recipes.run_page.charts import HEIGHT, WIDTH, Line, Point, Spot, chart, scatter
 
 
 def line(values, name: str = "loss", **changes) -> Line:
@@ -73,3 +73,14 @@ def test_more_lines_than_colours_are_told_apart_by_dots():
 
 def test_shares_are_written_in_percent():
     assert ">50%</text>" in chart("t", [line([0.5, 0.9])], percent=True).replace("<text", "\n<text")
+
+
+def test_spots_lie_where_their_two_numbers_say():
+    spots = [Spot("low", 0.0, 1.0, 0), Spot("high <b>", 2.0, 3.0, 1, hollow=True), Spot("none", math.inf, 1.0, 2)]
+    svg = scatter("Reward over KL", spots, "KL")
+    found = re.findall(r'<circle class="([^"]+)" cx="([\d.]+)" cy="([\d.]+)"', svg)
+    assert [css for css, _, _ in found] == ["c0", "c1 hollow"]
+    (_, x0, y0), (_, x1, y1) = found
+    assert 0 <= float(x0) < float(x1) <= WIDTH and 0 <= float(y1) < float(y0) <= HEIGHT
+    assert "high &lt;b&gt;: 3 at 2" in svg and "<b>" not in svg and "none" not in svg
+    assert scatter("t", [spots[2]], "KL") == ""
