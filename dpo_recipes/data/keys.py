@@ -15,7 +15,7 @@ import numpy as np
 
 from .batches import batches
 
-KEYS_AT_ONCE = 2**18
+KEYS_AT_ONCE = 2**16
 MOST_RANGES = 64  # each is a pass over the column: of 100 million rows, say, the ranges are larger
 DIGITS = (48, 32, 16, 0)  # where the four digits of 16 bits of a key begin
 SMALLEST = -(2**63)
