@@ -1,9 +1,9 @@
 """How well `check --pairs` names pairs, in the quickstart's world with one label in ten flipped on purpose.
 
 Run it with `python tests/bench_suspects.py [seed]`; it takes about five minutes of a CPU core, and says how far it is.
-Prints, for the first 5, 10 and 20 % of the pairs by a score: the share of the flipped labels that are among them, and the
-share of them that are flipped. Then the same for displacement and the tenth of the pairs whose chosen answer falls most,
-per token, in a run on all of them.
+Prints, for the first 5, 10 and 20 % of the pairs by a score: the share of the flipped labels that are among them, and
+the share of them that are flipped. Then the same for displacement and the tenth of the pairs whose chosen answer falls
+most, per token, in a run on all of them.
 """
 
 from __future__ import annotations
