@@ -149,10 +149,14 @@ def _replies(
         "chat_template": _hash(f"{tokenizer.chat_template}{template_kwargs}"),
         **sampling,
     }
-    with Stage(session.console, "Sampling replies", unit="replies") as stage, _autocast(session):
-        return sampled_replies(
-            folder, asked, sample, settings=settings, seed=seed, samples=samples, progress=stage.show
-        )
+    try:
+        with Stage(session.console, "Sampling replies", unit="replies") as stage, _autocast(session):
+            return sampled_replies(
+                folder, asked, sample, settings=settings, seed=seed, samples=samples, progress=stage.show
+            )
+    except KeyboardInterrupt as stopped:
+        stopped.add_note(f"{folder} holds what was sampled; the same command goes on from there.")
+        raise
 
 
 def _room_behind(longest_prompt: int, recipe: Recipe) -> int:

@@ -63,6 +63,9 @@ def sweep(
             continue
         try:
             done[name] = {"run": train(each, runs=folder, console=console).path.name}
+        except KeyboardInterrupt as stopped:
+            stopped.add_note("The same command trains what is missing.")
+            raise
         except Exception as error:
             message = str(error) if isinstance(error, RecipeError) else f"{type(error).__name__}: {error}"
             done[name] = {"failed": message}

@@ -68,6 +68,16 @@ def test_again_is_the_same_and_ranks_anew_without_sampling(made, questions, tmp_
         pairs(made(), temperature=0.5, **settings)
 
 
+def test_ctrl_c_says_what_stays(made, questions, tmp_path, monkeypatch):
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dpo_recipes.models.sampled_replies.sampled_replies", stopped)
+    with pytest.raises(KeyboardInterrupt) as error:
+        pairs(made(), prompts=questions, to=tmp_path / "own")
+    assert error.value.__notes__ == [f"{tmp_path / 'own'} holds what was sampled; the same command goes on from there."]
+
+
 def test_a_continued_adapter_samples_with_it_on(made, questions, tmp_path, start_adapter):
     continued = made(adapter=LoRA(continue_from=str(start_adapter)))
     for recipe, folder in ((made(), "base"), (continued, "adapter")):

@@ -83,6 +83,16 @@ def test_what_no_recipe_can_have_is_refused_before_anything_is_trained(recipe, t
         sweep(recipe, ["beta=0.1,1"], to=tmp_path / "all")
 
 
+def test_ctrl_c_says_how_to_go_on(recipe, tmp_path, monkeypatch):
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dpo_recipes.commands.sweep.train", stopped)
+    with pytest.raises(KeyboardInterrupt) as error:
+        sweep(recipe, ["beta=0.1,1"], to=tmp_path / "all")
+    assert error.value.__notes__ == ["The same command trains what is missing."]
+
+
 class FakeRun:
     def __init__(self, **after):
         self.evaluation = {"after": after}
