@@ -16,6 +16,7 @@ class Contents:
     """The files of a run folder as values; empty where one is not written yet."""
 
     name: str  # of the folder
+    path: Path = Path()
     recipe: dict[str, dict[str, Any]] = field(default_factory=dict)  # dotted key -> {"value", "origin"}
     reference: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -62,6 +63,7 @@ def contents(path: Path | str) -> Contents:
     rows = _lines_so_far(run.path / "metrics.jsonl")
     return Contents(
         name=run.path.resolve().name,
+        path=run.path,
         recipe=_json(run.path / "recipe.json"),
         reference=_json(run.path / "reference.json"),
         environment=_json(run.path / "environment.json"),

@@ -66,8 +66,9 @@ def _of_several(runs: Sequence[Contents]) -> Html:
         element("h1", f"{len(runs)} runs"),
         *verdicts,
         sections.section("What reward has cost", sections.frontier(runs)),
-        sections.section("Where their recipes differ", sections.differing_values(runs)),
         sections.section("Held out, after training", sections.numbers_of_several(runs)),
+        sections.section("Against the first", sections.against_the_first(runs)),
+        sections.section("Why they may differ", sections.why_they_may_differ(runs)),
         sections.section("Curves", sections.curves_of_several(runs)),
     ]
     return element("main", joined(parts))

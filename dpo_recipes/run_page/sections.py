@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..evaluation.held_out import METRICS, compared
+from ..evaluation.held_out import METRICS, compared, difference_rows
+from ..runs.causes import causes
+from ..runs.folder import Run
 from ..runs.model_card import reading_in_words
 from ..terminal import data_rows
 from .charts import COLOURS, Line, Point, Spot, chart, colour_of, scatter
@@ -320,12 +322,32 @@ def recipe_values(run: Contents) -> Html:
     return joined([table(given, header), opened if defaults else ""])
 
 
-def differing_values(runs: Sequence[Contents]) -> Html:
-    """The values of the recipes that are not the same in all runs."""
-    rows = [(key, *(_value(run, key) for run in runs)) for key in _differing_keys(runs)]
-    if not rows:
-        return element("p", "The recipes of these runs are the same.")
-    return _wide(table(rows, ("field", *labels(runs))))
+def why_they_may_differ(runs: Sequence[Contents]) -> Html:
+    """In what the runs differ, what changes a result the most first; nothing until each has begun."""
+    if not all(run.data and run.reference and run.environment for run in runs):
+        return Html("")
+    found = causes([Run(run.path) for run in runs])
+    if not found:
+        return element("p", "Their folders differ in nothing that could change a result.")
+    rows = [(cause.name, cause.kind, *(_plain(value) for value in cause.values)) for cause in found]
+    return _wide(table(rows, ("", "what", *labels(runs))))
+
+
+def against_the_first(runs: Sequence[Contents]) -> Html:
+    """By how much each run is above the first, with intervals, on the pairs and prompts that both have."""
+    from ..evaluation.comparison import run_differences  # which imports torch
+
+    first, *others = zip(runs, labels(runs), strict=True)
+    parts = []
+    for run, label in others:
+        if not run.after or not first[0].after:
+            continue
+        differences = run_differences(Run(run.path), Run(first[0].path))
+        rows = difference_rows([difference._asdict() for difference in differences])
+        if rows:
+            parts.append(element("h3", f"{label} minus {first[1]}"))
+            parts.append(table(rows, ("", "difference", "95 % interval", "on"), "numbers"))
+    return joined(parts)
 
 
 def _wide(content: Html) -> Html:

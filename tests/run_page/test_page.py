@@ -150,8 +150,9 @@ def test_several_runs_are_laid_over_each_other_and_named_by_what_differs(tmp_pat
         "beta 0.1",
         "beta 0.5",
         "beta 2",
-        "Where their recipes differ",
         "Held out, after training",
+        "Against the first",
+        "Why they may differ",
         "Curves",
     ]
     assert reader.tags["svg"] > 8
@@ -159,8 +160,21 @@ def test_several_runs_are_laid_over_each_other_and_named_by_what_differs(tmp_pat
     assert first_chart.count('class="line c') == 6  # three runs, each with its running mean
     assert text.count("<td>0.4000 ") == 3
 
+    assert "<tr><th>beta</th><td>recipe</td><td>0.1</td><td>0.5</td><td>2</td></tr>" in text
+    assert "<h3>beta 0.5 minus beta 0.1</h3>" in text
+
     alike = page([contents(make_run(tmp_path / name)) for name in ("one", "two")])
-    assert "The recipes of these runs are the same." in alike and "<h2>one</h2>" in alike
+    assert "Their folders differ in nothing that could change a result." in alike and "<h2>one</h2>" in alike
+
+
+def test_runs_of_which_one_has_hardly_begun_are_one_page_too(tmp_path):
+    done, begun = make_run(tmp_path / "done"), make_run(tmp_path / "begun", steps=0, finished=False, beta=0.5)
+    for file in begun.iterdir():
+        if file.name != "recipe.json":
+            file.unlink()
+    text = page([contents(done), contents(begun)])
+    read(text)
+    assert "Not finished" in text and "Against the first" not in text and "Why they may differ" not in text
 
 
 def test_how_far_pairs_read_once_were_from_trl_is_told_where_it_was_measured(tmp_path):
