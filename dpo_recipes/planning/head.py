@@ -14,7 +14,7 @@ from .live_bytes import Live
 
 # Of TRL's head, which makes logits tile by tile: `TOKEN_CHUNK_SIZE` and `_CHUNKED_LOGPROB_CHUNK_SIZE`.
 TILE_POSITIONS = 4096
-TILE_WORDS = 32768
+TRLS_TILE_WORDS = 32768
 
 
 class Head(torch.autograd.Function):
@@ -25,37 +25,42 @@ class Head(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, live: Live, triton: bool, hidden: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        """`weights`: (words, width), and in some models a bias."""
+    def forward(
+        ctx: Any, live: Live, triton: bool, tile_words: int, hidden: torch.Tensor, *weights: torch.Tensor
+    ) -> torch.Tensor:
+        """`weights`: (words, width), and in some models a bias; `tile_words`: the width of a tile."""
         compute_dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
         ctx.save_for_backward(hidden, *weights)
         ctx.live = live
         ctx.triton = triton
+        ctx.tile_words = tile_words
         ctx.compute_dtype = compute_dtype
 
-        _tile(live, triton, compute_dtype, hidden, weights[0], backward=False)
+        _tile(live, triton, tile_words, compute_dtype, hidden, weights[0], backward=False)
         return hidden.new_empty(len(hidden), dtype=torch.float32)
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
         hidden, weight, *_others = ctx.saved_tensors
         gradients: list[torch.Tensor | None] = []
-        for tensor, needs_gradient in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True):
+        for tensor, needs_gradient in zip(ctx.saved_tensors, ctx.needs_input_grad[3:], strict=True):
             if needs_gradient:  # TRL adds them up in float32, whatever the tensor has
                 gradients.append(ctx.live.add(torch.zeros_like(tensor, dtype=torch.float32), "head"))
             else:
                 gradients.append(None)
 
-        _buffer = _tile(ctx.live, ctx.triton, ctx.compute_dtype, hidden, weight, backward=True)  # alive until the end
+        # Alive until the end
+        _buffer = _tile(ctx.live, ctx.triton, ctx.tile_words, ctx.compute_dtype, hidden, weight, backward=True)
         returned = []
         for tensor, gradient in zip(ctx.saved_tensors, gradients, strict=True):
             returned.append(None if gradient is None else gradient.to(tensor.dtype))
-        return None, None, *returned
+        return None, None, None, *returned
 
 
 def _tile(
     live: Live,
     triton: bool,
+    tile_words: int,
     compute_dtype: torch.dtype,
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -65,7 +70,7 @@ def _tile(
     """Allocate what one tile of logits needs, and let go of what is temporary. -> what lives as long as the tile."""
     width = hidden.size(1)
     positions = min(len(hidden), TILE_POSITIONS)
-    words = min(len(weight), TILE_WORDS)
+    words = min(len(weight), tile_words)
     several_tiles = len(weight) > words
 
     # Hidden states and weights in the dtype of the product, where that is not their own. Backward holds two tiles of
@@ -76,8 +81,8 @@ def _tile(
     if weight.dtype != compute_dtype:
         cast_rows += 2 * words if backward and several_tiles else words
 
-    # The buffer of logits is TILE_WORDS wide, however few words there are.
-    lasting = live.add(hidden.new_empty(positions * TILE_WORDS + cast_rows * width, dtype=compute_dtype), "head")
+    # The buffer of logits is `tile_words` wide, however few words there are.
+    lasting = live.add(hidden.new_empty(positions * tile_words + cast_rows * width, dtype=compute_dtype), "head")
 
     # Triton folds a tile in place and adds its products to the gradients in place. Torch makes copies in float32 (and
     # masks, of a quarter of their size): three and a quarter forward, seven and a quarter backward; and, to add a

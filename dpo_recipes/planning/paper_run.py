@@ -20,7 +20,7 @@ from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
 from ..shared_prefix.layout import Row
-from .head import Head
+from .head import TRLS_TILE_WORDS, Head
 from .live_bytes import Live
 from .packed_weights import count_numbers, is_packed, quantization_figures
 from .pair_lengths import PairLength, longest_pair
@@ -67,18 +67,21 @@ def run_on_paper(
         if second is not None:
             reference = _on_fake_tensors(second, live, "reference")
             _map_files(live, second, settings)
+        if shares:
+            for model in (policy, reference):
+                _skip_unread_tokens(model)
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
 
         if reference is not None:
             live.moment = "reference"
-            _forward(reference, live, settings, batch_of_a_pass)
+            _pass(reference, live, settings, batch_of_a_pass)
             if settings.reference != "moving copy":
                 reference = None  # of another model only the log-probabilities stay
                 gc.collect()  # as modules refer to each other
 
         states = [_optimizer_state(live, parameter, options["optim"]) for parameter in trained]
         live.moment = "evaluation"
-        _forward(policy, live, settings, batch_of_a_pass)
+        _pass(policy, live, settings, batch_of_a_pass)
 
         live.moment = "step"
         _count_gradients(live, trained, waiting=settings.accumulation > 1)
@@ -98,6 +101,14 @@ def _can_share(skeleton: Any) -> bool:
     from ..shared_prefix.forward import why_not
 
     return why_not(without_adapters(skeleton)) is None
+
+
+def _skip_unread_tokens(model: Any) -> None:
+    """As `share` does it to a real model."""
+    from ..shared_prefix.last_layer import skip_unread_tokens
+
+    if model is not None:
+        skip_unread_tokens(without_adapters(model))
 
 
 def _map_files(live: Live, skeleton: Any, settings: Settings) -> None:
@@ -155,7 +166,8 @@ def _row(pairs: list[PairLength]) -> Row:
     labels = torch.full_like(ids, -100)
     for number, (pair, length) in enumerate(zip(pairs * 2, lengths, strict=True)):
         labels[number, pair.prompt : length] = 0
-    return Row(ids, labels, lengths, common=[pair.prompt for pair in pairs])
+    prompts = [pair.prompt for pair in pairs]
+    return Row(ids, labels, lengths, common=prompts, first=[max(prompt - 1, 0) for prompt in prompts * 2])
 
 
 def _optimizer_state(live: Live, parameter: torch.Tensor, optimizer: str) -> torch.Tensor:
@@ -213,6 +225,14 @@ def _part_of(parameter_name: str) -> str:
     return "weights"
 
 
+def _pass(model: Any, live: Live, settings: Settings, batch: Batch) -> None:
+    """A forward without gradients. The first row is compared with what it stands for, as TRL reads that."""
+    logps = _forward(model, live, settings, batch)
+    if batch.row is not None:
+        _forward(model, live, settings, batch._replace(row=None))
+    del logps
+
+
 def _forward(model: Any, live: Live, settings: Settings, batch: Batch, grad: bool = False) -> torch.Tensor:
     """A forward as TRL's: padded rows through the backbone, every position but the last through the head.
 
@@ -230,7 +250,17 @@ def _forward(model: Any, live: Live, settings: Settings, batch: Batch, grad: boo
         else:
             hidden = _read_once(causal, batch.row)
         weights = causal.get_output_embeddings().parameters()  # with a bias in some models
-        return Head.apply(live, settings.device == "cuda", hidden.reshape(-1, hidden.shape[-1]), *weights)
+        on_cuda = settings.device == "cuda"
+        tile_words = TRLS_TILE_WORDS if batch.row is None or on_cuda else _tile_words()
+        return Head.apply(live, on_cuda, tile_words, hidden.reshape(-1, hidden.shape[-1]), *weights)
+
+
+def _tile_words() -> int:
+    """The width of a tile of TRL's head, where pairs are read once on a CPU."""
+    # Imported here for the same reason as `why_not` above.
+    from ..shared_prefix.forward import TILE_WORDS
+
+    return TILE_WORDS
 
 
 def _read_once(causal: Any, row: Row) -> torch.Tensor:
@@ -239,6 +269,7 @@ def _read_once(causal: Any, row: Row) -> torch.Tensor:
     from ..shared_prefix.forward import split_attention_of
 
     split_attention_of(causal)
+    row.ending_places = torch.zeros(row.ending_places.shape, dtype=torch.long)  # no content, as all tensors here
     output = causal.base_model(
         input_ids=torch.zeros(row.tokens.shape, dtype=torch.long),
         position_ids=torch.zeros(row.positions.shape, dtype=torch.long),

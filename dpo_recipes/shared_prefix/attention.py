@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .layout import Row, Stretch
+from .layout import Queries, Row, Stretch
 
 varlen: Any = None
 with contextlib.suppress(ImportError):  # new in torch 2.10; to go when the oldest torch that is allowed has it
@@ -66,18 +66,33 @@ def _attend(
     if value.dtype.itemsize < 4 or torch.is_autocast_enabled(value.device.type):
         row.half = True
 
+    is_last = module is not None and module is row.last_attention
+    if is_last:
+        query = row.pick(query, dim=2)
+    queries = row.ending if is_last else row.whole
     if kind == "flash":
-        return _flash(kernel, row, module, query, key, value, given)
-    if kind == "sdpa" and _varlen_can(query, key, value, given):
-        return _torch_varlen(row, query, key, value, given)
-    return _loop(kernel, kind, row, module, query, key, value, given)
+        output, _ = _flash(kernel, queries, module, query, key, value, given)
+    elif kind == "sdpa" and _varlen_can(query, key, value, given):
+        output, _ = _torch_varlen(queries, query, key, value, given)
+    else:
+        output, _ = _loop(kernel, kind, row, queries, module, query, key, value, given)
+    if is_last:
+        row.is_behind_last_attention = True
+        output = row.spread(output, dim=1)
+    return output, None
 
 
 def _flash(
-    kernel: Callable[..., Any], row: Row, module: Any, query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any]
+    kernel: Callable[..., Any],
+    queries: Queries,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    given: dict[str, Any],
 ) -> tuple[Tensor, None]:
     """One call of a FlashAttention kernel with the arguments that Transformers has for packed rows."""
-    ragged = row.ragged
+    ragged = queries.ragged(query.device)
     borders = {
         "cu_seq_lens_q": ragged.query_borders,
         "cu_seq_lens_k": ragged.key_borders,
@@ -89,17 +104,18 @@ def _flash(
     return kernel(module, query, keys, values, None, **(given | borders))
 
 
-def _torch_varlen(row: Row, query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any]) -> tuple[Tensor, None]:
+def _torch_varlen(
+    queries: Queries, query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any]
+) -> tuple[Tensor, None]:
     """One call of torch's own varlen kernel, which takes (tokens, heads, size) and counts a window from its query."""
-    ragged = row.ragged
-    queries = query[0].transpose(0, 1)
+    ragged = queries.ragged(query.device)
     keys = key.index_select(2, ragged.key_places)[0].transpose(0, 1)
     values = value.index_select(2, ragged.key_places)[0].transpose(0, 1)
 
     window = given.get("sliding_window")
     tokens_before = window - 1 if window else -1  # -1: all of them
     output = varlen(
-        queries,
+        query[0].transpose(0, 1),
         keys,
         values,
         ragged.query_borders,
@@ -108,7 +124,7 @@ def _torch_varlen(row: Row, query: Tensor, key: Tensor, value: Tensor, given: di
         ragged.most_keys,
         scale=given.get("scaling"),
         window_size=(tokens_before, 0),
-        enable_gqa=queries.size(1) != keys.size(1),
+        enable_gqa=query.size(1) != key.size(1),
     )
     return output[None], None
 
@@ -117,6 +133,7 @@ def _loop(
     kernel: Callable[..., Any],
     kind: Kind,
     row: Row,
+    queries: Queries,
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -125,23 +142,24 @@ def _loop(
 ) -> tuple[Tensor, None]:
     """A call of the kernel for each stretch."""
     outputs = []
+    end = 0
     mask: Tensor | None
-    for stretch in row.stretches:
+    for stretch in queries.stretches:
         if kind == "eager":
-            mask = row.added_mask(stretch, given.get("sliding_window"), query.device, query.dtype)
+            mask = row.added_mask(stretch, given.get("sliding_window"), query)
         else:
-            mask = row.mask(stretch, given.get("sliding_window"), query.device)
-        queries = query[:, :, stretch.start : stretch.stop]
-        output = kernel(module, queries, _seen(key, stretch), _seen(value, stretch), mask, **given)
+            mask = row.mask(stretch, given.get("sliding_window"), query)
+        start, end = end, end + stretch.queries
+        output = kernel(module, query[:, :, start:end], _seen(key, stretch), _seen(value, stretch), mask, **given)
         outputs.append(output[0])  # without attention weights
     return torch.cat(outputs, 1), None
 
 
 def _seen(tensor: Tensor, stretch: Stretch) -> Tensor:
     """Of keys or values (1, heads, N, size), those that a stretch sees: its prefix and itself."""
+    if stretch.shared == 0 or stretch.prefix + stretch.shared == stretch.start:  # it has no prefix, or follows it
+        return tensor[:, :, stretch.start - stretch.shared : stretch.stop]
     itself = tensor[:, :, stretch.start : stretch.stop]
-    if stretch.shared == 0:
-        return itself
     prefix = tensor[:, :, stretch.prefix : stretch.prefix + stretch.shared]
     return torch.cat([prefix, itself], 2)
 

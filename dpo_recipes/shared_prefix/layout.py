@@ -6,7 +6,6 @@ right: B chosen ones, then their B rejected ones, each with its prompt. A label 
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +39,59 @@ class Ragged(NamedTuple):
     most_keys: int
 
 
+class Queries:
+    """The tokens of a row that ask in a layer, as stretches."""
+
+    def __init__(self, stretches: list[Stretch]):
+        self.stretches = [stretch for stretch in stretches if stretch.queries > 0]
+        self._ragged: dict[torch.device, Ragged] = {}
+
+    def places(self) -> Tensor:
+        """(queries,): indices into the row."""
+        of_stretches = [torch.arange(stretch.start, stretch.stop) for stretch in self.stretches]
+        return torch.cat([torch.empty(0, dtype=torch.long), *of_stretches])
+
+    def ragged(self, device: torch.device) -> Ragged:
+        """The stretches for a varlen kernel, which reads all of them in one call."""
+        if device not in self._ragged:
+            self._ragged[device] = self._make_ragged(device)
+        return self._ragged[device]
+
+    def _make_ragged(self, device: torch.device) -> Ragged:
+        queries = [stretch.queries for stretch in self.stretches]
+        keys = [stretch.keys for stretch in self.stretches]
+
+        places = []
+        for stretch in self.stretches:
+            places.append(torch.arange(stretch.prefix, stretch.prefix + stretch.shared))
+            places.append(torch.arange(stretch.start, stretch.stop))
+
+        return Ragged(
+            key_places=torch.cat(places).to(device),
+            query_borders=_borders(queries, device),
+            key_borders=_borders(keys, device),
+            most_queries=max(queries),
+            most_keys=max(keys),
+        )
+
+
+class _Spread(torch.autograd.Function):
+    """Some of `size` neighbours at their places, zero elsewhere. torch's `index_copy` would keep them for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, picked: Tensor, places: Tensor, size: int, dim: int) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.dim = dim
+        shape = list(picked.shape)
+        shape[dim] = size
+        return picked.new_zeros(shape).index_copy_(dim, places, picked)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (places,) = ctx.saved_tensors
+        return gradients[0].index_select(ctx.dim, places), None, None, None
+
+
 class Row:
     """A padded batch of B pairs, (2B, T), as one row of N tokens.
 
@@ -66,12 +118,24 @@ class Row:
         predictors   2 3   2 3 5        indices into the row
 
     The next pair begins at index 7.
+
+    Behind the last layer only predictors are read. There the stretches begin with the first of them, and what stands
+    before it in chosen is seen as a prefix is:
+
+        chosen       Stretch(start=2, stop=5, prefix=0, shared=2)
+        rejected     Stretch(start=5, stop=7, prefix=0, shared=4)
+        ending       2 3 4 5 6          indices into the row
     """
 
-    def __init__(self, ids: Tensor, labels: Tensor, lengths: list[int], common: list[int]):
-        """`ids`, `labels`: (2B, T); `lengths`: tokens of the 2B rows without padding; `common`: of the B prefixes."""
+    def __init__(self, ids: Tensor, labels: Tensor, lengths: list[int], common: list[int], first: list[int]):
+        """`ids`, `labels`: (2B, T); `lengths`: tokens of the 2B rows without padding; `common`: of the B prefixes.
+
+        `first`: of the 2B rows, the first column that predicts a scored token; T - 1 where none does.
+        """
         stretches = _stretches(lengths, common)
-        self.stretches = [stretch for stretch in stretches if stretch.queries > 0]
+        self.whole = Queries(stretches)
+        self.ending = Queries(_endings(stretches, common, first))
+        self.ending_places = self.ending.places().to(ids.device)  # (M,), indices into the row
 
         place = _places(stretches, width=ids.size(1))  # (2B, T), batch -> row
         source = _sources(place, lengths, tokens=stretches[-1].stop)  # (N,), row -> flattened batch
@@ -91,11 +155,15 @@ class Row:
         # With gradients or without, with a prefix or without: each kind must have been seen to be right.
         self.kind = (torch.is_grad_enabled(), any(common))
 
+        # What the last layer says of itself (last_layer.py).
+        self.last_attention: Any = None  # the module whose queries are those of `ending`
+        self.is_behind_last_attention = False
+        self.skips_unread = True  # whether the last layer may leave tokens out
+
         # What the attention function notes down on its way through the model.
         self.windows: dict[int, int | None] = {}  # attention layer -> its sliding window
         self.half = False  # whether a layer computed in 16 bits
         self._masks: dict[tuple[Any, ...], Tensor] = {}
-        self._added_masks: dict[tuple[Any, ...], Tensor] = {}
 
     @classmethod
     def of(
@@ -127,61 +195,52 @@ class Row:
         same = (input_ids[:pairs] == input_ids[pairs:]) & attended[:pairs] & attended[pairs:]
         common = same.long().cumprod(1).sum(1)  # (B,)
 
+        # A running sum is 0 up to the first scored token, which the column before its own predicts.
+        first = ((labels[:, 1:] != -100).long().cumsum(1) == 0).sum(1)  # (2B,), T - 1 where nothing is scored
+
         # All numbers in one transfer: it is the one place that waits for a GPU.
-        *counts, usual = torch.cat([lengths, common, as_usual.long()[None]]).tolist()
-        if not usual or not any(counts):
+        *counts, usual = torch.cat([lengths, common, first, as_usual.long()[None]]).tolist()
+        if not usual or not any(counts[: 3 * pairs]):
             return None
-        return cls(input_ids, labels, lengths=counts[: 2 * pairs], common=counts[2 * pairs :])
-
-    def mask(self, stretch: Stretch, window: int | None, device: torch.device) -> Tensor | None:
-        """(1, 1, queries, keys), true where a query sees a key; None where plain causal attention does the same."""
-        window = min(window or stretch.keys, stretch.keys)
-        if stretch.shared == 0 and window == stretch.keys:
-            return None
-        return self._seen(stretch, window, device)
-
-    def added_mask(self, stretch: Stretch, window: int | None, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """The same to be added to scores: 0 where a query sees a key, elsewhere the least number that there is."""
-        window = min(window or stretch.keys, stretch.keys)
-        shape = (stretch.shared, stretch.keys, window, device, dtype)
-        if shape not in self._added_masks:
-            seen = self._seen(stretch, window, device)
-            unseen = torch.full(seen.shape, torch.finfo(dtype).min, dtype=dtype, device=device)
-            self._added_masks[shape] = unseen.masked_fill(seen, 0)
-        return self._added_masks[shape]
-
-    def _seen(self, stretch: Stretch, window: int, device: torch.device) -> Tensor:
-        """(1, 1, queries, keys), true where a query sees a key.
-
-        The queries of a stretch are the last of its keys. Stretches of one shape have one mask.
-        """
-        shape = (stretch.shared, stretch.keys, window, device)
-        if shape not in self._masks:
-            key = torch.arange(stretch.keys, device=device)
-            query = torch.arange(stretch.shared, stretch.keys, device=device)[:, None]
-            ahead = key - query  # (queries, keys), how far the key stands in front of the query
-            self._masks[shape] = ((ahead <= 0) & (ahead > -window))[None, None]
-        return self._masks[shape]
-
-    @functools.cached_property
-    def ragged(self) -> Ragged:
-        """The row for a varlen kernel, which reads all stretches in one call."""
-        device = self.tokens.device
-        queries = [stretch.queries for stretch in self.stretches]
-        keys = [stretch.keys for stretch in self.stretches]
-
-        places = []
-        for stretch in self.stretches:
-            places.append(torch.arange(stretch.prefix, stretch.prefix + stretch.shared))
-            places.append(torch.arange(stretch.start, stretch.stop))
-
-        return Ragged(
-            key_places=torch.cat(places).to(device),
-            query_borders=_borders(queries, device),
-            key_borders=_borders(keys, device),
-            most_queries=max(queries),
-            most_keys=max(keys),
+        return cls(
+            input_ids,
+            labels,
+            lengths=counts[: 2 * pairs],
+            common=counts[2 * pairs : 3 * pairs],
+            first=counts[3 * pairs :],
         )
+
+    def pick(self, tokens: Tensor, dim: int) -> Tensor:
+        """Of N tokens along `dim` the M of `ending`."""
+        return tokens.index_select(dim, self.ending_places.to(tokens.device))
+
+    def spread(self, picked: Tensor, dim: int) -> Tensor:
+        """The M tokens of `ending` at their places among N along `dim`; zero elsewhere, where nobody reads."""
+        spread: Tensor = _Spread.apply(picked, self.ending_places.to(picked.device), self.tokens.numel(), dim)
+        return spread
+
+    def mask(self, stretch: Stretch, window: int | None, like: Tensor) -> Tensor | None:
+        """What `added_mask` says, or None where plain causal attention does the same."""
+        if stretch.shared == 0 and (window is None or window >= stretch.keys):
+            return None
+        return self.added_mask(stretch, window, like)
+
+    def added_mask(self, stretch: Stretch, window: int | None, like: Tensor) -> Tensor:
+        """(1, 1, queries, keys), to be added to scores: 0 where a query sees a key, else the least number.
+
+        The queries of a stretch are the last of its keys. Stretches of one shape have one mask, in the type of the
+        queries (`like`): of one of booleans torch makes such a one in every layer, and holds each for the backward.
+        """
+        window = min(window or stretch.keys, stretch.keys)
+        shape = (stretch.shared, stretch.keys, window, like.device, like.dtype)
+        if shape not in self._masks:
+            key = torch.arange(stretch.keys, device=like.device)
+            query = torch.arange(stretch.shared, stretch.keys, device=like.device)[:, None]
+            ahead = key - query  # (queries, keys), how far the key stands in front of the query
+            seen = (ahead <= 0) & (ahead > -window)
+            unseen = torch.full(seen.shape, torch.finfo(like.dtype).min, dtype=like.dtype, device=like.device)
+            self._masks[shape] = unseen.masked_fill(seen, 0)[None, None]
+        return self._masks[shape]
 
 
 def _are_pairs(ids: Any, attention_mask: Any, labels: Any) -> bool:
@@ -204,6 +263,24 @@ def _stretches(lengths: list[int], common: list[int]) -> list[Stretch]:
         stretches.append(Stretch(start, middle, prefix=start, shared=0))
         stretches.append(Stretch(middle, end, prefix=start, shared=shared))
     return stretches
+
+
+def _endings(stretches: list[Stretch], common: list[int], first: list[int]) -> list[Stretch]:
+    """The stretches from their first predictor on. Where that stands in the prefix it is in chosen's.
+
+    Rejected is whole: it begins where the two sides differ, and all but the last of its tokens predict one.
+    """
+    pairs = len(common)
+    endings = []
+    for pair in range(pairs):
+        chosen, rejected = stretches[2 * pair], stretches[2 * pair + 1]
+        unread = first[pair]  # tokens of chosen before the first one that predicts
+        if first[pairs + pair] < common[pair]:
+            unread = min(unread, first[pairs + pair])
+        unread = min(unread, chosen.queries)
+        endings.append(Stretch(chosen.start + unread, chosen.stop, prefix=chosen.start, shared=unread))
+        endings.append(rejected)
+    return endings
 
 
 def _places(stretches: list[Stretch], width: int) -> Tensor:

@@ -20,7 +20,7 @@ class Kernel:
         return lambda *args, **kwargs: None
 
 
-@pytest.mark.parametrize("triton", [False, True])
+@pytest.mark.parametrize(("triton", "tile_words"), [(False, 32768), (False, 1024), (True, 32768)])
 @pytest.mark.parametrize(
     ("positions", "width", "words", "dtype", "autocast", "trains"),
     [
@@ -33,7 +33,7 @@ class Kernel:
     ],
 )
 def test_the_head_on_paper_allocates_what_trls_head_does(
-    monkeypatch, triton, positions, width, words, dtype, autocast, trains
+    monkeypatch, triton, tile_words, positions, width, words, dtype, autocast, trains
 ):
     """Off Triton as it is; with Triton, whose kernels stay out and whose products are added in place."""
     if triton:
@@ -49,9 +49,9 @@ def test_the_head_on_paper_allocates_what_trls_head_does(
             hidden = torch.empty(positions, width, dtype=dtype, requires_grad=True)
             weight = torch.empty(words, width, dtype=torch.float32 if autocast else dtype, requires_grad=trains)
             targets = torch.zeros(positions, dtype=torch.long)
-            real = (hidden, weight, None, targets, 1.0, 32768, None, 1.0, outputs)
+            real = (hidden, weight, None, targets, 1.0, tile_words, None, 1.0, outputs)
             logps = (
-                Head.apply(live, triton, hidden, weight)
+                Head.apply(live, triton, tile_words, hidden, weight)
                 if paper
                 else chunked_logprob.ChunkedLogProbFunction.apply(*real)[0]
             )

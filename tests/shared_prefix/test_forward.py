@@ -25,11 +25,12 @@ from reading_pairs import (
     two,
 )
 from transformers import AutoConfig, AutoModelForCausalLM
+from trl.trainer import utils
 from trl.trainer.utils import add_fused_lm_head
 
 from dpo_recipes import LoRA, RecipeError
 from dpo_recipes.models.adapter import peft_config
-from dpo_recipes.shared_prefix.forward import share, why_not
+from dpo_recipes.shared_prefix.forward import TILE_WORDS, share, why_not
 from dpo_recipes.shared_prefix.layout import Row
 
 # ------------------------------------------------------------------------------------------------------- architectures
@@ -261,9 +262,9 @@ def test_dropout_is_refused(tiny, changes):
     assert "dropout is on" in share(model, require=False, say=pytest.fail)
 
 
-def unmasked(self, stretch, window, device):
+def unmasked(self, stretch, window, like):
     """A rejected answer that sees itself and its prefix backwards and forwards."""
-    return None if not stretch.shared else torch.ones(stretch.stop - stretch.start, 1, dtype=torch.bool)
+    return None if not stretch.shared else torch.zeros(stretch.stop - stretch.start, 1)
 
 
 def late(*_):
@@ -326,3 +327,19 @@ def test_a_model_is_shared_once_and_its_copies_have_their_own_weights(tiny):
     with torch.no_grad():
         other.lm_head.weight.mul_(2)
         assert not torch.equal(other(**BATCH).log_probs, mine(**BATCH).log_probs)
+
+
+def test_the_tiles_of_the_head_are_narrow_while_a_row_is_read_and_trls_own_elsewhere(tiny, monkeypatch):
+    bare, mine, _ = two(load(tiny()), require=True)
+    mine(**BATCH)
+    widths = []
+    head = utils._ChunkedLogProbFunction.apply
+
+    def noting(*given):
+        widths.append(given[5])
+        return head(*given)
+
+    monkeypatch.setattr(utils._ChunkedLogProbFunction, "apply", noting)
+    for model in (bare, mine, bare):
+        model(**BATCH)
+    assert widths == [32768, TILE_WORDS, 32768]
