@@ -315,7 +315,7 @@ def _pairs(
     model: Any, tokenizer: Any, prompts: list[str], share: Share, seed: int, stage: "Stage"
 ) -> list[dict[str, Any]]:
     """Preference pairs, ranked by the reward, from replies that the model gives to the first of the prompts."""
-    from .data.ranked_pairs import preference_pairs
+    from .data.ranked_pairs import by_last_question, preference_pairs
     from .models.generate import generate
 
     questions = [_question(prompt) for prompt in prompts[: share.prompts]]
@@ -329,7 +329,7 @@ def _pairs(
         seed=seed,
         progress=stage.show,
     )
-    rows, _ = preference_pairs(questions, replies, reward, per_prompt=share.pairs, seed=seed)
+    rows, _ = preference_pairs(questions, replies, by_last_question(reward), per_prompt=share.pairs, seed=seed)
     return rows
 
 

@@ -68,6 +68,24 @@ def make_model(
     return folder
 
 
+def make_reward_model(folder: Path, template: str | None = CHATML, labels: int = 1, **changes) -> Path:
+    """A random sequence classifier of two layers, with its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    tokenizer = make_tokenizer(template)
+    tokenizer.save_pretrained(folder)
+    values = {"pad_token_id": tokenizer.pad_token_id, "num_labels": labels} | changes
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForSequenceClassification(LlamaConfig(**{**SIZES, **values}))
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.data.mul_(4)
+    model.save_pretrained(folder)
+    return folder
+
+
 def make_start_pair_logps(chosen_gap: float = 0.0, rejected_gap: float = 0.0, tokens: int = 10, n: int = 4):
     """PairLogps of n pairs with `tokens` tokens on each side, policy and reference equal.
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from ..data.prompts import as_text, read_prompts
-from ..data.ranked_pairs import Pairing, preference_pairs
+from ..data.ranked_pairs import Pairing, Score, by_last_question, preference_pairs
 from ..data.replies import question
 from ..errors import RecipeError, UsageError
 from ..evaluation.rehearsal import number_of
 from ..losses.selection import name_of
 from ..progress import Stage
-from ..recipe.recipe import Recipe
+from ..recipe.recipe import JudgeEndpoint, Recipe, RewardModel
 from ..runs import files
 from ..terminal import pairs_table
 from ..training.session import Session
@@ -56,20 +56,20 @@ def pairs(
     if recipe.reward is None:
         raise UsageError(
             f"{recipe.name} has no reward to rank replies by. Give it one in its file: "
-            "reward=function(prompt, completion) -> float"
+            "reward=function(prompt, completion) -> float, or reward=RewardModel(folder)"
         )
-    if not callable(recipe.reward):
+    if isinstance(recipe.reward, JudgeEndpoint):
         raise UsageError(
-            f"The reward of {recipe.name} is no function: it can judge a finished run, and `pairs` ranks replies by "
-            "reward=function(prompt, completion) -> float."
+            f"The reward of {recipe.name} is a judge, which compares two answers and gives none a number to rank it "
+            "by. Replies are ranked by reward=function(prompt, completion) -> float, or a RewardModel."
         )
     if samples < 2:
         raise UsageError(f"-n {samples}: a pair needs two replies to a prompt.")
     if temperature <= 0:
         raise UsageError(f"--temperature {temperature:g}: the replies to a prompt would be one. Sample at 0.7 to 1.")
     asked, repeated = read_prompts(str(prompts))
-    score = functools.partial(number_of, name_of(recipe.reward), recipe.reward)
-    score(question(asked[0]), "")  # what is wrong with it is known before anything is sampled
+    if not isinstance(recipe.reward, RewardModel):  # what is wrong with it is known before anything is sampled
+        number_of(name_of(recipe.reward), recipe.reward, question(asked[0]), "")
 
     session = Session(recipe, console, with_pairs=False)
     if session.tokenizer.tokenizer.chat_template is None:
@@ -85,15 +85,31 @@ def pairs(
         seed=recipe.seed if seed is None else seed,
     )
 
-    with Stage(console, f"{name_of(recipe.reward)} of the replies", len(asked), "prompts") as stage:
+    with Stage(console, "Reward of the replies", len(asked), "prompts") as stage:
         rows, report = preference_pairs(
-            asked, replies, score, pairing=pairing, per_prompt=per_prompt, seed=recipe.seed, progress=stage.show
+            asked,
+            replies,
+            _score(recipe, session.settings.device),
+            pairing=pairing,
+            per_prompt=per_prompt,
+            seed=recipe.seed,
+            progress=stage.show,
         )
     report["repeated_prompts"] = repeated
     _write_pairs(folder, recipe, asked, rows, report)
     console.print(pairs_table(report))
     _refuse_too_few(report)
     return report
+
+
+def _score(reward: Callable[[str, str], float] | RewardModel, device: str) -> Score:
+    """The rewards of several replies to a prompt: the recipe's function of each, or its reward model of all."""
+    if isinstance(reward, RewardModel):
+        from ..models.reward_model import Scorer
+
+        scorer = Scorer(reward, device)
+        return lambda prompt, texts: scorer.scores([prompt] * len(texts), texts)
+    return by_last_question(functools.partial(number_of, name_of(reward), reward))
 
 
 def _refuse_too_few(report: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from .replies import Messages, Reply, question
 
-Reward = Callable[[str, str], float]
+Score = Callable[[Messages | str, list[str]], list[float]]  # the reward of each of several replies to one prompt
 Pairing = Literal["all", "best_worst", "best_random"]  # as in Data.pairing
 
 
@@ -23,7 +23,7 @@ class Scored(NamedTuple):
 def preference_pairs(
     prompts: Sequence[Messages | str],
     replies: Sequence[Sequence[Reply]],
-    reward: Reward,
+    score: Score,
     *,
     pairing: Pairing = "all",
     per_prompt: int | None = None,
@@ -47,8 +47,7 @@ def preference_pairs(
         written = [text for text in ended if text.strip()]
         distinct = list(dict.fromkeys(written))
 
-        asked = prompt if isinstance(prompt, str) else question(prompt)
-        scored = [Scored(reward(asked, text), text) for text in distinct]
+        scored = [Scored(reward, text) for reward, text in zip(score(prompt, distinct), distinct, strict=True)]
         pairs = _pairs_that_differ(scored, pairing, draw)
         if per_prompt is not None:
             pairs = draw.sample(pairs, min(per_prompt, len(pairs)))
@@ -64,6 +63,16 @@ def preference_pairs(
         report["pairs"] += len(pairs)
         progress(number)
     return rows, {**report, "mean_reward": math.fsum(rewards) / len(rewards) if rewards else None}
+
+
+def by_last_question(reward: Callable[[str, str], float]) -> Score:
+    """The rewards that a recipe's reward(prompt, completion) gives; of messages it gets the last user's."""
+
+    def score(prompt: Messages | str, texts: list[str]) -> list[float]:
+        asked = prompt if isinstance(prompt, str) else question(prompt)
+        return [reward(asked, text) for text in texts]
+
+    return score
 
 
 def _pairs_that_differ(scored: list[Scored], pairing: Pairing, draw: random.Random) -> list[tuple[Scored, Scored]]:

@@ -8,12 +8,13 @@ import re
 from pathlib import Path
 
 import pytest
-from making import recipe_for, write_jsonl
+from making import make_reward_model, recipe_for, write_jsonl
 
-from dpo_recipes import Data, LoRA, QLoRA, Run, load
+from dpo_recipes import Data, JudgeEndpoint, LoRA, QLoRA, RewardModel, Run, load
 from dpo_recipes.commands.pairs import pairs
 from dpo_recipes.commands.rounds import _evolved, _started_from, rounds
 from dpo_recipes.errors import RecipeError, UsageError
+from dpo_recipes.models.reward_model import Scorer
 
 
 def vowels(prompt: str, completion: str) -> float:
@@ -95,12 +96,25 @@ def test_a_model_without_a_template_gets_text(tiny, made, questions, tmp_path):
     assert row["prompt"].startswith("Question") and isinstance(row["chosen"], str)
 
 
+def test_a_reward_model_ranks_as_it_scores(made, questions, tmp_path):
+    reward_model = make_reward_model(tmp_path / "reward")
+    to = tmp_path / "own"
+    pairs(made(reward=RewardModel(str(reward_model))), prompts=questions, to=to, samples=3)
+    scorer = Scorer(RewardModel(str(reward_model)))
+    for row in rows_of(to / "train.jsonl"):
+        sides = [row[side][0]["content"] for side in ("chosen", "rejected")]
+        scores = scorer.scores([row["prompt"]] * 2, sides)
+        assert scores == pytest.approx([row["chosen_reward"], row["rejected_reward"]], abs=1e-5)
+        assert row["chosen_reward"] > row["rejected_reward"]
+
+
 def test_what_cannot_make_pairs_is_one_message(made, questions, tmp_path):
     def refused(words: str, recipe=None, **changes) -> None:
         with pytest.raises(RecipeError, match=words):
             pairs(recipe or made(), **{"prompts": questions, "to": tmp_path / "own", "samples": 2} | changes)
 
     refused("has no reward", made(reward=None))
+    refused("is a judge", made(reward=JudgeEndpoint("http://localhost:1/v1", model="m")))
     refused("needs two replies", samples=1)
     refused("would be one", temperature=0)
     refused("does not exist", prompts="nowhere.jsonl")

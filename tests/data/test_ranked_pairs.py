@@ -1,6 +1,6 @@
 import pytest
 
-from dpo_recipes.data.ranked_pairs import preference_pairs
+from dpo_recipes.data.ranked_pairs import by_last_question, preference_pairs
 from dpo_recipes.data.replies import Reply, question
 from dpo_recipes.errors import RecipeError
 
@@ -13,6 +13,7 @@ def said(*texts):
     return [Reply(text, [1], True) for text in texts]
 
 
+@by_last_question
 def length(prompt, completion):
     return float(len(completion))
 
@@ -59,7 +60,13 @@ def test_the_reward_judges_the_last_user_message():
     prompt = [{"role": "system", "content": "s"}, *ask("first"), {"role": "assistant", "content": "a"}, *ask("last")]
     assert question(prompt) == "last"
     seen = []
-    preference_pairs([prompt], [said("x", "y")], lambda p, c: seen.append((p, c)) or len(seen), per_prompt=1, seed=0)
+
+    @by_last_question
+    def reward(asked, completion):
+        seen.append((asked, completion))
+        return len(seen)
+
+    preference_pairs([prompt], [said("x", "y")], reward, per_prompt=1, seed=0)
     assert seen == [("last", "x"), ("last", "y")]
     with pytest.raises(RecipeError, match="no user message"):
         question([{"role": "system", "content": "s"}])

@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from making import CHATML, SIZES, make_model, make_tokenizer, message
+from making import make_model, make_reward_model, make_tokenizer, message
 
 from dpo_recipes import RecipeError, RewardModel
 from dpo_recipes.models.reward_model import Scorer, refuse_no_reward_model
 
 PROMPT = [message("system", "Be short."), message("user", "Where is the lamp?")]
-
-
-def make_reward_model(folder: Path, template: str | None = CHATML, labels: int = 1, **changes) -> Path:
-    """A random sequence classifier of two layers, with its tokenizer."""
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    tokenizer = make_tokenizer(template)
-    tokenizer.save_pretrained(folder)
-    values = {"pad_token_id": tokenizer.pad_token_id, "num_labels": labels} | changes
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForSequenceClassification(LlamaConfig(**{**SIZES, **values}))
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.data.mul_(4)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("padding", [True, False])
