@@ -89,7 +89,7 @@ def pairs(
         rows, report = preference_pairs(
             asked,
             replies,
-            _score(recipe, session.settings.device),
+            _score(recipe.reward, session.settings.device),
             pairing=pairing,
             per_prompt=per_prompt,
             seed=recipe.seed,
