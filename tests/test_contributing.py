@@ -36,7 +36,7 @@ def test_every_table_that_it_names_is_in_the_file_it_names():
         "FORMATS": package / "formats/readers.py",
         "METRICS": package / "evaluation/held_out.py",
         "TRENDS": package / "guard/trends.py",
-        "CURVES": package / "run_page/sections.py",
+        "CURVES": package / "run_page/curves.py",
         "RULES": package / "recipe/recipe.py",
         "ACTS": ROOT / "tests/recipe/test_recipe.py",
     }.items():

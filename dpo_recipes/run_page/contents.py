@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
 from ..runs.folder import Run
+from .text import plain
 
 
 @dataclass
@@ -74,6 +76,24 @@ def contents(path: Path | str) -> Contents:
         evaluation=_json(run.path / "evaluation.json"),
         samples=_lines_so_far(run.path / "samples.jsonl"),
     )
+
+
+def labels(runs: Sequence[Contents]) -> list[str]:
+    """What tells runs apart: the few values that differ, or else their names."""
+    keys = _differing_keys(runs)
+    names = [", ".join(f"{key.rpartition('.')[2]} {_value(run, key)}" for key in keys) for run in runs]
+    if not keys or len(keys) > 3 or len(set(names)) < len(runs) or max(map(len, names)) > 40:
+        return [run.name for run in runs]
+    return names
+
+
+def _differing_keys(runs: Sequence[Contents]) -> list[str]:
+    keys = dict.fromkeys(key for run in runs for key in run.recipe)
+    return [key for key in keys if len({_value(run, key) for run in runs}) > 1]
+
+
+def _value(run: Contents, key: str) -> str:
+    return plain(run.recipe[key]["value"]) if key in run.recipe else "not set"
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..runs import files
-from . import sections
-from .contents import Contents, contents
+from . import curves, sections
+from .contents import Contents, contents, labels
 from .text import Html, element, escape, joined
 
 FILE = "report.html"
@@ -45,7 +45,7 @@ def _of_one(run: Contents) -> Html:
         sections.section("What was trained", sections.subject(run)),
         sections.section("Seen while training", sections.observed(run)),
         sections.section(f"Held out: {run.after.get('pairs', 0):,} pairs", sections.numbers(run)),
-        sections.section("Curves", sections.curves(run)),
+        sections.section("Curves", curves.curves(run)),
         sections.section("Answers side by side", sections.answers(run)),
         sections.section("Data", sections.data_report(run)),
         sections.section("Agreement with TRL", sections.agreement(run)),
@@ -57,7 +57,7 @@ def _of_one(run: Contents) -> Html:
 
 def _of_several(runs: Sequence[Contents]) -> Html:
     verdicts = []
-    for run, label in zip(runs, sections.labels(runs), strict=True):
+    for run, label in zip(runs, labels(runs), strict=True):
         head = [element("h2", label)]
         if label != run.name:
             head.append(element("p", element("small", run.name)))
@@ -65,10 +65,10 @@ def _of_several(runs: Sequence[Contents]) -> Html:
     parts: list[Any] = [
         element("h1", f"{len(runs)} runs"),
         *verdicts,
-        sections.section("What reward has cost", sections.frontier(runs)),
+        sections.section("What reward has cost", curves.frontier(runs)),
         sections.section("Held out, after training", sections.numbers_of_several(runs)),
         sections.section("Against the first", sections.against_the_first(runs)),
         sections.section("Why they may differ", sections.why_they_may_differ(runs)),
-        sections.section("Curves", sections.curves_of_several(runs)),
+        sections.section("Curves", curves.curves_of_several(runs)),
     ]
     return element("main", joined(parts))

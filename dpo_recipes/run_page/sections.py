@@ -1,23 +1,21 @@
-"""The sections of the page, one function each: what they show of one run, or of several laid over each other."""
+"""The sections of the page but its charts, one function each: what they show of one run, or of several."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..evaluation.held_out import METRICS, compared, difference_rows
 from ..runs.causes import causes
 from ..runs.folder import Run
 from ..runs.model_card import reading_in_words
 from ..terminal import data_rows
-from .charts import COLOURS, Line, Point, Spot, chart, colour_of, scatter
-from .contents import Contents
-from .text import Html, element, escape, joined, marked, table
+from .contents import Contents, labels
+from .curves import DIRECTIONS
+from .text import Html, element, escape, joined, marked, plain, table
 from .verdict import progress, verdict
 
-BY_NAME = {metric.name: metric for metric in METRICS}
-DIRECTIONS = {"up": "It should rise.", "down": "It should fall.", "either": "It may go either way."}
 LONG = 600  # characters of a prompt that are shown at once
 AT_ONCE = 12  # answers of both models
 
@@ -41,15 +39,15 @@ def subject(run: Contents) -> Html:
         facts.append(("Policy", f"{run.reference['policy']}"))
         facts.append(("Reference", f"{run.reference['reference']}"))
     facts.append(("Data", _data_in_words(run)))
-    facts.append(("Objective", f"loss {_plain(values('loss'))}, beta {_plain(values('beta'))}"))
-    training = f"learning rate {_plain(values('learning_rate'))}, {_plain(values('global_batch_size'))} pairs a step"
+    facts.append(("Objective", f"loss {plain(values('loss'))}, beta {plain(values('beta'))}"))
+    training = f"learning rate {plain(values('learning_rate'))}, {plain(values('global_batch_size'))} pairs a step"
     facts.append(("Training", f"{training}, {progress(run)}"))
     return table(facts, css="facts")
 
 
 def _data_in_words(run: Contents) -> str:
     kept = [f"{run.data[split]['kept']:,} {words}" for split, words in _SPLITS if "kept" in run.data.get(split, {})]
-    name = str(run.value("data.path") or _plain(run.value("data.mix"))).replace("{prepared}/", "its own ")
+    name = str(run.value("data.path") or plain(run.value("data.mix"))).replace("{prepared}/", "its own ")
     return f"{name}: {', '.join(kept)}" if kept else name
 
 
@@ -125,133 +123,6 @@ def numbers_of_several(runs: Sequence[Contents]) -> Html:
     return joined([_wide(table(rows, ("", *labels(runs)), "numbers")), _explained(in_order)])
 
 
-# ----------------------------------------------------------------------------------------------------------- the curves
-
-
-class Curve(NamedTuple):
-    """A chart: whose row of METRICS explains it, and the numbers of the log that it draws with their names."""
-
-    metric: str
-    lines: tuple[tuple[str, str], ...]  # (name in the log, words); those of an evaluation begin with eval_
-    title: str = ""  # where the metric's own words do not tell of all lines
-    instead_of: str = ""  # drawn only where the log has no such number
-
-
-CURVES = (
-    Curve("loss", (("loss", "each step"), ("eval_loss", "held out"))),
-    Curve("rewards/accuracies", (("window/accuracies", "last 256 pairs"), ("eval_rewards/accuracies", "held out"))),
-    Curve("rewards/margins", (("window/margins", "last 256 pairs"), ("eval_rewards/margins", "held out"))),
-    Curve(
-        "window/chosen_change_per_token",
-        (("window/chosen_change_per_token", "chosen"), ("window/rejected_change_per_token", "rejected")),
-        title="change since the start, nats per token",
-    ),
-    Curve(
-        "rewards/chosen",
-        (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected")),
-        title="rewards of both sides",
-        instead_of="window/chosen_change_per_token",
-    ),
-    Curve(
-        "window/accuracies_chosen_longer",
-        (
-            ("window/accuracies_chosen_longer", "chosen is longer"),
-            ("window/accuracies_chosen_shorter", "chosen is shorter"),
-        ),
-        title="ranked right, by which side is longer",
-    ),
-    Curve("mean_token_accuracy", (("mean_token_accuracy", "each step"), ("eval_mean_token_accuracy", "held out"))),
-    Curve("entropy", (("entropy", "each step"), ("eval_entropy", "held out"))),
-    Curve("grad_norm", (("grad_norm", "each step"),)),
-)
-
-
-def curves(run: Contents) -> Html:
-    """The course of training, each chart with its meaning, its direction and its alarm."""
-    marks = sorted({row["step"] for row in run.observations})
-    figures = []
-    for curve in _drawn([run]):
-        lines = [_line(run, name, words, colour) for colour, (name, words) in enumerate(curve.lines)]
-        figures.append(_figure(curve, lines, marks))
-    return _grid(figures)
-
-
-def curves_of_several(runs: Sequence[Contents]) -> Html:
-    """The same numbers of several runs in one chart, the first of each chart's lines that the runs have."""
-    names = labels(runs)
-    figures = []
-    for curve in _drawn(runs):
-        for name, words in curve.lines:
-            lines = [_line(run, name, names[number], number) for number, run in enumerate(runs)]
-            figures.append(_figure(curve, lines, (), f": {words}"))
-    return _grid(figures)
-
-
-def frontier(runs: Sequence[Contents]) -> Html:
-    """What each run has won in reward and paid for in KL, beside the reference and the best possible at that KL."""
-    spots: list[Spot] = []
-    keys: list[Html] = []
-    for number, (run, name) in enumerate(zip(runs, labels(runs), strict=True)):
-        kl, reward = run.after.get("kl"), run.after.get("reward")
-        if kl is None or reward is None:
-            continue
-        spots.append(Spot(name, kl, reward, number))
-        keys.append(element("span", name, f"key c{number % COLOURS}"))
-        best = run.after.get("best_reward_at_kl")
-        if best is not None:
-            spots.append(Spot(f"best possible at the KL of {name}", kl, best, number, hollow=True))
-    if len(keys) < 2:
-        return Html("")
-
-    title = "Mean reward of sampled answers over KL to the reference"
-    drawn = scatter(title, spots, "KL to the reference, nats:")
-    meaning = (
-        "Up is better, right is further from the reference. A ring is the best that any policy could do at that KL, "
-        "estimated from the reference's own answers."
-    )
-    content = joined([element("h3", title), Html(drawn), element("p", joined(keys), "keys"), element("p", meaning)])
-    return _grid([element("figure", content)])
-
-
-def _drawn(runs: Sequence[Contents]) -> list[Curve]:
-    """The curves that these runs have numbers for, none of them twice in other units."""
-    logged = {name for run in runs for row in run.steps for name in row}
-    return [curve for curve in CURVES if not curve.instead_of or curve.instead_of not in logged]
-
-
-def _line(run: Contents, name: str, words: str, colour: int) -> Line:
-    rows = run.evaluations if name.startswith("eval_") else run.steps
-    points = [Point(row["step"], row[name]) for row in rows if row.get(name) is not None]
-    is_evaluated, is_smooth = name.startswith("eval_"), name.startswith("window/")
-    return Line(words, points, colour, dots=is_evaluated, rough=not is_evaluated and not is_smooth)
-
-
-def _figure(curve: Curve, lines: Sequence[Line], marks: Sequence[int], more: str = "") -> Html:
-    metric = BY_NAME[curve.metric]
-    title = f"{curve.title or metric.words}{more}"
-    drawn = chart(title, lines, marks, percent=metric.form.endswith("%"))
-    if not drawn:
-        return Html("")
-    keys = []
-    for line in lines:
-        if line.points:
-            name = f"{line.name}, and its running mean" if line.rough else line.name
-            keys.append(element("span", name, f"key {colour_of(line)}"))
-    parts = [
-        element("h3", title),
-        Html(drawn),
-        element("p", joined(keys), "keys"),
-        element("p", f"{metric.meaning} {DIRECTIONS[metric.direction]}"),
-        element("p", joined([element("b", "Alarm: "), metric.alarm]), "alarm"),
-    ]
-    return element("figure", joined(parts))
-
-
-def _grid(figures: Sequence[Html]) -> Html:
-    inside = joined(figures)
-    return element("div", inside, "charts") if inside else Html("")
-
-
 # ---------------------------------------------------------------------------------------------------------- the answers
 
 
@@ -314,7 +185,7 @@ def data_report(run: Contents) -> Html:
 
 def recipe_values(run: Contents) -> Html:
     """Every value of the resolved recipe with its origin; those that nobody has set to be opened."""
-    rows = [(key, _plain(entry["value"]), entry["origin"]) for key, entry in run.recipe.items()]
+    rows = [(key, plain(entry["value"]), entry["origin"]) for key, entry in run.recipe.items()]
     given = [row for row in rows if row[2] != "default"]
     defaults = [row for row in rows if row[2] == "default"]
     header = ("field", "value", "origin")
@@ -329,7 +200,7 @@ def why_they_may_differ(runs: Sequence[Contents]) -> Html:
     found = causes([Run(run.path) for run in runs])
     if not found:
         return element("p", "Their folders differ in nothing that could change a result.")
-    rows = [(cause.name, cause.kind, *(_plain(value) for value in cause.values)) for cause in found]
+    rows = [(cause.name, cause.kind, *(plain(value) for value in cause.values)) for cause in found]
     return _wide(table(rows, ("", "what", *labels(runs))))
 
 
@@ -355,23 +226,14 @@ def _wide(content: Html) -> Html:
     return element("div", content, "wide")
 
 
-def _differing_keys(runs: Sequence[Contents]) -> list[str]:
-    keys = dict.fromkeys(key for run in runs for key in run.recipe)
-    return [key for key in keys if len({_value(run, key) for run in runs}) > 1]
-
-
-def _value(run: Contents, key: str) -> str:
-    return _plain(run.recipe[key]["value"]) if key in run.recipe else "not set"
-
-
 def versions(run: Contents) -> Html:
     """Packages and machine."""
     rows = []
     for key, value in run.environment.items():
         if isinstance(value, dict):
-            rows += [(name, _plain(inner)) for name, inner in value.items()]
+            rows += [(name, plain(inner)) for name, inner in value.items()]
         else:
-            rows.append((key.replace("_", " "), _plain(value)))
+            rows.append((key.replace("_", " "), plain(value)))
     return table(rows) if rows else Html("")
 
 
@@ -387,21 +249,3 @@ def agreement(run: Contents) -> Html:
             f"{reading['padded_tokens']:,}, and differed by {reading['mean_difference']:.1g} nats per token on average."
         )
     return element("p", words)
-
-
-def labels(runs: Sequence[Contents]) -> list[str]:
-    """What tells runs apart: the few values that differ, or else their names."""
-    keys = _differing_keys(runs)
-    names = [", ".join(f"{key.rpartition('.')[2]} {_value(run, key)}" for key in keys) for run in runs]
-    if not keys or len(keys) > 3 or len(set(names)) < len(runs) or max(map(len, names)) > 40:
-        return [run.name for run in runs]
-    return names
-
-
-def _plain(value: Any) -> str:
-    """A value of a recipe as it is read."""
-    if value is None:
-        return "none"
-    if isinstance(value, (dict, list)):
-        return json.dumps(value, ensure_ascii=False)
-    return f"{value:g}" if isinstance(value, float) else str(value)

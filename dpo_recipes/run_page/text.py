@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import html
+import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -44,6 +45,15 @@ def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = (), css: str = 
     for first, *others in rows:
         lines.append(element("tr", joined([element("th", first), *(element("td", cell) for cell in others)])))
     return element("table", joined(lines), css)
+
+
+def plain(value: Any) -> str:
+    """A value of a recipe as it is read."""
+    if value is None:
+        return "none"
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def marked(first: str, second: str) -> tuple[Html, Html]:

@@ -13,8 +13,8 @@ from making_runs import make_run
 from dpo_recipes import RecipeError
 from dpo_recipes.evaluation.held_out import METRICS
 from dpo_recipes.run_page.contents import contents
+from dpo_recipes.run_page.curves import CURVES
 from dpo_recipes.run_page.page import page, write_report
-from dpo_recipes.run_page.sections import CURVES
 
 VOID = {"meta", "br", "circle", "path"}
 
