@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -82,6 +83,7 @@ DATA_HELP = "Pairs to measure it on, in place of the run's own; all of them are 
 TO_HELP = "Where the files go, in place of the run folder."
 PAGE_HELP = "Where the page goes, in place of report.html in the run folder, or in the folder of several."
 REWARD_MODEL_HELP = "A sequence classifier with one output, a folder or a hub id, that scores the answers."
+DIAL_HELP = "What other betas would have given, from this run: 0.5 is half the way from the reference, 2 twice as far."
 JUDGE_HELP = "An OpenAI-compatible endpoint, such as https://host/v1, that compares them. Prompts and answers go there."
 JUDGE_MODEL_HELP = "The judge's model, as the endpoint names it."
 JUDGE_KEY_HELP = "The environment variable that holds the endpoint's key; without it no key is sent."
@@ -149,6 +151,7 @@ RewardModelName = Annotated[str | None, typer.Option("--reward-model", metavar="
 JudgeUrl = Annotated[str | None, typer.Option("--judge", metavar="URL", help=JUDGE_HELP)]
 JudgeModel = Annotated[str | None, typer.Option("--judge-model", metavar="NAME", help=JUDGE_MODEL_HELP)]
 JudgeKey = Annotated[str | None, typer.Option("--judge-key-env", metavar="VARIABLE", help=JUDGE_KEY_HELP)]
+DialFactors = Annotated[str | None, typer.Option("--dial", metavar="0.25,0.5,1,2", help=DIAL_HELP)]
 FilesTo = Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help=TO_HELP, show_default=False)]
 RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN", help="A run folder, or several.", show_default=False)]
 PageFile = Annotated[Path | None, typer.Option("--to", metavar="FILE", help=PAGE_HELP, show_default=False)]
@@ -423,6 +426,7 @@ def evaluate(
     judge: JudgeUrl = None,
     judge_model: JudgeModel = None,
     judge_key_env: JudgeKey = None,
+    dial: DialFactors = None,
     to: FilesTo = None,
     as_json: AsJson = False,
 ) -> None:
@@ -432,6 +436,7 @@ def evaluate(
         changes.insert(0, run)
         run = None
     reward = _reward(reward_model, judge, judge_model, judge_key_env)
+    factors = _factors(dial)
     with _other_output_apart(as_json):
         from .commands.evaluate import evaluate as measure
 
@@ -442,6 +447,7 @@ def evaluate(
             data=data,
             changes=changes,
             reward=reward,
+            dial=factors,
             to=to,
             console=Console(stderr=True) if as_json else terminal.LastingConsole(),
         )
@@ -455,6 +461,8 @@ def evaluate(
     sides = ("reference", "policy") if run is None else ("before", "after")
     rows = compared(result["before"], result["after"])
     Console().print(terminal.comparison_table(result["after"]["pairs"], rows, sides))
+    if "dial" in result:
+        Console().print(terminal.dial_table(result["dial"]))
     if result["written"]:
         terminal.print_line(Console(), f"{result['written']} holds the numbers, the pairs and the answers.")
     _stop_over_budget(result)
@@ -551,6 +559,19 @@ def _reward(
     if judge_model is None:
         raise UsageError(f"--judge {judge}: name its model with --judge-model.")
     return JudgeEndpoint(judge, model=judge_model, api_key_env=judge_key_env)
+
+
+def _factors(text: str | None) -> list[float]:
+    """The factors of --dial."""
+    if text is None:
+        return []
+    try:
+        factors = [float(part) for part in text.split(",")]
+    except ValueError:
+        factors = []
+    if not factors or not all(0 <= factor < math.inf for factor in factors):
+        raise UsageError(f"--dial {text!r}: numbers of 0 and more, with commas between them, such as 0.25,0.5,1,2.")
+    return factors
 
 
 def _stop_over_budget(result: dict[str, Any]) -> None:

@@ -327,6 +327,28 @@ class SideBySide:
         return columns
 
 
+def dial_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What the beta dial shows: a row for each factor."""
+    right = [
+        Column(name, justify="right") for name in ("dial", "as beta", "KL, nats", "reward", "win rate", "best reward")
+    ]
+    table = Table(*right, title="The beta dial", title_justify="left")
+    for row in rows:
+        cells = [f"{row['dial']:g}", f"{row['beta']:.3g}", _with_error(row, "kl", ".2f")]
+        cells += [_with_error(row, "reward", "+.3f"), _with_error(row, "win_rate", ".3f")]
+        table.add_row(*cells, _with_error(row, "best_reward_at_kl", "+.3f"))
+    return table
+
+
+def _with_error(row: Mapping[str, Any], name: str, form: str) -> str:
+    """A number and its standard error where it has one; nothing where it is not there."""
+    if name not in row:
+        return ""
+    error = row.get(f"{name}_stderr")
+    behind = f" +- {error:{form.replace('+', '')}}" if error else ""
+    return f"{row[name]:{form}}{behind}"
+
+
 def bench_table(result: Mapping[str, Any]) -> Table:
     """What `bench` has measured of TRL's trainer and of ours."""
     seconds = result["seconds_per_step"]

@@ -47,6 +47,7 @@ def evaluate(
     data: str | None = None,
     changes: Sequence[str] = (),
     reward: Callable[[str, str], float] | RewardModel | JudgeEndpoint | None = None,
+    dial: Sequence[float] = (),
     to: Path | str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -55,7 +56,8 @@ def evaluate(
     They go into evaluation.json, samples.jsonl and pairs.jsonl of the run folder. Or of `policy` and `reference`, each
     a folder or a hub id, on the pairs of `data`: then `before` are the reference's, and the files go to `to`, where
     that is given; so do those of a run on other `data` than its own. `changes` are KEY=VALUE of the recipe, `reward` is
-    one in place of its own. RecipeError where something cannot be had, or would be measured as what it is not.
+    one in place of its own. With factors of the beta `dial` there is also "dial": what other betas would have given, a
+    row each. RecipeError where something cannot be had, or would be measured as what it is not.
     """
     console = console or Console()
     where = None if to is None else Path(to)
@@ -79,7 +81,7 @@ def evaluate(
     session.read_pairs(all_held_out=subject.all_held_out)
     _stop_at_fails([finding for finding in session.findings if finding.name.startswith(("eval ", "positions"))])
     with tempfile.TemporaryDirectory() as scratch:
-        return _measured(subject, session, Path(scratch))
+        return _measured(subject, session, Path(scratch), dial)
 
 
 # ---------------------------------------------------------------------------------------------------- what is measured
@@ -135,11 +137,12 @@ def _of_folders(policy: str, reference: str | None, data: str, changes: Sequence
 # ------------------------------------------------------------------------------------------------------ how it is done
 
 
-def _measured(subject: Subject, session: Session, scratch: Path) -> dict[str, Any]:
+def _measured(subject: Subject, session: Session, scratch: Path, factors: Sequence[float]) -> dict[str, Any]:
     """The numbers of a policy and its reference, written where they belong."""
     console = session.console
     with Stage(console, "Loading TRL"):
         from ..evaluation.answers import answers
+        from ..evaluation.dial import dial
         from ..evaluation.forgetting import forgetting, over_budget
         from ..evaluation.pair_numbers import pair_rows
         from ..evaluation.rehearsal import rehearsed
@@ -178,21 +181,23 @@ def _measured(subject: Subject, session: Session, scratch: Path) -> dict[str, An
         before.update(of_texts.before)
         after.update(of_texts.after)
         samples, (said_before, said_after) = answers(recipe, trainer, looking.reference, positions, console)
+        of_dial = dial(recipe, trainer, looking.reference, positions, factors, console) if factors else []
     before.update(said_before)
     after.update(said_after)
+    numbers: dict[str, Any] = {"before": before, "after": after}
+    if of_dial:
+        numbers["dial"] = of_dial
 
     if subject.to is not None:
         files.write_jsonl(subject.to / "pairs.jsonl", pair_rows(trainer, last))
         files.write_jsonl(subject.to / "samples.jsonl", samples)
-        numbers = {"before": before, "after": after, "pair_sharing": trainer.pair_reading()}
-        files.write_json(subject.to / "evaluation.json", numbers)
+        files.write_json(subject.to / "evaluation.json", numbers | {"pair_sharing": trainer.pair_reading()})
         if (subject.to / "recipe.json").exists():  # of a run, whose page shows these numbers
             write_report(subject.to)
     return {
         "policy": str(subject.trained or (recipe.adapter.continue_from if recipe.adapter else recipe.model)),
         "reference": session.settings.reference if subject.trained else recipe.reference,
-        "before": before,
-        "after": after,
+        **numbers,
         "samples": samples,
         "written": None if subject.to is None else str(subject.to),
         "over_budget": over_budget(recipe, after),

@@ -21,7 +21,7 @@ from .frontier import best_reward_at_kl
 from .held_out import BeforeAfter, Numbers
 from .intervals import mean_and_error, share_interval
 from .judge_endpoint import judge_answers
-from .kl import sequence_kl
+from .kl import Logits, sequence_kl
 from .rehearsal import Questions, Score, draws, number_of, prompt_text, questions
 
 Replies = list[list[Reply]]  # shape (prompts, samples)
@@ -60,32 +60,64 @@ def answers(
         reference_samples=counts.reference,
     )
 
-    before = _texts("answers", reference_replies) | {"kl": 0.0}
-    after = _texts("answers", policy_replies)
     kl = kl_to_reference(trainer.model, reference, asked.ids, policy_replies, console)
-    after |= mean_and_error("kl", kl)
+    scorer = scorer_of(recipe, trainer.model.device)
+    said = said_of(recipe, scorer, asked.prompts, reference_replies, policy_replies, kl, console)
+    samples = _samples(asked, reference_replies, policy_replies, said.by_prompt)
+    return samples, BeforeAfter(said.before, said.after)
+
+
+class Said(NamedTuple):
+    """What answers of reference and policy to the same prompts show."""
+
+    before: Numbers  # of the reference's
+    after: Numbers  # of the policy's
+    by_prompt: dict[str, torch.Tensor]  # name in samples.jsonl -> shape (prompts,)
+
+
+def said_of(
+    recipe: Recipe,
+    scorer: Score | Scorer | None,
+    prompts: list[Messages | str],
+    reference_replies: Replies,
+    policy_replies: Replies,
+    kl: torch.Tensor,
+    console: Console,
+) -> Said:
+    """Length, repetition and KL, and what the recipe's reward, its judge and its measures say.
+
+    `kl`, nats, has shape (prompts, samples); the best reward at it is left out where the samples could not show it.
+    """
+    before = _texts("answers", reference_replies) | {"kl": 0.0}
+    after = _texts("answers", policy_replies) | mean_and_error("kl", kl)
     by_prompt = {"kl": kl.mean(dim=1)}
     if isinstance(recipe.reward, JudgeEndpoint):
-        wins, of_judge = compared_by_judge(recipe.reward, asked.prompts, reference_replies, policy_replies, console)
+        wins, of_judge = compared_by_judge(recipe.reward, prompts, reference_replies, policy_replies, console)
         before["win_rate"] = 0.5
         after |= of_judge
         by_prompt["win_rate"] = wins
-    elif recipe.reward:
-        reward = (
-            Scorer(recipe.reward, trainer.model.device) if isinstance(recipe.reward, RewardModel) else recipe.reward
-        )
+    elif scorer is not None:
         name = name_of(recipe.reward) if callable(recipe.reward) else "reward"
-        judged = rewarded(name, reward, asked.prompts, reference_replies, policy_replies, console)
+        judged = rewarded(name, scorer, prompts, reference_replies, policy_replies, console)
         before |= judged.before
         after |= judged.after
         by_prompt |= judged.by_prompt
-        if after["kl"] <= math.log(counts.reference):  # beyond it, so few samples show no policy
+        if after["kl"] <= math.log(judged.reference_rewards.shape[1]):  # beyond it, so few samples show no policy
             kl_of_policy = max(0.0, after["kl"])  # rounding may put it below 0
             after["best_reward_at_kl"] = best_reward_at_kl(judged.reference_rewards, kl_of_policy)
     for name, measure in recipe.measures.items():
-        before |= mean_and_error(f"measures/{name}", _scores(name, measure, asked.prompts, reference_replies, console))
-        after |= mean_and_error(f"measures/{name}", _scores(name, measure, asked.prompts, policy_replies, console))
-    return _samples(asked, reference_replies, policy_replies, by_prompt), BeforeAfter(before, after)
+        before |= mean_and_error(f"measures/{name}", _scores(name, measure, prompts, reference_replies, console))
+        after |= mean_and_error(f"measures/{name}", _scores(name, measure, prompts, policy_replies, console))
+    return Said(before, after, by_prompt)
+
+
+def scorer_of(recipe: Recipe, device: Any) -> Score | Scorer | None:
+    """What scores a single answer: the recipe's function, or its reward model, loaded; None where nothing does."""
+    if isinstance(recipe.reward, RewardModel):
+        return Scorer(recipe.reward, device)
+    if isinstance(recipe.reward, JudgeEndpoint):
+        return None
+    return recipe.reward
 
 
 def _samples(
@@ -178,26 +210,38 @@ def kl_to_reference(
         with reference.model() as model:
             return logits_of(model, input_ids, attention_mask)
 
+    return kl_along(policy, policy_logits, reference_logits, ids, replies, console or Console(quiet=True))
+
+
+def kl_along(
+    model: Any,
+    policy_logits: Logits,
+    reference_logits: Logits,
+    ids: list[list[int]],
+    replies: Replies,
+    console: Console,
+) -> torch.Tensor:
+    """`sequence_kl` of every reply, nats: float64 of shape (prompts, samples); `model` is in eval mode meanwhile."""
     prompts_ids: list[list[int]] = []
     replies_ids: list[list[int]] = []
     for prompt, sampled in zip(ids, replies, strict=True):
         prompts_ids += [prompt] * len(sampled)
         replies_ids += [reply.token_ids for reply in sampled]
 
-    was_training = policy.training
-    policy.eval()
+    was_training = model.training
+    model.eval()
     try:
-        with Stage(console or Console(quiet=True), "KL to the reference", unit="answers") as stage:
+        with Stage(console, "KL to the reference", unit="answers") as stage:
             kl = sequence_kl(
                 policy_logits,
                 reference_logits,
                 prompts_ids,
                 replies_ids,
-                batch_tokens=tokens_of_a_batch(policy),
+                batch_tokens=tokens_of_a_batch(model),
                 progress=stage.show,
             )
     finally:
-        policy.train(was_training)
+        model.train(was_training)
     return kl.double().view(len(ids), -1)
 
 

@@ -123,7 +123,7 @@ METRICS = (
     ),
     Metric(
         name="forgetting/token_accuracy",
-        words="tokens of it predicted",
+        words="unrelated tokens predicted",
         short=None,
         form=".1%",
         direction="either",
@@ -206,7 +206,7 @@ METRICS = (
     # Logged and in evaluation.json, but not in the closing table.
     Metric(
         name="forgetting/token_accuracy_change",
-        words="change of it",
+        words="change of unrelated tokens predicted",
         short=None,
         form="+.2%",
         direction="either",

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from ..data.replies import Messages, Reply
 from ..errors import RecipeError
 
 Prompt = Messages | str | list[int]  # in a chat template, as plain text, or as token ids
+# (input_ids, attention_mask) of a batch of prompts, padded on the left -> what changes the logits of each next token
+Guide = Callable[[torch.Tensor, torch.Tensor], LogitsProcessor]
 Progress = Callable[[float, int], None]  # (how many are done, of how many)
 
 # What a model's own generation_config may carry, and Transformers would fill in, that changes the distribution sampled.
@@ -71,6 +73,7 @@ def generate(
     seed: int = 0,
     batch_size: int = 64,
     chat_template_kwargs: dict[str, Any] | None = None,
+    guide: Guide | None = None,
     progress: Progress = lambda done, total: None,
     streamer: Any = None,
 ) -> list[list[Reply]]:
@@ -78,6 +81,7 @@ def generate(
 
     Plain ancestral sampling from softmax(logits / temperature); 0 means greedy, and then the replies to one prompt
     are equal. The same model, prompts, seed and batch_size give the same replies; another batch_size draws others.
+    `guide` changes the logits before a token is drawn, as guided.py does.
     `progress(done, total)` counts replies, those that are being written by the share of their tokens; a single reply
     may be followed by one of Transformers' streamers. The model's mode and the global random numbers are left as they
     were.
@@ -107,9 +111,11 @@ def generate(
                 prompt_tokens=ids.shape[1],
                 max_new_tokens=max_new_tokens,
             )
+            ids, mask = ids.to(model.device), mask.to(model.device)
             output = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
+                input_ids=ids,
+                attention_mask=mask,
+                logits_processor=LogitsProcessorList([guide(ids, mask)] if guide else []),
                 stopping_criteria=StoppingCriteriaList([writing]),
                 streamer=streamer,
                 **settings,
