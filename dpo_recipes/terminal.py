@@ -329,9 +329,7 @@ class SideBySide:
 
 def dial_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """What the beta dial shows: a row for each factor."""
-    right = [
-        Column(name, justify="right") for name in ("dial", "as beta", "KL, nats", "reward", "win rate", "best reward")
-    ]
+    right = [Column(name, justify="right") for name in ("dial", "as beta", "KL, nats", "reward", "win rate", "best")]
     table = Table(*right, title="The beta dial", title_justify="left")
     for row in rows:
         cells = [f"{row['dial']:g}", f"{row['beta']:.3g}", _with_error(row, "kl", ".2f")]
@@ -345,7 +343,7 @@ def _with_error(row: Mapping[str, Any], name: str, form: str) -> str:
     if name not in row:
         return ""
     error = row.get(f"{name}_stderr")
-    behind = f" +- {error:{form.replace('+', '')}}" if error else ""
+    behind = f" +-{error:{form.replace('+', '')}}" if error else ""
     return f"{row[name]:{form}}{behind}"
 
 
