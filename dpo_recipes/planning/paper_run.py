@@ -1,6 +1,7 @@
 """A run on paper: loading, a pass of the reference, an evaluation and a step, once each, on fake tensors.
 
-Leans on TRL 1.16: which positions its head scores, what of a batch it holds, and that gradient checkpointing is on.
+Leans on TRL 1.16: which positions its head scores, what of a batch it holds, that gradient checkpointing is on, and
+dropout off.
 Leans on Transformers 5.23: the files of the weights are mapped into memory until all of them are read.
 """
 
@@ -67,8 +68,10 @@ def run_on_paper(
         if second is not None:
             reference = _on_fake_tensors(second, live, "reference")
             _map_files(live, second, settings)
-        if shares:
-            for model in (policy, reference):
+        for model in (policy, reference):
+            if options.get("disable_dropout", True):
+                _turn_dropout_off(model)
+            if shares:
                 _skip_unread_tokens(model)
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
 
@@ -101,6 +104,14 @@ def _can_share(skeleton: Any) -> bool:
     from ..shared_prefix.forward import why_not
 
     return why_not(without_adapters(skeleton)) is None
+
+
+def _turn_dropout_off(model: Any) -> None:
+    """As TRL does it to a real model: with it on, pairs are not read once."""
+    if model is not None:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0
 
 
 def _skip_unread_tokens(model: Any) -> None:

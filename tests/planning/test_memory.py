@@ -283,3 +283,10 @@ def test_on_a_gpu_what_torch_keeps_of_freed_memory_counts(tiny):
     assert planned.allocator > 0 and planned.files == planned.process == 0
     assert planned.activations > 0 and planned.head > 0  # as of the fullest moment, and not of the last one
     assert planned.peak == sum(getattr(planned, part) for part in PARTS)
+
+
+def test_a_model_whose_configuration_has_dropout_is_planned_as_trl_trains_it_without(tiny):
+    """With it on, the attention of a row would refuse to drop what both answers share."""
+    folder = tiny("gpt2")
+    planned = planned_for(folder, pairs=LONG, pair_sharing="auto", trl=OPEN)
+    assert planned.peak > 0 and planned.total > 0
