@@ -36,7 +36,7 @@ def load_parts(data: Data, paths: dict[str, float], name: str) -> tuple[list[Par
     train_parts: list[Part] = []
     eval_parts: list[Part] = []
     without_eval: list[str] = []  # single files, which have no other split
-    eval_split, bracket, end_of_slice = str(data.eval).partition("[")
+    eval_split, eval_slice = sources.name_and_slice(str(data.eval))
 
     splits_of: dict[str, Any] = {}
     field = "data.mix" if data.mix else "data.path"
@@ -49,7 +49,7 @@ def load_parts(data: Data, paths: dict[str, float], name: str) -> tuple[list[Par
         splits = splits_of[path]
         is_single_file = list(splits) == [""]
         if is_single_file:  # in a mix it serves as whatever split is trained on
-            splits = {data.train.split("[")[0].strip(): splits[""]}
+            splits = {sources.name_and_slice(data.train)[0]: splits[""]}
         label = f"{path}:" if len(paths) > 1 else ""
 
         load = sources.stream if data.streaming else sources.pick
@@ -58,14 +58,14 @@ def load_parts(data: Data, paths: dict[str, float], name: str) -> tuple[list[Par
 
         if not isinstance(data.eval, str) or sources.is_path(eval_split):
             continue
-        if is_single_file and eval_split.strip() not in splits:
+        if is_single_file and eval_split not in splits:
             without_eval.append(path)
             continue
         raw, spans = sources.pick(splits, data.eval, path)
         eval_parts.append(Part(path, f"{path} ({data.eval})", raw, spans, share, label))
 
     if sources.is_path(eval_split) or (without_eval and os.path.exists(eval_split)):
-        raw, spans = sources.pick(sources.files_of(eval_split, "data.eval"), bracket + end_of_slice, eval_split)
+        raw, spans = sources.pick(sources.files_of(eval_split, "data.eval"), eval_slice, eval_split)
         return train_parts, [Part(str(data.eval), str(data.eval), raw, spans)]
     if without_eval and eval_parts:
         raise RecipeError(
@@ -76,18 +76,15 @@ def load_parts(data: Data, paths: dict[str, float], name: str) -> tuple[list[Par
 
 def _refuse_split_of_a_single_file(name: str, data: Data) -> None:
     """An error for a split that a single file cannot have: all of it is called train."""
-    train_splits = {part.partition("[")[0].strip() for part in data.train.split("+")}
-    if train_splits != {"train"}:
+    if sources.split_names(data.train) != {"train"}:
         raise RecipeError(
             f"data.train={data.train!r}: {name} is a single file, which has no splits. Leave data.train out, or take a "
             "slice: data.train=train[:90%]. A folder has splits: files named after them."
         )
     if not isinstance(data.eval, str):
         return
-    eval_split = data.eval.partition("[")[0].strip()
-    is_elsewhere = _is_local(eval_split)
-    eval_splits = {part.partition("[")[0].strip() for part in data.eval.split("+")}
-    if not is_elsewhere and eval_splits != {"train"}:
+    is_elsewhere = _is_local(sources.name_and_slice(data.eval)[0])
+    if not is_elsewhere and sources.split_names(data.eval) != {"train"}:
         raise RecipeError(
             f"data.eval={data.eval!r}: {name} is a single file, which has no splits. Give a share to hold out, "
             "data.eval=0.1, another file, or a slice: data.train=train[:90%] data.eval=train[90%:]."

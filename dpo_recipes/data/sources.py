@@ -60,6 +60,17 @@ def _suffix(path: Path) -> str:
 # Splits
 
 
+def name_and_slice(part: str) -> tuple[str, str]:
+    """What data.train or data.eval names, and which of its rows: "train[:10%]" is ("train", "[:10%]")."""
+    name, bracket, bounds = part.strip().partition("[")
+    return name.strip(), bracket + bounds
+
+
+def split_names(spec: str) -> set[str]:
+    """The splits of which data.train or data.eval takes rows, such as train and test of "train[:10%]+test"."""
+    return {name_and_slice(part)[0] for part in spec.split("+")}
+
+
 def files_of(path: str, field: str = "data.path") -> dict[str, list[Path]]:
     """Split -> its files; a single file, or one saved Dataset, has the one split "".
 
@@ -225,12 +236,12 @@ def pick(splits: Splits, spec: str, path: str) -> tuple[Any, list[Span]]:
     picked: list[Any] = []
     spans: list[Span] = []
     for part in spec.split("+"):
-        name, bracket, cut = part.strip().partition("[")
+        name, cut = name_and_slice(part)
         if name not in splits:
             advice = nearest(name, splits) or " Name one of them."
             raise RecipeError(f"{path} has no split {name!r}. It has: {', '.join(splits)}.{advice}")
         rows = _rows(splits[name])
-        first, end = _bounds(bracket + cut, len(rows), spec, path)
+        first, end = _bounds(cut, len(rows), spec, path)
         if first < end:
             picked.append(rows.select(range(first, end)))
             spans.append((name, first, end - first))
@@ -320,7 +331,7 @@ def _readable(files: list[Path]) -> Iterator[None]:
         if isinstance(cause, OSError) and (cause.errno in UNWRITABLE or cause.filename) and not is_of_file:
             raise cause from None  # of the cache, not of the file
 
-        where = ", ".join(names[: len(files)][:3])
+        where = ", ".join(str(file) for file in files[:3])
         if isinstance(cause, UnicodeDecodeError):
             raise RecipeError(other_files.wrong_encoding(where, cause)) from None
         problem = f"is not readable as {_suffix(files[0])[1:]}: {_short(cause)}"
