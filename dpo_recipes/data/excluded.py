@@ -7,6 +7,7 @@ stays named when rows come or go.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +43,6 @@ def _key_of(line: str, where: str) -> int:
     except ValueError as error:
         raise RecipeError(f"{where} is no JSON object: {error}.") from error
     key = entry.get(KEY) if isinstance(entry, dict) else None
-    try:
-        value = int(key, 16) if isinstance(key, str) else -1
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**64:
+    if not isinstance(key, str) or not re.fullmatch("[0-9a-fA-F]{16}", key):
         raise RecipeError(f"{where} has no {KEY} of 16 hexadecimal digits, as dpo-recipes check RECIPE --pairs writes.")
-    return value
+    return int(key, 16)

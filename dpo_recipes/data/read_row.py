@@ -60,7 +60,7 @@ def read_row(
     several = _several(pairs)
     prompt_key: int | None = None
     read: list[Row] = []
-    for pair_label, pair in pairs:
+    for pair_label, pair, _ in pairs:
         of_row = {"row": name + pair_label, "number": number, "several": several}
         if isinstance(pair, Drop):
             nothing = dict.fromkeys((*PAIR, *PASSED_ON)) | dict.fromkeys((*KEYS, *NEAR, *ODD), 0)
@@ -77,9 +77,9 @@ def read_row(
 def _several(pairs: list[Pair]) -> int:
     """What a row has several of, as the sum of SEVERAL_REPLIES and SEVERAL_TURNS."""
     several = 0
-    if any(label.startswith("[") for label, _ in pairs):
+    if any(pair.of_several_replies for pair in pairs):
         several += SEVERAL_REPLIES
-    if any(not isinstance(pair, Drop) and pair["turns"] > 1 for _, pair in pairs):
+    if any(not isinstance(pair.pair, Drop) and pair.pair["turns"] > 1 for pair in pairs):
         several += SEVERAL_TURNS
     return several
 

@@ -385,12 +385,13 @@ class Pair(NamedTuple):
     # prompt, chosen and rejected: lists of messages, or strings where the form is `text`; tools: a list or None;
     # chat_template_kwargs; and what `pairs_of_turns` adds. Or why there is no pair.
     pair: Row | Drop
+    of_several_replies: bool = False
 
 
 def explicit_pair(raw: Row, form: str, *, strict: bool, may_be_rendered: bool = False) -> Row | Drop:
     """The first pair of a raw row, or why it has none."""
     pairs = explicit_pairs(raw, form, Reading(strict, may_be_rendered))
-    usable = [pair for _, pair in pairs if not isinstance(pair, Drop)]
+    usable = [pair.pair for pair in pairs if not isinstance(pair.pair, Drop)]
     return usable[0] if usable else pairs[0].pair
 
 
@@ -426,14 +427,15 @@ def _pairs_of_candidate(
     raw: Row, row: Row | Drop, form: str, reading: Reading, label: str, weight: float
 ) -> list[Pair]:
     """The pairs of one row of two sides: one, or of each turn that differs, whose labels have its number."""
+    of_several = label != ""
     if isinstance(row, Drop):
-        return [Pair(label, row)]
+        return [Pair(label, row, of_several)]
     try:
         turns = pairs_of_turns(FORMATS[form].reader(row), every_turn=reading.every_turn)
     except RecursionError:
-        return [Pair(label, Drop("malformed: row is nested too deeply"))]
+        return [Pair(label, Drop("malformed: row is nested too deeply"), of_several)]
     except Drop as drop:
-        return [Pair(label, drop)]
+        return [Pair(label, drop, of_several)]
 
     pairs: list[Pair] = []
     for number_of_turn, pair in enumerate(turns):
@@ -442,7 +444,7 @@ def _pairs_of_candidate(
             pair = _checked(raw, row, pair, form, reading)
         if not isinstance(pair, Drop):
             pair["weight"] *= weight
-        pairs.append(Pair(label + turn, pair))
+        pairs.append(Pair(label + turn, pair, of_several))
     return pairs
 
 

@@ -14,7 +14,7 @@ from dpo_recipes.formats.several_replies import Pairing
 def pairs(row, kind="all", seed=0, form="ranking"):
     """label -> (chosen, rejected), or the reason of a Drop."""
     found = {}
-    for label, pair in explicit_pairs(row, form, Reading(pairing=Pairing(kind, seed))):
+    for label, pair, _ in explicit_pairs(row, form, Reading(pairing=Pairing(kind, seed))):
         if isinstance(pair, Drop):
             found[label] = str(pair)
         else:
