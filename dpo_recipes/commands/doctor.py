@@ -106,8 +106,8 @@ def _gpus() -> Iterator[Finding]:
         else:
             text = (
                 f"{memory}; fp16 and fp32, bf16 is only emulated: full fine-tuning and LoRA train in fp32 unless dtype "
+                "says otherwise, QLoRA computes in fp16."
             )
-            text += "says otherwise, QLoRA computes in fp16."
             yield Finding("warn", f"GPU {number}", text)
 
 

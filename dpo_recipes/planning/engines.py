@@ -187,10 +187,11 @@ def plan_on_engine(session: Session, device: Device, pairs: list[PairLength], re
     refuse_engine(recipe, engine)
     settings = resolve(recipe, device)
     spread = Launch(device.processes, engine)
-    policy, second = skeletons(session, recipe, settings)
+    models = skeletons(session, recipe, settings)
+    sizes = sizes_of(*models)
     devices = divided_by(spread, settings.accumulation)
-    plan = plan_for(session, device, pairs, recipe, devices)
-    return on_a_device(plan, spread, sizes_of(policy, second), settings.accumulation)
+    plan = plan_for(session, device, pairs, recipe, devices, models)
+    return on_a_device(plan, spread, sizes, settings.accumulation)
 
 
 def sizes_of(policy: Any, second: Any = None) -> Sizes:

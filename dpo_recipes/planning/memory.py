@@ -18,7 +18,7 @@ from .allocator import CachingAllocator
 from .live_bytes import Live
 from .packed_weights import count_numbers
 from .pair_lengths import PairLength, pair_lengths
-from .paper_run import BATCHES_OF_A_PASS, run_on_paper
+from .paper_run import pairs_a_pass, run_on_paper
 from .process import resident
 
 # What the parts of a sum are called, in the order in which they are shown.
@@ -123,7 +123,7 @@ def largest_pairs(session: Session, report: dict[str, Any]) -> list[PairLength]:
         lengths += pair_lengths(split, recipe.max_length)
     if not lengths:
         lengths = [PairLength(1, 1, 1)]
-    batch = max(session.settings.micro_batch_size, *(recipe.trl.get(name) or 0 for name in BATCHES_OF_A_PASS))
+    batch = pairs_a_pass(recipe.trl, session.settings)
     longest = heapq.nlargest(batch, lengths, key=lambda pair: pair.longer_row)
     most_to_read = heapq.nlargest(batch, lengths, key=lambda pair: pair.read_once)
     return [*longest, *most_to_read]
@@ -135,10 +135,14 @@ def plan_for(
     pairs: list[PairLength],
     recipe: Recipe,
     divided_by: Mapping[str, int] | None = None,
+    models: tuple[Any, Any] | None = None,
 ) -> Plan:
-    """The plan of a recipe, the session's own or a changed one, on a device, for the largest pairs."""
+    """The plan of a recipe, the session's own or a changed one, on a device, for the largest pairs.
+
+    `models`: its `skeletons`, where they are at hand.
+    """
     settings = resolve(recipe, device)
-    policy, second = skeletons(session, recipe, settings)
+    policy, second = models or skeletons(session, recipe, settings)
     return plan(
         policy,
         recipe,

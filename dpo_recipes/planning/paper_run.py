@@ -11,6 +11,7 @@ import copy
 import gc
 import heapq
 import logging
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -49,16 +50,20 @@ BYTES_OF_STATES = {
 BATCHES_OF_A_PASS = ("per_device_eval_batch_size", "precompute_ref_batch_size")
 
 
+def pairs_a_pass(options: Mapping[str, Any], settings: Settings) -> int:
+    """How many pairs go through the model at once at most; `options` are those of DPOConfig that are set."""
+    return max(settings.micro_batch_size, *(options.get(name) or 0 for name in BATCHES_OF_A_PASS))
+
+
 def run_on_paper(
     live: Live, skeleton: Any, second: Any, recipe: Recipe, settings: Settings, pairs: list[PairLength]
 ) -> None:
     """What a run does, once each, in its order: loading, the pass of another reference, an evaluation, a step."""
     options: dict[str, Any] = {"gradient_checkpointing": True, "optim": "adamw"} | dpo_arguments(recipe, settings, "")
     pairs_a_step = settings.micro_batch_size
-    pairs_a_pass = max(pairs_a_step, *(options.get(name) or 0 for name in BATCHES_OF_A_PASS))
     shares = recipe.pair_sharing != "off" and _can_share(skeleton)
     batch = Batch.of_largest(pairs, pairs_a_step, shares)
-    batch_of_a_pass = Batch.of_largest(pairs, pairs_a_pass, shares)
+    batch_of_a_pass = Batch.of_largest(pairs, pairs_a_pass(options, settings), shares)
 
     with FakeTensorMode():
         live.moment = "loading"

@@ -29,6 +29,7 @@ def session(tiny, tmp_path) -> Session:
         adapter=LoRA(r=4),
         global_batch_size=PAIRS_A_STEP,
         max_length=256,
+        pair_sharing="off",  # by which the length of a pair is that of its longer side
         trl={"per_device_eval_batch_size": 3},
     )
     session = Session(recipe, Console(quiet=True))
