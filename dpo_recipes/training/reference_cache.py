@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from ..runs.files import write_bytes
 
@@ -42,17 +43,24 @@ IRRELEVANT = {
 
 
 def fingerprint(model: Any, trained: str | None = None) -> str:
-    """SHA-256 of a model's config and tensors, wherever it was read from, without the adapter named `trained`."""
+    """SHA-256 of a model's config and tensors, wherever it was read from, without the adapter named `trained`.
+
+    Of weights that FSDP2 or ZeRO-3 divide over processes it is the same; all of these must ask for it then.
+    """
     adapters = dict(getattr(model, "peft_config", {}))
     if adapters.pop(trained, None) is None:
         trained = None  # without such an adapter the base may have a layer of that name
 
     tensors = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.state_dict(keep_vars=True).items():  # ZeRO-3 knows parameters, and no views of them
         if isinstance(tensor, torch.Tensor) and trained not in name.split("."):
             tensors[_name_without_adapters(name)] = tensor
-    with ThreadPoolExecutor(8) as pool:  # hashing lets go of the GIL
-        digests = list(pool.map(_digest, tensors.values()))
+    if any(_is_divided(tensor) for tensor in tensors.values()):
+        # In one order in all processes, as each waits for the others' parts
+        digests = [_digest_of_whole(tensor) for tensor in tensors.values()]
+    else:
+        with ThreadPoolExecutor(8) as pool:  # hashing lets go of the GIL
+            digests = list(pool.map(_digest, tensors.values()))
 
     configs = {"": _relevant(model.config)}
     for name, adapter in adapters.items():
@@ -69,6 +77,23 @@ def _relevant(config: Any) -> dict[str, Any]:
     """The values of a config that may change the numbers."""
     values = config.to_dict()
     return {name: value for name, value in values.items() if name not in IRRELEVANT and not name.startswith("_")}
+
+
+def _is_divided(tensor: torch.Tensor) -> bool:
+    """Whether this process holds only a part of it: under FSDP2, or under ZeRO-3, which empties the tensor."""
+    return isinstance(tensor, DTensor) or hasattr(tensor, "ds_id")
+
+
+def _digest_of_whole(tensor: Any) -> str:
+    """The digest of a tensor that is put together for it, where it is divided."""
+    if isinstance(tensor, DTensor):
+        return _digest(tensor.full_tensor())
+    if hasattr(tensor, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return _digest(tensor)
+    return _digest(tensor)
 
 
 def _digest(tensor: torch.Tensor) -> str:

@@ -144,7 +144,7 @@ class RecipeTrainer(DPOTrainer):
         for model, say in ((self.model, self.say), (self.ref_model, self._say_of_reference)):
             if model is None:
                 continue
-            causal = without_adapters(model)
+            causal = without_adapters(self.accelerator.unwrap_model(model))  # DeepSpeed has its engine around it
             reason = shared_prefix.share(causal, require=self.recipe.pair_sharing == "require", say=say, cost=cost)
             if reason is None:
                 if causal not in self._read_once:
@@ -327,11 +327,8 @@ class RecipeTrainer(DPOTrainer):
         return self._fingerprint
 
     def _make_fingerprint(self) -> str:
-        is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if is_sharded and self._precompute_model_hash:
-            return self._precompute_model_hash  # TRL's, which is from before the weights were sharded
         if self.ref_model is not None:
-            return reference_cache.fingerprint(self.ref_model)
+            return reference_cache.fingerprint(self.accelerator.unwrap_model(self.ref_model))
         return reference_cache.fingerprint(self.model, trained="default")
 
     # The loss

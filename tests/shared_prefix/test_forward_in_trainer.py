@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import socket
-import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -249,45 +245,3 @@ def test_training_and_evaluation_log_the_same_numbers(tiny, tmp_path, adapter):
     for theirs, ours in zip(*logs, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)
     assert len(mine.said) == 1
-
-
-def _ddp(rank: int, port: int, folder: str, tmp_path: Path):
-    """One of two processes: three steps of bare TRL, then of a policy that reads pairs once."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    warnings.simplefilter("ignore")
-    results = []
-    for made in both(
-        folder,
-        tmp_path / str(rank),
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=2,
-        max_steps=2,
-        gradient_checkpointing=True,
-        optim="sgd",
-        learning_rate=0.1,
-        ddp_backend="gloo",
-        loss_type=["ipo"],
-    ):
-        start = torch.cat([p.detach().flatten() for p in made.model.parameters()])
-        made.train()
-        assert made.accelerator.num_processes == 2
-        results.append(torch.cat([p.detach().flatten() for p in made.model.parameters()]) - start)
-    said = made.said
-    assert off(results[1], results[0]) <= 2e-5 and results[0].norm() > 0 and len(said) == 2, (results, said)
-    (tmp_path / f"done{rank}").touch()
-
-
-@pytest.mark.slow
-def test_two_processes(tiny, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_ddp, (port, str(tiny()), tmp_path), nprocs=2)
-    assert (tmp_path / "done0").exists() and (tmp_path / "done1").exists()

@@ -54,7 +54,6 @@ def test_a_method_that_we_call_or_override_has_this_signature(name, parameters):
         "_total_train_tokens",
         "_tokenizer",
         "ref_model",
-        "_precompute_model_hash",
     ],
 )
 def test_an_attribute_that_we_read_or_set_is_made_in_init(name):
@@ -67,13 +66,8 @@ def test_an_attribute_that_we_read_or_set_is_made_in_init(name):
     [
         (
             "_precompute_ref_logps",
-            "model_hash = self._precompute_model_hash",
-            "the cache key starts from this hash",
-        ),
-        (
-            "_precompute_ref_logps",
             "Hasher.hash((dataset._fingerprint, model_hash))",
-            "and from the data's fingerprint",
+            "the cache key is of the model and the data",
         ),
         (
             "_precompute_ref_logps",
