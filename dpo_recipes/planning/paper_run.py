@@ -73,11 +73,9 @@ def run_on_paper(
         if second is not None:
             reference = _on_fake_tensors(second, live, "reference")
             _map_files(live, second, settings)
-        for model in (policy, reference):
-            if options.get("disable_dropout", True):
-                _turn_dropout_off(model)
-            if shares:
-                _skip_unread_tokens(model)
+        for each in filter(None, (policy, reference)):
+            _as_trl_and_sharing_leave_it(each, options, shares)
+        del each  # or the reference would be held beyond its pass
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
 
         if reference is not None:
@@ -92,14 +90,19 @@ def run_on_paper(
         _pass(policy, live, settings, batch_of_a_pass)
 
         live.moment = "step"
-        _count_gradients(live, trained, waiting=settings.accumulation > 1)
         if options["gradient_checkpointing"]:
             policy.activation_checkpointing_enable(options.get("gradient_checkpointing_kwargs"))
             if recipe.adapter:
                 policy.enable_input_require_grads()
-        logps = _forward(policy, live, settings, batch, grad=True)
-        if batch.row is not None:  # which is compared once with what it stands for
+        if batch.row is not None:
+            # The first row is compared with what it stands for, before there are gradients or an optimiser's states.
+            del states
+            logps = _forward(policy, live, settings, batch, grad=True)
             _forward(policy, live, settings, batch._replace(row=None))
+            del logps
+            states = [_optimizer_state(live, parameter, options["optim"]) for parameter in trained]
+        _count_gradients(live, trained, waiting=settings.accumulation > 1)
+        logps = _forward(policy, live, settings, batch, grad=True)
         logps.sum().backward()
         del states
 
@@ -111,19 +114,15 @@ def _can_share(skeleton: Any) -> bool:
     return why_not(without_adapters(skeleton)) is None
 
 
-def _turn_dropout_off(model: Any) -> None:
-    """As TRL does it to a real model: with it on, pairs are not read once."""
-    if model is not None:
+def _as_trl_and_sharing_leave_it(model: Any, options: dict[str, Any], shares: bool) -> None:
+    """Without dropout, as TRL trains a real model; and where pairs are read once, without what nobody reads."""
+    from ..shared_prefix.last_layer import skip_unread_tokens
+
+    if options.get("disable_dropout", True):
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0
-
-
-def _skip_unread_tokens(model: Any) -> None:
-    """As `share` does it to a real model."""
-    from ..shared_prefix.last_layer import skip_unread_tokens
-
-    if model is not None:
+    if shares:
         skip_unread_tokens(without_adapters(model))
 
 
