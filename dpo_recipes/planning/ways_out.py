@@ -69,7 +69,7 @@ def ways_out(
     if not ways or ways[0].fits:
         return ways
 
-    together = _together(of_recipe, way_out)
+    together = [way for way in _together(of_recipe, way_out) if way.saves > ways[0].saves]
     return [*together, *ways]
 
 

@@ -374,7 +374,9 @@ def test_a_model_that_does_not_run_on_fake_tensors_is_skipped_and_still_tried(ma
     monkeypatch.setattr(memory, "plan_for", refuse)
     found = check(made(), run=True)
     assert by_level(found, "skipped") == {"plan": "This model does not run on fake tensors."}
-    assert names(found)[-4:] == ["plan", *RUN] and of(found, "peak memory").text.endswith("; not planned")
+    assert names(found)[-5:] == ["plan", "pair sharing", *RUN] and of(found, "peak memory").text.endswith(
+        "; not planned"
+    )
     assert found["run"]["seconds"] == 0 < found["run"]["seconds_per_step"]
 
 
@@ -443,6 +445,10 @@ TRIED = {
 }
 
 
+# In 16 bits a CPU's library of matrix products keeps some 70 MB for each new length at first, which `check` says.
+OF_NEW_LENGTHS = {"bf16 weights": 0.25e9, "qlora": 0.25e9}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", TRIED)
 def test_real_steps_hold_what_was_planned_and_time_adds_up(made, tiny, case):
@@ -452,7 +458,7 @@ def test_real_steps_hold_what_was_planned_and_time_adds_up(made, tiny, case):
     assert of_all == BEFORE + PAIRS + SEEN + PLAN + RUN and not by_level(found, "fail")
     run, plan = found["run"], found["plan"]
     # What the tests before this one have freed is used again, so that in this process the plan may be too high.
-    assert run["peak"] <= 1.15 * plan["here"]
+    assert run["peak"] <= 1.15 * plan["here"] + OF_NEW_LENGTHS.get(case, 0)
     assert run["seconds"] == run["seconds_per_step"] * plan["steps"] > 0
     whole = timedelta(seconds=round(run["seconds"]))
     steps = "1 step takes" if plan["steps"] == 1 else f"{plan['steps']:,} steps take"

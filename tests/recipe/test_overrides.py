@@ -222,7 +222,7 @@ REFUSED = [
     (["data.allow=bordr"], "Data.allow=['bordr'] must be a list of findings to allow: border, start_token,"),
     (["data.mix=a.jsonl"], "data.mix='a.jsonl' must be a dict such as {'name': value}."),
     (["data.mix={'a': 2}"], "Data.mix={'a': 2} must be paths with the share of their pairs to use, in (0, 1]."),
-    (["reward=f"], "reward='f' must be a function or none."),
+    (["reward=f"], "reward='f' must be a function or RewardModel(...) or JudgeEndpoint(...) or none."),
     (['loss={"sigmoid":1,'], "neither TRL's nor ours."),
     (['loss={"sigmoid":"x"}'], "a mix of several is {'sigmoid': 1.0, 'sft': 0.1}"),
     (["loss=cdpo", "loss_args.label_smoothing=abc"], "has the wrong type: expected a number such as 0.1, its default."),

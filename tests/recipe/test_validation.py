@@ -30,7 +30,7 @@ def test_evolve_keeps_what_was_given_and_what_was_not():
         ([1], str | list[str], False, "text or a list such as ['q_proj', 'v_proj']"),
         ({"a": 1}, dict[str, Any], True, "a dict such as {'name': value}"),
         ({1: 1}, dict[str, Any], False, "a dict such as {'name': value}"),
-        (len, field_types(Recipe)["reward"], True, "a function or none"),
+        (len, field_types(Recipe)["reward"], True, "a function or RewardModel(...) or JudgeEndpoint(...) or none"),
     ],
 )
 def test_types_and_their_words(value, hint, holds, words):
