@@ -26,6 +26,13 @@ class Finding(NamedTuple):
     text: str
 
 
+def stop_at_fails(findings: Iterable[Finding]) -> None:
+    """RecipeError where findings are fails: a line for each of them."""
+    fails = [f"{finding.name}: {finding.text}" for finding in findings if finding.level == "fail"]
+    if fails:
+        raise RecipeError("\n".join(fails))
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """The sentence ` Did you mean 'x'?`, or nothing when no name is close."""
     match = nearest_name(name, names)

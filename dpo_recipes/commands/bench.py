@@ -8,7 +8,6 @@ import random
 import statistics
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +52,8 @@ def bench(
         lengths = "ultrafeedback"
     if lengths is not None:
         # What has been computed of the recipe's pairs is not of the drawn ones.
-        data = replace(recipe.data, reference=None)
-        recipe = replace(recipe, data=data, max_length=PROFILES[lengths].max_length)
+        data = recipe.data.evolve("reference")
+        recipe = recipe.evolve(data=data, max_length=PROFILES[lengths].max_length)
 
     with tempfile.TemporaryDirectory() as folder:
         if random_model is not None:
@@ -145,7 +144,7 @@ def _on_random_weights(recipe: Recipe, size: str, folder: Path) -> Recipe:
     if recipe.adapter is not None and recipe.adapter.continue_from:
         raise UsageError("adapter.continue_from is an adapter of another model than one of random weights.")
     make(SIZES[size], folder)
-    return replace(recipe, model=str(folder), revision=None, reference=None, prepare=None, data=Data("drawn"))
+    return recipe.evolve("revision", "reference", "prepare", model=str(folder), data=Data("drawn"))
 
 
 def _against(against_defaults: bool, compact_head: bool) -> str:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 
-from ..errors import Finding, RecipeError, UsageError
-from ..evaluation.unrelated_texts import unrelated_texts
+from ..errors import RecipeError, UsageError, stop_at_fails
 from ..models.model_folder import base_of_adapter
 from ..progress import Stage
 from ..recipe.overrides import apply
@@ -71,7 +70,7 @@ def evaluate(
             "--policy FOLDER --reference MODEL --data FILE`."
         )
     if reward is not None:
-        subject = subject._replace(recipe=_again(subject.recipe.evolve(reward=reward), subject.recipe))
+        subject = subject._replace(recipe=subject.recipe.evolve(reward=reward))
     if where is not None:
         where.mkdir(parents=True, exist_ok=True)
 
@@ -79,7 +78,7 @@ def evaluate(
     with Stage(console, "Checking the model's files"):
         session.check_model()
     session.read_pairs(all_held_out=subject.all_held_out)
-    _stop_at_fails([finding for finding in session.findings if finding.name.startswith(("eval ", "positions"))])
+    stop_at_fails([finding for finding in session.findings if finding.name.startswith(("eval ", "positions"))])
     with tempfile.TemporaryDirectory() as scratch:
         return _measured(subject, session, Path(scratch), dial)
 
@@ -96,7 +95,7 @@ def _of_run(run: folder.Run, data: str | None, changes: Sequence[str], to: Path 
                 f"{change!r}: a run is measured as it was trained, and {run.path} says how. What can be changed: "
                 f"{', '.join(OF_THE_MEASURE)}."
             )
-    recipe = _again(apply(recipe, changes), recipe)
+    recipe = apply(recipe, changes)
     if recipe.trl.get("sync_ref_model"):
         raise RecipeError(
             f"The reference of {run.path} moved while it trained, and is not kept. To compare the model with the "
@@ -110,15 +109,7 @@ def _of_run(run: folder.Run, data: str | None, changes: Sequence[str], to: Path 
         return Subject(recipe, trained, all_held_out=False, to=to or run.path)
 
     kept = {name: getattr(recipe.data, name) for name in KEPT_OF_DATA if name in recipe.data.given}
-    others = _again(recipe.evolve(data=Data(data, **kept)), recipe)
-    return Subject(others, trained, all_held_out=True, to=to)
-
-
-def _again(changed: Recipe, recipe: Recipe) -> Recipe:
-    """A changed recipe with what the other one came from."""
-    object.__setattr__(changed, "source", recipe.source)  # the dataclass is frozen
-    object.__setattr__(changed, "called", recipe.called)
-    return changed
+    return Subject(recipe.evolve(data=Data(data, **kept)), trained, all_held_out=True, to=to)
 
 
 def _of_folders(policy: str, reference: str | None, data: str, changes: Sequence[str], to: Path | None) -> Subject:
@@ -129,9 +120,8 @@ def _of_folders(policy: str, reference: str | None, data: str, changes: Sequence
     if compared_with is None:
         raise UsageError(f"{policy} is a whole model: say with --reference what it is to be compared with.")
     recipe = Recipe(model=base or policy, adapter=adapter, reference=compared_with, data=Data(data))
-    recipe = apply(recipe, changes)
-    object.__setattr__(recipe, "called", "evaluate")  # the dataclass is frozen
-    return Subject(recipe, trained=None, all_held_out=True, to=to)
+    recipe = recipe.from_where(called="evaluate")
+    return Subject(apply(recipe, changes), trained=None, all_held_out=True, to=to)
 
 
 # ------------------------------------------------------------------------------------------------------ how it is done
@@ -141,9 +131,9 @@ def _measured(subject: Subject, session: Session, scratch: Path, factors: Sequen
     """The numbers of a policy and its reference, written where they belong."""
     console = session.console
     with Stage(console, "Loading TRL"):
-        from ..evaluation.answers import answers
+        from ..evaluation.beyond_pairs import beyond_pairs
         from ..evaluation.dial import dial
-        from ..evaluation.forgetting import forgetting, over_budget
+        from ..evaluation.forgetting import over_budget
         from ..evaluation.pair_numbers import pair_rows
         from ..evaluation.rehearsal import rehearsed
         from ..models.trained import put_trained_weights
@@ -151,10 +141,8 @@ def _measured(subject: Subject, session: Session, scratch: Path, factors: Sequen
     recipe = session.recipe
     positions = session.positions()
     scores = rehearsed(recipe, session.eval, positions)
-    _stop_at_fails(scores)
-    for finding in scores:
-        if finding.level == "warn":
-            session.say(f"{finding.name}: {finding.text}")
+    stop_at_fails(scores)
+    session.say_warnings(scores)
 
     # A trainer as it was before training, of which the held-out pairs alone are read
     looking = session.on_pairs(session.eval.select([0]), session.eval)
@@ -169,24 +157,13 @@ def _measured(subject: Subject, session: Session, scratch: Path, factors: Sequen
     else:
         before, after, last = _beside_its_reference(trainer)
 
-    with trainer.accelerator.autocast():
-        of_texts = forgetting(
-            trainer.model,
-            looking.reference,
-            trainer.processing_class,
-            unrelated_texts(recipe),
-            positions,
-            console,
-        )
-        before.update(of_texts.before)
-        after.update(of_texts.after)
-        samples, (said_before, said_after) = answers(recipe, trainer, looking.reference, positions, console)
-        of_dial = dial(recipe, trainer, looking.reference, positions, factors, console) if factors else []
-    before.update(said_before)
-    after.update(said_after)
+    samples, more = beyond_pairs(recipe, trainer, looking.reference, positions, console)
+    before.update(more.before)
+    after.update(more.after)
     numbers: dict[str, Any] = {"before": before, "after": after}
-    if of_dial:
-        numbers["dial"] = of_dial
+    if factors:
+        with trainer.accelerator.autocast():
+            numbers["dial"] = dial(recipe, trainer, looking.reference, positions, factors, console)
 
     if subject.to is not None:
         files.write_jsonl(subject.to / "pairs.jsonl", pair_rows(trainer, last))
@@ -218,9 +195,3 @@ def _beside_its_reference(trainer: RecipeTrainer) -> tuple[dict[str, Any], dict[
     metrics, pairs = trainer.held_out()
     start = as_its_reference(pairs)
     return numbers_of(trainer, {}, start, start), numbers_of(trainer, metrics, pairs, start), pairs
-
-
-def _stop_at_fails(findings: list[Finding]) -> None:
-    fails = [f"{finding.name}: {finding.text}" for finding in findings if finding.level == "fail"]
-    if fails:
-        raise RecipeError("\n".join(fails))

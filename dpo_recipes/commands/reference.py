@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ..errors import RecipeError, UsageError
+from ..errors import UsageError, stop_at_fails
 from ..recipe.recipe import Recipe
 from ..runs import environment
 from ..training.session import LOOKS_ONLY, Session
@@ -36,14 +35,12 @@ def reference(recipe: Recipe, *, out: Path | str, console: Console | None = None
 
     # However long the recipe trains: the pairs are all of them.
     options = {name: value for name, value in recipe.trl.items() if name not in ("max_steps", "warmup_steps")}
-    recipe = replace(recipe, num_train_epochs=1.0, trl={**options, "precompute_ref_log_probs": True})
+    recipe = recipe.evolve(num_train_epochs=1.0, trl={**options, "precompute_ref_log_probs": True})
     session = Session(recipe, console)
     session.check_model()
     session.try_options()
     session.read_pairs()
-    fails = [f"{finding.name}: {finding.text}" for finding in session.findings if finding.level == "fail"]
-    if fails:
-        raise RecipeError("\n".join(fails))
+    stop_at_fails(session.findings)
 
     with tempfile.TemporaryDirectory() as scratch:
         trainer = session.make_trainer(Path(scratch), [], **LOOKS_ONLY)

@@ -142,17 +142,13 @@ def _evolved(recipe: Recipe, *unset: str, **changes: Any) -> Recipe:
     places = f"{changed['model']} {changed['data'].name} {changed['reference']}"
     if PREPARED not in places:  # nothing is left that it would make
         unset += ("prepare",)
-    evolved = recipe.evolve(*unset, **changes)
-    # The dataclass is frozen; these two say where the value came from.
-    object.__setattr__(evolved, "source", recipe.source)
-    object.__setattr__(evolved, "cli_keys", recipe.cli_keys)
-    return evolved
+    return recipe.evolve(*unset, **changes)
 
 
 def _finished_run(folder: Path) -> Run | None:
     """The run of a round that has come to its end."""
-    for file in sorted(folder.glob("*/samples.jsonl")):  # which is written last but for the numbers
-        run = Run(file.parent)
-        if (run.path / "evaluation.json").exists() and (run.path / "model").is_dir():
+    for path in sorted(folder.glob("*/")):
+        run = Run(path)
+        if run.is_finished:
             return run
     return None

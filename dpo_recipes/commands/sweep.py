@@ -14,12 +14,12 @@ from rich.console import Console
 
 from ..errors import RecipeError, UsageError
 from ..recipe.grid import grid
-from ..recipe.origins import values_with_origins
 from ..recipe.overrides import apply
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import here, resolve
 from ..runs import files
 from ..runs.folder import Run
+from ..runs.rebuilt import differences
 from ..terminal import print_line, sweep_table
 from .train import train
 
@@ -94,25 +94,22 @@ def _done_before(folder: Path) -> dict[str, dict[str, str]]:
 
 def _finished(folder: Path, done: dict[str, dict[str, str]], changes: list[str]) -> Run | None:
     """The run of a combination, where there is one that has come to its end."""
-    run = done.get(" ".join(changes), {}).get("run")
-    path = folder / str(run)
-    if run is None or not (path / "samples.jsonl").exists() or not (path / "evaluation.json").exists():
+    name = done.get(" ".join(changes), {}).get("run")
+    if name is None or not (folder / name).is_dir():
         return None
-    return Run(path)
+    run = Run(folder / name)
+    return run if run.is_finished else None
 
 
 def _refuse_run_of_other_values(recipe: Recipe, run: Run | None) -> None:
     """A recipe file may have been changed since: then the runs of one table would not belong together."""
     if run is None:
         return
-    today = values_with_origins(recipe, resolve(recipe, here()))
-    for key, entry in run.recipe.items():
-        value = json.loads(files.to_json(today[key][0])) if key in today else None
-        if value != entry["value"]:
-            raise UsageError(
-                f"{run.path} was trained with {key}={entry['value']}, where the recipe has {value} now. Choose another "
-                "folder with --to, or delete this one."
-            )
+    for key, (then, now) in differences(run, recipe).items():
+        raise UsageError(
+            f"{run.path} was trained with {key}={then}, where the recipe has {now} now. Choose another folder with "
+            "--to, or delete this one."
+        )
 
 
 def _rows(

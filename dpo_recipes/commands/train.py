@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ..data.sources import is_path
-from ..errors import Finding, RecipeError
+from ..errors import RecipeError, stop_at_fails
 from ..evaluation.held_out import METRICS, compared
-from ..evaluation.unrelated_texts import unrelated_texts
 from ..guard.losses import loss_findings
 from ..guard.own_rules import rule_findings
 from ..progress import Stage, TrainingBar
@@ -41,15 +40,15 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
     """
     console = console or Console()
     own_functions = loss_findings(recipe) + rule_findings(recipe)
-    _stop_at_fails(own_functions)
+    stop_at_fails(own_functions)
     session = Session(recipe, console)
-    _say_warnings(session, unusual_findings(recipe) + own_functions)
+    session.say_warnings(unusual_findings(recipe) + own_functions)
     with Stage(console, "Checking the model's files"):
         session.check_model()
     # These import torch and TRL: what could be refused without them is refused by now.
     with Stage(console, "Loading TRL"):
-        from ..evaluation.answers import answers
-        from ..evaluation.forgetting import forgetting, over_budget
+        from ..evaluation.beyond_pairs import beyond_pairs
+        from ..evaluation.forgetting import over_budget
         from ..evaluation.pair_numbers import measure_pairs, pair_rows
         from ..evaluation.rehearsal import rehearsed
         from ..guard.judge import Judge, Observation
@@ -64,8 +63,8 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         _show_pairs(session)
         positions = session.positions()
         scores = rehearsed(recipe, session.eval, positions)
-        _stop_at_fails(scores)
-        _say_warnings(session, scores)
+        stop_at_fails(scores)
+        session.say_warnings(scores)
         log = MetricsLog(run.path / "metrics.jsonl", bar)
 
         def tell(observation: Observation) -> None:
@@ -103,22 +102,11 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         files.write_jsonl(run.path / "pairs.jsonl", pair_rows(trainer, last))
         _write_results(run, session, who, trainer.pair_reading(), before, after)
 
-        with trainer.accelerator.autocast():
-            of_texts = forgetting(
-                trainer.model,
-                session.reference,
-                trainer.processing_class,
-                unrelated_texts(recipe),
-                positions,
-                console,
-            )
-            before.update(of_texts.before)
-            after.update(of_texts.after)
-            samples, (truth_before, truth_after) = answers(recipe, trainer, session.reference, positions, console)
-        files.write_jsonl(run.path / "samples.jsonl", samples)
-        before.update(truth_before)
-        after.update(truth_after)
+        samples, more = beyond_pairs(recipe, trainer, session.reference, positions, console)
+        before.update(more.before)
+        after.update(more.after)
         _write_results(run, session, who, trainer.pair_reading(), before, after)
+        files.write_jsonl(run.path / "samples.jsonl", samples)  # last: a run that has them is finished
         write_report(run.path)
 
     console.print(comparison_table(after["pairs"], compared(before, after)))
@@ -252,20 +240,8 @@ def _show_pairs(session: Session) -> None:
     for finding in session.findings:
         if finding.level == "pass" and finding.name in ("pairs", "system", "weights"):
             session.say(finding.text)
-    _say_warnings(session, session.findings)
-    _stop_at_fails(session.findings)
-
-
-def _say_warnings(session: Session, findings: list[Finding]) -> None:
-    for finding in findings:
-        if finding.level == "warn":
-            session.say(f"{finding.name}: {finding.text}")
-
-
-def _stop_at_fails(findings: list[Finding]) -> None:
-    fails = [f"{finding.name}: {finding.text}" for finding in findings if finding.level == "fail"]
-    if fails:
-        raise RecipeError("\n".join(fails))
+    session.say_warnings(session.findings)
+    stop_at_fails(session.findings)
 
 
 def _policy_and_reference(trainer: RecipeTrainer) -> dict[str, Any]:

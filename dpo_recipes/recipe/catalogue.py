@@ -86,8 +86,7 @@ def load(name: str | Path) -> Recipe:
         raise RecipeError(f"{path} must define `recipe = Recipe(...)`, and nothing of that name is in it.")
     if not isinstance(recipe, Recipe):
         raise RecipeError(f"{path} must define `recipe = Recipe(...)`, not a value of type {type(recipe).__name__}.")
-    object.__setattr__(recipe, "source", path)  # the dataclass is frozen
-    return recipe
+    return recipe.from_where(source=path)
 
 
 def _refuse_second_recipe(path: Path) -> None:

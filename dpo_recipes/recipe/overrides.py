@@ -32,11 +32,7 @@ def apply(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     _refuse_two_lengths(texts)
     _refuse_to_part_what_is_made_together(recipe, values)
     changed = _with_values(recipe, adapter, values)
-
-    # The dataclass is frozen; these two say where the value came from.
-    object.__setattr__(changed, "source", recipe.source)
-    object.__setattr__(changed, "cli_keys", recipe.cli_keys.union(texts))
-    return changed
+    return changed.from_where(source=recipe.source, cli_keys=recipe.cli_keys.union(texts), called=recipe.called)
 
 
 def _texts(assignments: Sequence[str]) -> dict[str, str]:

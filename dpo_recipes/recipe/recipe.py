@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 import urllib.parse
@@ -283,7 +284,7 @@ LONGEST = at_most(10_000_000, "no model reads more tokens; none switches truncat
 class Recipe(Value):
     """Everything that decides the result of a run. Fields left at None are decided by the mode; `show` says how."""
 
-    # Where the value came from. They are set on one value by what makes it, and do not take part when values compare.
+    # Where the value came from: no fields, so that they do not take part when values compare. `from_where` sets them.
     source: ClassVar[Path | None] = None  # the file it was loaded from
     cli_keys: ClassVar[frozenset[str]] = frozenset()  # what the command line changed
     called: ClassVar[str | None] = None  # its name, where its file has another, as in a run folder
@@ -328,6 +329,22 @@ class Recipe(Value):
     prepare: Callable[[Path, int], None] | None = None  # prepare(folder, seed): fills {prepared} on first use
 
     trl: dict[str, Any] = field(default_factory=dict)  # any other DPOConfig field, in TRL's spelling
+
+    def from_where(
+        self, *, source: Path | None = None, cli_keys: frozenset[str] = frozenset(), called: str | None = None
+    ) -> Recipe:
+        """An equal recipe that says where it came from."""
+        recipe = copy.copy(self)
+        # The dataclass is frozen.
+        object.__setattr__(recipe, "source", source)
+        object.__setattr__(recipe, "cli_keys", cli_keys)
+        object.__setattr__(recipe, "called", called)
+        return recipe
+
+    def evolve(self, *unset: str, **changes: Any) -> Recipe:
+        """The same recipe, from where this one came, with some fields changed; `unset` return to their defaults."""
+        changed = super().evolve(*unset, **changes)
+        return changed.from_where(source=self.source, cli_keys=self.cli_keys, called=self.called)
 
     @property
     def name(self) -> str:

@@ -50,6 +50,11 @@ class Run:
             raise RecipeError(f"There is no run folder {self.path}.{advice}")
 
     @property
+    def is_finished(self) -> bool:
+        """Whether the run has come to its end: it has a model, and the answers, which are written last."""
+        return (self.path / "model").is_dir() and (self.path / "samples.jsonl").exists()
+
+    @property
     def recipe(self) -> dict[str, dict[str, Any]]:
         """Dotted key -> {"value", "origin"} of this run."""
         return self._json("recipe.json")

@@ -33,6 +33,7 @@ MAY_DIFFER = (
     "forgetting_limit",
     "prepare",
 )
+OPTIONS = ("trl.", "rules.")  # how the keys of options begin, of which a recipe gives any number
 
 
 def recipe_of(run: Run) -> Recipe:
@@ -40,7 +41,6 @@ def recipe_of(run: Run) -> Recipe:
 
     RecipeError where it cannot be had any more, or would say something else today than recipe.json does.
     """
-    resolved = run.recipe
     path = run.path / "recipe.py"
     try:
         recipe = load(path)
@@ -51,11 +51,10 @@ def recipe_of(run: Run) -> Recipe:
             f"dpo-recipes evaluate --policy {run.path / 'model'} --reference MODEL --data FILE"
         ) from error
 
-    recipe = apply(recipe, _assignments(resolved))
+    recipe = apply(recipe, _assignments(run.recipe))
     named = FOLDER_NAME.fullmatch(run.path.resolve().name)
-    object.__setattr__(recipe, "source", path)  # the dataclass is frozen
-    object.__setattr__(recipe, "called", named["recipe"] if named else None)
-    _refuse_differences(recipe, resolved, run)
+    recipe = recipe.from_where(source=path, cli_keys=recipe.cli_keys, called=named["recipe"] if named else None)
+    _refuse_differences(recipe, run)
     return recipe
 
 
@@ -72,16 +71,32 @@ def _assignments(resolved: dict[str, dict[str, Any]]) -> list[str]:
     return assignments
 
 
-def _refuse_differences(recipe: Recipe, resolved: dict[str, dict[str, Any]], run: Run) -> None:
+def differences(run: Run, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (value of the run, value that the recipe has today), of all values that differ.
+
+    An option that only one of them gives is a difference, None in the other. A field that only one of them knows is
+    none: the run is then of another version of this package.
+    """
+    then = {key: entry["value"] for key, entry in run.recipe.items()}
+    now = {}
+    for key, (value, _origin) in values_with_origins(recipe, resolve(recipe, here())).items():
+        now[key] = json.loads(to_json(value))
+
+    different = {}
+    for key in {**then, **now}:
+        is_option = key.startswith(OPTIONS)
+        is_known_to_both = key in then and key in now
+        if (is_option or is_known_to_both) and then.get(key) != now.get(key):
+            different[key] = (then.get(key), now.get(key))
+    return different
+
+
+def _refuse_differences(recipe: Recipe, run: Run) -> None:
     """A default may have changed since, or the file: then its model would be measured as what it is not."""
-    today = values_with_origins(recipe, resolve(recipe, here()))
     different = []
-    for key, entry in resolved.items():
-        if key in MAY_DIFFER or key.startswith(("trl.", "rules")) or key not in today:
-            continue
-        value, _ = today[key]
-        if json.loads(to_json(value)) != entry["value"]:
-            different.append(f"{key} was {entry['value']!r} and is {value!r} now")
+    for key, (then, now) in differences(run, recipe).items():
+        if key not in MAY_DIFFER and not key.startswith(OPTIONS):
+            different.append(f"{key} was {then!r} and is {now!r} now")
     if different:
         raise RecipeError(
             f"{run.path} was trained with other values than its recipe.py gives today: {'; '.join(different)}. Write "

@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +102,12 @@ class Session:
     def say(self, text: str) -> None:
         """Print a sentence: folded in a terminal, one line in a log."""
         print_line(self.console, text)
+
+    def say_warnings(self, findings: Iterable[Finding]) -> None:
+        """Print what the findings warn of."""
+        for finding in findings:
+            if finding.level == "warn":
+                self.say(f"{finding.name}: {finding.text}")
 
     def _find_places(self, with_pairs: bool) -> None:
         """Resolve the names of models and data, and refuse those that cannot be had."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 
 import pyarrow.parquet
 import pytest
@@ -43,6 +44,14 @@ def test_the_folder_holds_every_pair_and_says_whose_numbers_they_are(written, ma
     rows = pyarrow.parquet.read_table(folder / "logps.parquet").to_pylist()
     assert len(rows) == 24 and all(row["chosen_logps"] < 0 < row["chosen_tokens"] for row in rows)
     assert len({row["row"] for row in rows}) == len({row["pair"] for row in rows}) == 24
+
+
+def test_the_folder_names_a_model_that_the_recipe_makes_as_the_recipe_s_own(made, tmp_path, tiny):
+    def prepare(folder, seed):
+        shutil.copytree(tiny(), folder / "model")
+
+    own = made().evolve(model="{prepared}/model", prepare=prepare).from_where(called="mine")
+    assert reference(own, out=tmp_path / "reference")["model"] == "mine's own model"
 
 
 @pytest.mark.slow

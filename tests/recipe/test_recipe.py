@@ -332,3 +332,11 @@ def test_a_loss_function_of_another_shape_is_the_files_error():
         RecipeError, match=r"loss mine\(pairs, beta\) must be written `def name\(pairs, \*, beta, \.\.\.\)`"
     ):
         make(loss=mine)
+
+
+def test_a_changed_recipe_still_says_where_it_came_from():
+    recipe = make().from_where(source=Path("mine.py"), cli_keys=frozenset({"model"}), called="mine")
+    changed = recipe.evolve(beta=0.3)
+    assert (changed.source, changed.cli_keys, changed.called) == (Path("mine.py"), {"model"}, "mine")
+    assert changed.name == "mine" and changed.given == recipe.given | {"beta"}
+    assert recipe == make() and make().source is None  # neither a field nor a value of the class
