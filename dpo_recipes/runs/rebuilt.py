@@ -41,6 +41,7 @@ def recipe_of(run: Run) -> Recipe:
 
     RecipeError where it cannot be had any more, or would say something else today than recipe.json does.
     """
+    resolved = run.recipe  # which raises where the run has not come that far
     path = run.path / "recipe.py"
     try:
         recipe = load(path)
@@ -51,7 +52,7 @@ def recipe_of(run: Run) -> Recipe:
             f"dpo-recipes evaluate --policy {run.path / 'model'} --reference MODEL --data FILE"
         ) from error
 
-    recipe = apply(recipe, _assignments(run.recipe))
+    recipe = apply(recipe, _assignments(resolved))
     named = FOLDER_NAME.fullmatch(run.path.resolve().name)
     recipe = recipe.from_where(source=path, cli_keys=recipe.cli_keys, called=named["recipe"] if named else None)
     _refuse_differences(recipe, run)
