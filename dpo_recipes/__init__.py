@@ -35,6 +35,7 @@ _PUBLIC = {
     "compare": ("commands.compare", "compare"),
     "chat": ("commands.chat", "chat"),
     "reference": ("commands.reference", "reference"),
+    "export": ("commands.export", "export"),
     "bench": ("commands.bench", "bench"),
     "report": ("commands.report", "report"),
     "Run": ("runs.folder", "Run"),

@@ -80,6 +80,7 @@ ENGINE_HELP = f"One of {', '.join(ENGINES)}."
 POLICY_HELP = "In place of a run: the model to measure, or the folder of its adapter."
 REFERENCE_HELP = "What the policy is compared with, a folder or a hub id; of an adapter its base, unless it is named."
 DATA_HELP = "Pairs to measure it on, in place of the run's own; all of them are held out."
+EXPORT_DIAL_HELP = "0.5 is half the way from the reference to the policy: near what twice the beta would have given."
 TO_HELP = "Where the files go, in place of the run folder."
 PAGE_HELP = "Where the page goes, in place of report.html in the run folder, or in the folder of several."
 REWARD_MODEL_HELP = "A sequence classifier with one output, a folder or a hub id, that scores the answers."
@@ -152,6 +153,8 @@ JudgeUrl = Annotated[str | None, typer.Option("--judge", metavar="URL", help=JUD
 JudgeModel = Annotated[str | None, typer.Option("--judge-model", metavar="NAME", help=JUDGE_MODEL_HELP)]
 JudgeKey = Annotated[str | None, typer.Option("--judge-key-env", metavar="VARIABLE", help=JUDGE_KEY_HELP)]
 DialFactors = Annotated[str | None, typer.Option("--dial", metavar="0.25,0.5,1,2", help=DIAL_HELP)]
+ExportDial = Annotated[float | None, typer.Option("--dial", metavar="FACTOR", help=EXPORT_DIAL_HELP)]
+ExportFolder = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A new folder for the model.")]
 FilesTo = Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help=TO_HELP, show_default=False)]
 RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN", help="A run folder, or several.", show_default=False)]
 PageFile = Annotated[Path | None, typer.Option("--to", metavar="FILE", help=PAGE_HELP, show_default=False)]
@@ -466,6 +469,25 @@ def evaluate(
     if result["written"]:
         terminal.print_line(Console(), f"{result['written']} holds the numbers, the pairs and the answers.")
     _stop_over_budget(result)
+
+
+@app.command(rich_help_panel=RUN)
+def export(run: FinishedRun, out: ExportFolder, dial: ExportDial = None, as_json: AsJson = False) -> None:
+    """A model for use elsewhere: with --dial, the policy nearer to its reference, and how near to the exact dial."""
+    with _other_output_apart(as_json):
+        from .commands.export import export as export_model
+
+        console = Console(stderr=True) if as_json else terminal.LastingConsole()
+        result = export_model(run, dial=dial, out=out, console=console)
+    if as_json:
+        _print_json(result)
+        return
+
+    from .runs.model_card import nearness_in_words, nearness_rows
+
+    Console().print(terminal.nearness_table(result["dial"], nearness_rows(result)))
+    terminal.print_line(Console(), nearness_in_words(result))
+    terminal.print_line(Console(), f"{out} holds {result['form']}: an approximation of decoding with the dial.")
 
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)

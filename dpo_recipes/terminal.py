@@ -338,6 +338,15 @@ def dial_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def nearness_table(factor: float, rows: Iterable[tuple[str, str, str]]) -> Table:
+    """What decoding with the exact dial shows, and what the one model does that was exported for it."""
+    columns = ("", Column("exact dial", justify="right"), Column("exported", justify="right"))
+    table = Table(*columns, title=f"The dial at {factor:g}, on held-out prompts", title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def _with_error(row: Mapping[str, Any], name: str, form: str) -> str:
     """A number and its standard error where it has one; nothing where it is not there."""
     if name not in row:

@@ -54,12 +54,17 @@ TYPOS: list[tuple[list[str], str]] = [
     (
         ["help"],
         "error: No such command 'help'. The commands: list, show, new, preview, check, doctor, train, pairs, sweep, "
-        "compare, chat, reference, evaluate, bench, report. What each does: dpo-recipes --help",
+        "compare, chat, reference, evaluate, export, bench, report. What each does: dpo-recipes --help",
     ),
     (["evaluate"], "error: Name a run folder, as in `dpo-recipes evaluate runs/NAME`, or two models and pairs:"),
     (["evaluate", "beta=0.1"], "error: Name a run folder, as in"),
     (["chaat", RECIPE], "No such command 'chaat'. Did you mean 'chat'?"),
     (["chat"], "Missing argument 'RUN'."),
+    (["exprot"], "No such command 'exprot'. Did you mean 'export'?"),
+    (["export", "x"], "Missing option '--out'."),
+    (["export", "x", "--out", "y"], "error: Say what is to be exported: --dial 0.5 is half the way"),
+    (["export", "x", "--out", "y", "--dial", "0"], "error: --dial 0: a number above 0."),
+    (["export", "x", "--out", "y", "--dial", "half"], "'--dial': Input should be a valid number"),
     (["show"], "Missing argument 'RECIPE'."),
     (["list", "extra"], "unexpected extra argument"),
     (["list", "--jsn"], "No such option: --jsn"),

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from ..data.chat_template import merge_system
-from ..errors import RecipeError
-from ..progress import Stage
-from ..recipe.recipe import Recipe
 from ..runs.folder import Run
 from ..runs.rebuilt import recipe_of
+from ..training.finished import policy_and_reference
 from ..training.session import Session
-
-if TYPE_CHECKING:
-    from ..models.reference import Reference
 
 Shown = Callable[[str, str], None]  # shown(side, text so far): side is "reference" or "policy"
 
@@ -43,7 +38,7 @@ def chat(
     console = console or Console(quiet=True)
     run = run if isinstance(run, Run) else Run(run)
     recipe = recipe_of(run)
-    policy, reference, tokenizer = _models(run, recipe, console)
+    policy, reference, tokenizer = policy_and_reference(run, Session(recipe, console, with_pairs=False))
 
     from ..models.generate import Growing, generate
 
@@ -80,31 +75,3 @@ def _conversation(text: str, system: str | None, *, merged: bool) -> list[dict[s
         return asked
     conversation = [{"role": "system", "content": system}, *asked]
     return merge_system({"prompt": conversation})["prompt"] if merged else conversation
-
-
-def _models(run: Run, recipe: Recipe, console: Console) -> tuple[Any, Reference, Any]:
-    """(policy, its reference, tokenizer) of a run."""
-    session = Session(recipe, console, with_pairs=False)
-    from ..models.reference import Reference
-    from ..models.weights import load_weights
-
-    kind = session.settings.reference
-    if kind == "moving copy":
-        raise RecipeError(
-            f"The reference of {run.path} moved while it trained, and is not kept: there is nothing to put beside the "
-            "policy. Its model answers with plain transformers, as its README.md shows."
-        )
-
-    def load_reference() -> Any:
-        with Stage(console, "Loading and checking the reference"):
-            path = session.reference_path or session.model_path
-            return load_weights(recipe, session.settings, path, trainable=False)
-
-    with Stage(console, "Loading and checking the model"):
-        policy, tokenizer = run.load_model()
-        if not getattr(policy, "is_quantized", False):  # 4-bit weights are where they stay
-            policy.to(session.settings.device)
-        if kind == "frozen adapter":
-            assert recipe.adapter is not None
-            policy.load_adapter(recipe.adapter.continue_from, adapter_name="ref")
-    return policy, Reference(policy, session.settings, load_reference), tokenizer

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +165,7 @@ def _replies(
         **sampling,
     }
     try:
-        with Stage(session.console, "Sampling replies", unit="replies") as stage, _autocast(session):
+        with Stage(session.console, "Sampling replies", unit="replies") as stage, session.autocast():
             return sampled_replies(
                 folder, asked, sample, settings=settings, seed=seed, samples=samples, progress=stage.show
             )
@@ -186,20 +185,6 @@ def _room_behind(longest_prompt: int, recipe: Recipe) -> int:
             "a reply. Raise max_length, or leave that prompt out."
         )
     return min(room, LONGEST_REPLY)
-
-
-@contextlib.contextmanager
-def _autocast(session: Session) -> Iterator[None]:
-    """The precision that the model trains in."""
-    import torch
-
-    settings = session.settings
-    if settings.autocast is None:
-        yield
-        return
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[settings.autocast]
-    with torch.autocast(settings.device, dtype=dtype):
-        yield
 
 
 def _write_pairs(

@@ -354,6 +354,7 @@ def _write_results(
         versions=environment.installed(),
         pairs=after["pairs"],
         results=compared(before, after),
+        observations=run.observations,
     )
     files.write_text(run.path / "model" / "README.md", card)
 

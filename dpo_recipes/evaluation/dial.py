@@ -14,10 +14,11 @@ from ..models.guided import guided_by
 from ..models.reference import Reference
 from ..progress import Stage
 from ..recipe.recipe import Recipe
+from ..terminal import print_line
 from ..training.trainer import RecipeTrainer
 from .answers import Replies, kl_along, logits_of, said_of, scorer_of
 from .held_out import Numbers
-from .rehearsal import draws, questions
+from .rehearsal import Questions, draws, questions
 
 
 def dial(
@@ -36,33 +37,81 @@ def dial(
     the normalisers of longer answers are taken token by token. Prompts, draws and seed are those of `answers`.
     """
     console = console or Console(quiet=True)
+    warning = beyond_the_policy(factors)
+    if warning:
+        print_line(console, f"dial: {warning}")
     asked = questions(recipe, trainer.eval_dataset, positions)
     if not asked.prompts:
         return []
-    counts = draws(recipe)
-    settings: dict[str, Any] = {"max_new_tokens": asked.max_new_tokens, "seed": recipe.seed}
-    tokenizer = trainer.processing_class
-    with reference.model() as model, Stage(console, "Answers of the reference", unit="answers") as stage:
-        of_reference = generate(model, tokenizer, asked.ids, samples=counts.reference, progress=stage.show, **settings)
-
+    of_reference = answers_of_reference(recipe, asked, reference, trainer.processing_class, console)
     scorer = scorer_of(recipe, trainer.model.device)
     rows: list[Numbers] = []
     for factor in factors:
-        with Stage(console, f"Answers at dial {factor:g}", unit="answers") as stage:
-            replies = generate(
-                trainer.model,
-                tokenizer,
-                asked.ids,
-                samples=counts.policy,
-                guide=guided_by(reference.model, factor),
-                progress=stage.show,
-                **settings,
-            )
-        kl = _kl(trainer.model, reference, factor, asked.ids, replies, console)
+        replies, kl = dialled_answers(
+            recipe, asked, trainer.model, reference, trainer.processing_class, factor, console
+        )
         said = said_of(recipe, scorer, asked.prompts, of_reference, replies, kl, console)
-        beta = recipe.beta / factor if factor else math.inf
-        rows.append({"dial": factor, "beta": beta, **said.after})
+        rows.append({"dial": factor, "beta": beta_at(recipe.beta, factor), **said.after})
     return rows
+
+
+def beyond_the_policy(factors: Sequence[float]) -> str | None:
+    """What to know of factors above 1, where there are some."""
+    beyond = [f"{factor:g}" for factor in factors if factor > 1]
+    if not beyond:
+        return None
+    verb = "extrapolates" if len(beyond) == 1 else "extrapolate"
+    return (
+        f"{' and '.join(beyond)} {verb}. From 0 to 1 the logits lie between those "
+        "of reference and policy; beyond 1 they go on in the same direction, where neither model has been, and every "
+        "small difference between the two grows. Take what it shows as a sign of where things break, and not for what "
+        "a lower beta would give (decoding-time realignment, 2402.02992)."
+    )
+
+
+def beta_at(beta: float, factor: float) -> float:
+    """The beta that a factor of the dial stands for."""
+    return beta / factor if factor else math.inf
+
+
+def answers_of_reference(
+    recipe: Recipe, asked: Questions, reference: Reference, tokenizer: Any, console: Console
+) -> Replies:
+    """What the reference answers, with the random numbers that every other model is asked with."""
+    with reference.model() as model, Stage(console, "Answers of the reference", unit="answers") as stage:
+        return generate(
+            model,
+            tokenizer,
+            asked.ids,
+            samples=draws(recipe).reference,
+            max_new_tokens=asked.max_new_tokens,
+            seed=recipe.seed,
+            progress=stage.show,
+        )
+
+
+def dialled_answers(
+    recipe: Recipe,
+    asked: Questions,
+    policy: Any,
+    reference: Reference,
+    tokenizer: Any,
+    factor: float,
+    console: Console,
+) -> tuple[Replies, torch.Tensor]:
+    """(answers drawn with the dial at `factor`, their KL to the reference in nats: (prompts, samples))."""
+    with Stage(console, f"Answers at dial {factor:g}", unit="answers") as stage:
+        replies = generate(
+            policy,
+            tokenizer,
+            asked.ids,
+            samples=draws(recipe).policy,
+            max_new_tokens=asked.max_new_tokens,
+            seed=recipe.seed,
+            guide=guided_by(reference.model, factor),
+            progress=stage.show,
+        )
+    return replies, _kl(policy, reference, factor, asked.ids, replies, console)
 
 
 def _kl(

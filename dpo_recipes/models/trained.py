@@ -33,12 +33,11 @@ def put_trained_weights(model: Any, folder: Path, *, trust_remote_code: bool = F
     model.load_state_dict(trained.state_dict())
 
 
-def load_trained(folder: Path, resolved: dict[str, Any]) -> tuple[Any, Any]:
-    """(model, tokenizer) of a finished run: the base as it was trained on (4-bit for QLoRA), with the adapter on.
+def load_trained(model_folder: Path, resolved: dict[str, Any]) -> tuple[Any, Any]:
+    """(model, tokenizer) that a run has left: the base as it was trained on (4-bit for QLoRA), with the adapter on.
 
     `resolved` is the run's recipe.json: dotted key -> {"value", "origin"}.
     """
-    model_folder = folder / "model"
     written = [(model_folder / name).is_file() for name in ("config.json", "adapter_config.json")]
     if not any(written):
         raise RecipeError(f"{model_folder} holds no model: the run has not finished.")

@@ -103,7 +103,7 @@ class Run:
         """(model, tokenizer): the trained policy, the adapter on its base as it was trained."""
         from ..models.trained import load_trained
 
-        return load_trained(self.path, self.recipe)
+        return load_trained(self.path / "model", self.recipe)
 
     def _json(self, name: str) -> Any:
         return self._read(name, json.loads)

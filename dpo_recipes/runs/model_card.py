@@ -21,6 +21,7 @@ def model_card(
     versions: Mapping[str, str],
     pairs: int,
     results: Iterable[tuple[str, str, str, str]],
+    observations: Iterable[Mapping[str, Any]] = (),
 ) -> str:
     """What was trained, from what, on what, how, and how far it got, as Markdown with the hub's front matter.
 
@@ -28,13 +29,10 @@ def model_card(
     reference in words, as in reference.json; `data` is data.json, `reading` is `pair_sharing` of evaluation.json.
     `results` are the rows of the closing table, measured
     on so many held-out `pairs`: what is measured, its value before, its value after, and its interval or error.
+    `observations` are what the rules of the guard have seen, as in metrics.jsonl.
     """
-    front_matter = ["---", f"library_name: {'peft' if recipe.adapter else 'transformers'}"]
-    if base_is_on_the_hub:
-        front_matter.append(f"base_model: {base}")
-    front_matter += ["tags: [trl, dpo]", "---"]
-
     text = [
+        *_front_matter(recipe, base if base_is_on_the_hub else None),
         f"# {recipe.name}",
         "",
         "Trained with Direct Preference Optimization (arXiv 2305.18290) through TRL, by dpo-recipes.",
@@ -53,8 +51,108 @@ def model_card(
         "| --- | ---: | ---: | --- |",
     ]
     text += [_table_row(*result) for result in results]
+    text += ["", "## Seen while training", "", *_seen(observations)]
     text += ["", "## Load it", "", "```python", *_loading_code(recipe, settings, base, folder), "```"]
-    return "\n".join([*front_matter, *text]) + "\n"
+    return "\n".join(text) + "\n"
+
+
+def _front_matter(recipe: Recipe, base_on_the_hub: str | None) -> list[str]:
+    """What the hub reads of a card."""
+    lines = ["---", f"library_name: {'peft' if recipe.adapter else 'transformers'}"]
+    if base_on_the_hub is not None:
+        lines.append(f"base_model: {base_on_the_hub}")
+    return [*lines, "tags: [trl, dpo]", "---"]
+
+
+def scaled_card(
+    recipe: Recipe,
+    settings: Settings,
+    *,
+    base: str,
+    base_is_on_the_hub: bool,
+    folder: Path,
+    result: Mapping[str, Any],
+) -> str:
+    """The card of a model that lies between a run's reference and its policy; `result` is its export.json."""
+    factor = result["dial"]
+    text = [
+        *_front_matter(recipe, base if base_is_on_the_hub else None),
+        f"# {recipe.name}, the dial at {factor:g}",
+        "",
+        f"Made by dpo-recipes of the run `{result['run']}`, which was trained with beta {recipe.beta:g}: "
+        f"{result['form']}, {factor:g} of the way from the reference to the policy.",
+        "",
+        f"It stands for what training with beta {result['beta']:.3g} would have given, and is two approximations away "
+        f"from that. Decoding with the beta dial at {factor:g} mixes the logits of policy and reference token by token "
+        "(decoding-time realignment, arXiv 2402.02992), which is near the other beta; this one model, whose "
+        "weights lie between the two, is near that mix.",
+        "",
+        nearness_in_words(result),
+    ]
+    if result["warning"]:
+        text += ["", result["warning"]]
+    text += [
+        "",
+        "## How near it is to the exact dial",
+        "",
+        _table_row("", "exact dial", "this model"),
+        "| --- | ---: | ---: |",
+    ]
+    text += [_table_row(*row) for row in nearness_rows(result)]
+    text += ["", "## Load it", "", "```python", *_loading_code(recipe, settings, base, folder), "```"]
+    return "\n".join(text) + "\n"
+
+
+def nearness_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(what is measured, of decoding with the exact dial, of the exported model), as texts."""
+    exact, exported = result.get("exact", {}), result.get("exported", {})
+    rows = []
+    for name, words, form in (
+        ("kl", "KL to the reference, nats", ".3f"),
+        ("reward", "reward of sampled answers", "+.3f"),
+        ("win_rate", "win rate over the reference", ".3f"),
+        ("answers/tokens", "length of answers, tokens", ".1f"),
+    ):
+        if name in exact:
+            rows.append((words, _with_error(exact, name, form), _with_error(exported, name, form)))
+    return rows
+
+
+def nearness_in_words(result: Mapping[str, Any]) -> str:
+    """How far decoding with the exact dial is from the exported model, and what that does to the reward."""
+    sentences = []
+    for name, where in (("along_answers", "of answers drawn with it"), ("along_pairs", "of held-out pairs")):
+        if name in result:
+            away = result[name]
+            sentences.append(
+                f"Over the tokens {where}, the exact dial is {away['exported']:.2g} nats per token away from this "
+                f"model (from the policy {away['policy']:.2g}, from the reference {away['reference']:.2g})."
+            )
+    if "reward_difference" in result:
+        sentences.append(
+            "The reward of this model's answers differs from that of the dial's by "
+            f"{_with_error(result, 'reward_difference', '+.3f')}, prompt by prompt."
+        )
+    away = result.get("along_answers") or result["along_pairs"]
+    nearest = min(("policy", "reference"), key=lambda side: away[side])
+    if away["exported"] >= away[nearest]:
+        sentences.append(f"That is no approximation: the {nearest} itself is nearer to the dial than this model.")
+    return " ".join(sentences)
+
+
+def _with_error(numbers: Mapping[str, Any], name: str, form: str) -> str:
+    error = numbers.get(f"{name}_stderr")
+    behind = f" +- {error:{form.lstrip('+')}}" if error else ""
+    return f"{numbers[name]:{form}}{behind}"
+
+
+def _seen(observations: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the rules of the guard have said while the run went on, a line each."""
+    lines = []
+    for each in observations:
+        seen = " ".join(each["seen"].split())  # a rule of the recipe's own may say it in several lines
+        lines.append(f"* Step {each['step']:,}, {each['level']}, `{each['rule']}`: {seen}")
+    return lines or ["Nothing: none of the rules that watch over the log has spoken."]
 
 
 def _data(recipe: Recipe, data: Mapping[str, Any]) -> str:

@@ -412,6 +412,19 @@ class Session:
         self.reference = Reference(trainer.model, settings, load_reference)
         return trainer
 
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The precision that the model trains in."""
+        import torch
+
+        precision = self.settings.autocast
+        if precision is None:
+            yield
+            return
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        with torch.autocast(self.settings.device, dtype=dtype):
+            yield
+
     def cost_of_reading_twice(self) -> str:
         """What it costs to read pairs as TRL does, in a sentence; empty where tokens are not counted beforehand."""
         counted = self.report.get("train", {})

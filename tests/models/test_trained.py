@@ -11,4 +11,4 @@ from dpo_recipes.models.trained import load_trained
 def test_a_run_that_has_not_finished_has_no_model_to_load(tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(RecipeError, match="model holds no model: the run has not finished"):
-        load_trained(tmp_path, {})
+        load_trained(tmp_path / "model", {})

@@ -19,7 +19,13 @@ DATA = {"train": {"kept": 1200}, "fingerprint": "c0ffee"}
 VERSIONS = {"torch": "2.13.0", "trl": "1.16.0"}
 
 
-def card(on_the_hub: bool = True, data: dict = DATA, reading: dict = READING, **changes) -> str:
+def card(
+    on_the_hub: bool = True,
+    data: dict = DATA,
+    reading: dict = READING,
+    observations: list[dict] | None = None,
+    **changes,
+) -> str:
     values = {"model": "someone/model", "data": Data("some/pairs", train="train_prefs"), "adapter": LoRA(r=4)}
     recipe = Recipe(**values | changes)
     return model_card(
@@ -34,6 +40,7 @@ def card(on_the_hub: bool = True, data: dict = DATA, reading: dict = READING, **
         versions=VERSIONS,
         pairs=64,
         results=RESULTS,
+        observations=observations or [],
     )
 
 
@@ -67,6 +74,10 @@ def test_the_whole_card():
         "| --- | ---: | ---: | --- |\n"
         "| pairs ranked as labelled | 50.0% | 78.1% | 66.6% to 86.5% |\n"
         "| a\\|b |  | 0.5 |  |\n"
+        "\n"
+        "## Seen while training\n"
+        "\n"
+        "Nothing: none of the rules that watch over the log has spoken.\n"
         "\n"
         "## Load it\n"
         "\n"
@@ -124,3 +135,15 @@ def test_the_library_is_the_one_that_loads_the_weights(adapter, library):
 
 def test_all_losses_of_a_mix_are_named_in_one_order():
     assert "* Loss: hinge, sigmoid, beta" in card(loss={"sigmoid": 1.0, "hinge": 0.5})
+
+
+def test_what_the_guard_has_seen_is_told_a_line_each():
+    seen = [
+        {"step": 1200, "rule": "epoch_jump", "level": "warning", "seen": "The loss fell.", "advice": "Fewer epochs."},
+        {"step": 1300, "rule": "mine", "level": "note", "seen": "In two\n\nlines.", "advice": ""},
+    ]
+    section = card(observations=seen).partition("## Seen while training\n\n")[2].partition("\n\n## ")[0]
+    assert section.splitlines() == [
+        "* Step 1,200, warning, `epoch_jump`: The loss fell.",
+        "* Step 1,300, note, `mine`: In two lines.",
+    ]

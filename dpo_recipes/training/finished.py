@@ -1,0 +1,44 @@
+"""Policy and reference of a finished run, side by side, as they were when it ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RecipeError
+from ..progress import Stage
+from ..runs.folder import Run
+from .session import Session
+
+if TYPE_CHECKING:
+    from ..models.reference import Reference
+
+
+def policy_and_reference(run: Run, session: Session) -> tuple[Any, Reference, Any]:
+    """(policy, its reference, tokenizer) of a run; `session` is its recipe on this machine.
+
+    RecipeError where the run has no model, or its reference is gone.
+    """
+    from ..models.reference import Reference
+    from ..models.weights import load_weights
+
+    recipe = session.recipe
+    kind = session.settings.reference
+    if kind == "moving copy":
+        raise RecipeError(
+            f"The reference of {run.path} moved while it trained, and is not kept: there is nothing to put beside the "
+            "policy. Its model answers with plain transformers, as its README.md shows."
+        )
+
+    def load_reference() -> Any:
+        with Stage(session.console, "Loading and checking the reference"):
+            path = session.reference_path or session.model_path
+            return load_weights(recipe, session.settings, path, trainable=False)
+
+    with Stage(session.console, "Loading and checking the model"):
+        policy, tokenizer = run.load_model()
+        if not getattr(policy, "is_quantized", False):  # 4-bit weights are where they stay
+            policy.to(session.settings.device)
+        if kind == "frozen adapter":
+            assert recipe.adapter is not None
+            policy.load_adapter(recipe.adapter.continue_from, adapter_name="ref")
+    return policy, Reference(policy, session.settings, load_reference), tokenizer
