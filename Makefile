@@ -29,7 +29,7 @@ list: .venv/.installed ## List the recipes
 	@$(BIN)/dpo-recipes list
 
 test: .venv/.installed ## Run the tests, one process a core
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: .venv/.installed ## Check style (ruff) and types (mypy)
 	@$(BIN)/ruff check .

@@ -30,7 +30,7 @@ if hasattr(signal, "SIGHUP"):  # Windows has none
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The README's commands first: they take a minute or two in one process, while others do the rest."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
 
 
 @pytest.fixture(scope="session")

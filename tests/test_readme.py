@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forking
 import pytest
 from making import make_model, make_pairs, write_jsonl
 
@@ -41,17 +42,35 @@ def checkout(tmp_path_factory) -> Path:
     return folder
 
 
-# The commands run once, and so in one process of several.
-one_process = pytest.mark.xdist_group("readme")
+def test_the_first_screen_holds_the_two_commands():
+    words = [command.split(" #")[0].strip() for command in COMMANDS]
+    assert words[:2] == ["make train", "make test"]
 
 
-@pytest.fixture(scope="session")
-def ran(checkout) -> dict[str, subprocess.CompletedProcess]:
-    """Every command of the README, run in order in one checkout; test and lint are what CI runs, here only named."""
+@pytest.mark.slow
+def test_everything_that_is_run_does_what_it_says(checkout):
+    """One test, as each command works on what those before it have left, and tests go to different processes."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"}
     environment |= {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": NO_HUB}
     for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
         environment.pop(name, None)
+    with pytest.MonkeyPatch.context() as patch:  # of which the libraries read some while they are imported
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        results = run_commands(checkout, environment)
+        assert_python_blocks_run(checkout, environment)
+    for command, result in results.items():
+        fails = README.split(f"$ {command}\n", 1)[1].startswith("error:")
+        assert (result.returncode != 0) == fails, f"{command}\n{result.stdout}\n{result.stderr}"
+        assert "Traceback" not in result.stdout + result.stderr
+    for block in BLOCKS:
+        assert_printed_as_shown(block, results)
+    assert_quickstart_as_claimed(checkout)
+
+
+def run_commands(checkout: Path, environment: dict[str, str]) -> dict[str, subprocess.CompletedProcess]:
+    """Every command, run in order in one checkout; test and lint are what CI runs, here only named."""
+    settings = {"cwd": checkout, "timeout": PATIENCE}
     results = {}
     for command in COMMANDS:
         words = command.split(" #")[0]
@@ -59,24 +78,17 @@ def ran(checkout) -> dict[str, subprocess.CompletedProcess]:
             words = words.replace("make", "make --dry-run")
         if words.startswith(("git clone", "cd ", "pip install")):
             continue
-        results[command] = subprocess.run(  # the README's own text, not a user's
-            ["bash", "-c", words], cwd=checkout, env=environment, capture_output=True, text=True, timeout=PATIENCE
-        )
+        if words.startswith("dpo-recipes "):  # let the shell expand it, and go on from there
+            arguments = in_shell(f"printf '%s\\0' {words}", env=environment, **settings).stdout.split("\0")[:-1]
+            results[command] = forking.run(forking.command_line, *arguments, environment=environment, **settings)
+        else:
+            results[command] = in_shell(words, env=environment, **settings)
     return results
 
 
-def test_the_first_screen_holds_the_two_commands():
-    words = [command.split(" #")[0].strip() for command in COMMANDS]
-    assert words[:2] == ["make train", "make test"]
-
-
-@one_process
-@pytest.mark.slow
-def test_every_command_does_what_the_readme_says(ran):
-    for command, result in ran.items():
-        fails = README.split(f"$ {command}\n", 1)[1].startswith("error:")
-        assert (result.returncode != 0) == fails, f"{command}\n{result.stdout}\n{result.stderr}"
-        assert "Traceback" not in result.stdout + result.stderr
+def in_shell(words: str, **settings) -> subprocess.CompletedProcess:
+    """The README's own text, not a user's."""
+    return subprocess.run(["bash", "-c", words], capture_output=True, text=True, **settings)
 
 
 def numbers_out(text: str) -> str:
@@ -84,23 +96,19 @@ def numbers_out(text: str) -> str:
     return re.sub(r"[\d.,:%+\-−–/~]+|\S*(?:runs|cache)\S*|[━╇┃│┏┓┗┛┡┩─]+|\s+", " ", text).strip()
 
 
-@one_process
-@pytest.mark.slow
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_the_output_shown_is_the_output_printed(ran, block):
+def assert_printed_as_shown(block: str, results: dict[str, subprocess.CompletedProcess]) -> None:
     command = ""
     for line in block.splitlines():
         if line.startswith("$ "):
             command = line[2:]
-        elif line.strip() and line.strip() != "..." and command in ran and not re.match(r"make (test|lint)", command):
-            printed = numbers_out(ran[command].stdout + ran[command].stderr)
+            continue
+        if command in results and line.strip() not in ("", "...") and not re.match(r"make (test|lint)", command):
+            printed = numbers_out(results[command].stdout + results[command].stderr)
             line = line.replace("https://huggingface.co", NO_HUB)
             assert numbers_out(line) in printed, f"{command} does not print: {line}\n{printed}"
 
 
-@one_process
-@pytest.mark.slow
-def test_the_quickstart_reaches_what_the_readme_claims(ran, checkout):
+def assert_quickstart_as_claimed(checkout: Path) -> None:
     from dpo_recipes import Run
 
     run = Run(sorted((checkout / "runs").glob("quickstart-*"))[0])
@@ -111,15 +119,12 @@ def test_the_quickstart_reaches_what_the_readme_claims(ran, checkout):
     assert after["rewards/accuracies_interval"][0] > 0.7
 
 
-@one_process
-@pytest.mark.slow
-def test_python_blocks_run(checkout, ran):
+def assert_python_blocks_run(checkout: Path, environment: dict[str, str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
     assert blocks
-    runnable = [b for b in blocks if "# recipes/" not in b.splitlines()[0]]
+    runnable = [block for block in blocks if "# recipes/" not in block.splitlines()[0]]
     for block in runnable:
-        run = [sys.executable, "-c", block]
-        result = subprocess.run(run, cwd=checkout, capture_output=True, text=True, timeout=PATIENCE)
+        result = forking.run(forking.python, block, cwd=checkout, environment=environment, timeout=PATIENCE)
         assert result.returncode == 0, f"{block}\n{result.stderr}"
 
 
