@@ -12,6 +12,7 @@ row was read (RssAnon of proc(5), which mapped files are no part of), and the by
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -58,7 +59,8 @@ def write_pairs(
             ]
             row = {"prompt": prompt, "prompt_id": f"{number:064x}", "chosen": talks[0], "rejected": talks[1]}
             file.write(json.dumps({**row, "messages": talks[0], "score_chosen": 8.0, "score_rejected": 6.0}) + "\n")
-            texts += [prompt, chosen] if number < 2000 else []
+            if number < 2000:
+                texts += [prompt, chosen]
     return texts
 
 
@@ -173,11 +175,9 @@ def prepare_one(path: Path) -> None:
     with path.open(encoding="utf-8") as file:
         texts = [message["content"] for line in itertools.islice(file, 500) for message in json.loads(line)["chosen"]]
     tokenizer = make_tokenizer(texts)
+    for library in ("torch", "dpo_recipes.data.preference_dataset", "dpo_recipes.data.tokenize"):
+        importlib.import_module(library)  # so that no import is measured
     import datasets
-    import torch  # noqa: F401
-
-    import dpo_recipes.data.preference_dataset
-    import dpo_recipes.data.tokenize  # noqa: F401
 
     datasets.disable_progress_bars()
     before = anonymous_memory()

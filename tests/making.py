@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -145,16 +146,28 @@ def make_tokenizer_with_start(template: str | None = CHATML):
     return tokenizer
 
 
-def message(role: str, content: str) -> dict:
-    return {"role": role, "content": content}
+def message(role: str, content: str, **more) -> dict:
+    return {"role": role, "content": content, **more}
+
+
+def user(text: str) -> dict:
+    return message("user", text)
+
+
+def said(text: str, **more) -> dict:
+    return message("assistant", text, **more)
+
+
+def system(text: str) -> dict:
+    return message("system", text)
 
 
 def make_pair(prompt: str, chosen: str, rejected: str, **more) -> dict:
     """One pair of single messages."""
     return {
-        "prompt": [message("user", prompt)],
-        "chosen": [message("assistant", chosen)],
-        "rejected": [message("assistant", rejected)],
+        "prompt": [user(prompt)],
+        "chosen": [said(chosen)],
+        "rejected": [said(rejected)],
         **more,
     }
 
@@ -189,6 +202,15 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def write_splits(folder: Path, train: list[dict], held_out: list[dict], **changes):
+    """Data of two files: rows to train on, and rows to evaluate with."""
+    from dpo_recipes import Data
+
+    own = write_jsonl(folder / "train.jsonl", train)
+    others = write_jsonl(folder / "eval.jsonl", held_out)
+    return Data(str(own), eval=str(others), **changes)
+
+
 RECIPE_IMPORTS = "from dpo_recipes import Data, LoRA, QLoRA, Recipe\n"
 RECIPE = 'recipe = Recipe(model="m", data=Data("d"))\n'
 
@@ -205,6 +227,35 @@ def recipe_for(folder: Path, **changes):
     from dpo_recipes import Data, Recipe
 
     return Recipe(model=str(folder), **{"data": Data("unused"), **changes})
+
+
+def short_recipe(folder: Path, pairs: Path | None = None, **changes):
+    """A recipe of an adapter and three steps of six pairs; of the pairs of a file, a quarter are held out."""
+    from dpo_recipes import Data, LoRA
+
+    given = {
+        "data": Data(str(pairs), eval=0.25),
+        "adapter": LoRA(r=4),
+        "learning_rate": 1e-3,
+        "global_batch_size": 6,
+        "max_length": 112,
+        "trl": {"gradient_checkpointing": False, "max_steps": 3},
+    }
+    return recipe_for(folder, **{**given, **changes})
+
+
+def quiet():
+    """A console that nobody sees."""
+    from rich.console import Console
+
+    return Console(file=io.StringIO(), width=300)
+
+
+def train_in(folder: Path, recipe):
+    """The run of a recipe that is trained in a folder."""
+    from dpo_recipes import train
+
+    return train(recipe, runs=folder / "runs", console=quiet())
 
 
 def load_policy(folder: Path, **changes):
@@ -233,21 +284,47 @@ def make_adapter(folder: Path, base: Path) -> Path:
     return folder
 
 
-REFERENCES = ["adapter off", "frozen adapter", "start weights", "other model"]
+def trainer_of(recipe, train, held_out, output: Path, *, device=None, options=None, cls=None, **more):
+    """The trainer of a recipe on a model folder, as training makes it, or bare TRL's on the very same arguments.
 
-
-def make_trainer(reference: str, base: Path, other: Path, adapter: Path, output: Path):
-    """(trainer, its Reference, a reference loaded freshly from disk), one of REFERENCES, as training makes them."""
+    `train` and `held_out` are rows, or a data set; `options` are attributes of its DPOConfig that no recipe can set;
+    `more` goes to our trainer.
+    """
     from datasets import Dataset
 
-    from dpo_recipes import LoRA
     from dpo_recipes.models.adapter import peft_config
-    from dpo_recipes.models.reference import Reference
     from dpo_recipes.models.tokenizer import load_tokenizer
     from dpo_recipes.models.weights import load_weights
     from dpo_recipes.recipe.dpo_arguments import dpo_arguments
     from dpo_recipes.recipe.resolve import Device, resolve
     from dpo_recipes.training.trainer import RecipeTrainer, config
+
+    settings = resolve(recipe, device or Device())
+    arguments = {
+        "model": load_weights(recipe, settings, recipe.model),
+        "args": config(dpo_arguments(recipe, settings, str(output))),
+        "train_dataset": Dataset.from_list(train) if isinstance(train, list) else train,
+        "eval_dataset": Dataset.from_list(held_out) if held_out else None,
+        "processing_class": load_tokenizer(recipe, recipe.model).tokenizer,
+        "peft_config": peft_config(recipe.adapter),
+    }
+    vars(arguments["args"]).update(options or {})
+    if settings.reference in ("other model", "moving copy"):
+        arguments["ref_model"] = load_weights(recipe, settings, recipe.reference or recipe.model, trainable=False)
+    if cls:
+        return cls(**arguments)
+    return RecipeTrainer(recipe=recipe, settings=settings, **arguments, **more)
+
+
+REFERENCES = ["adapter off", "frozen adapter", "start weights", "other model"]
+
+
+def make_trainer(reference: str, base: Path, other: Path, adapter: Path, output: Path):
+    """(trainer, its Reference, a reference loaded freshly from disk), one of REFERENCES, as training makes them."""
+    from dpo_recipes import LoRA
+    from dpo_recipes.models.reference import Reference
+    from dpo_recipes.models.weights import load_weights
+    from dpo_recipes.recipe.resolve import Device, resolve
 
     changes: dict = {"max_length": 96, "trl": {"gradient_checkpointing": False}}
     if reference == "adapter off":
@@ -264,16 +341,7 @@ def make_trainer(reference: str, base: Path, other: Path, adapter: Path, output:
         path = recipe.reference or str(base)
         return load_weights(recipe, settings, path, trainable=reference == "frozen adapter")
 
-    trainer = RecipeTrainer(
-        recipe=recipe,
-        settings=settings,
-        model=load_weights(recipe, settings, str(base)),
-        args=config(dpo_arguments(recipe, settings, str(output))),
-        ref_model=load_reference() if reference == "other model" else None,
-        train_dataset=Dataset.from_list(make_pairs(4)),
-        processing_class=load_tokenizer(recipe, str(base)).tokenizer,
-        peft_config=peft_config(recipe.adapter),
-    )
+    trainer = trainer_of(recipe, make_pairs(4), None, output)
     return trainer, Reference(trainer.model, settings, load_reference), load_reference().eval()
 
 

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from making import write_recipe
+from making import short_recipe, write_recipe
 from rich.console import Console
 
-from dpo_recipes import Data, LoRA, Recipe, RecipeError, train
+from dpo_recipes import Recipe, RecipeError, train
 from dpo_recipes.runs import environment, folder
 from dpo_recipes.runs.unwritable import places_with_room, unwritable_reason
 
@@ -81,15 +81,8 @@ def test_a_place_without_room_is_none(tmp_path, monkeypatch):
 @pytest.fixture
 def recipe(tiny, pairs_file) -> Recipe:
     """Three steps, with a checkpoint at the second."""
-    return Recipe(
-        model=str(tiny()),
-        data=Data(str(pairs_file), eval=0.25),
-        adapter=LoRA(r=4),
-        learning_rate=1e-3,
-        global_batch_size=6,
-        max_length=112,
-        trl={"gradient_checkpointing": False, "max_steps": 3, "save_steps": 2},
-    )
+    trl = {"gradient_checkpointing": False, "max_steps": 3, "save_steps": 2}
+    return short_recipe(tiny(), pairs_file, trl=trl)
 
 
 def refused(recipe: Recipe, runs: Path) -> str:

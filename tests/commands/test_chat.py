@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import pytest
-from making import load_policy
+from making import load_policy, quiet
 from rich.console import Console
 
-from dpo_recipes import RecipeError, Run, apply, chat, load, train
+from dpo_recipes import RecipeError, Run, chat
 from dpo_recipes.models.generate import generate
 from dpo_recipes.terminal import SideBySide, prompts
 
 
-def quiet() -> Console:
-    return Console(file=io.StringIO(), width=300)
-
-
-def trained(folder: Path, model: Path, pairs: Path, adapter: str, more: str = "") -> Run:
-    file = folder / "mine.py"
-    file.write_text(
-        "from dpo_recipes import Data, LoRA, QLoRA, Recipe\n\n"
-        f"recipe = Recipe(model={str(model)!r}, data=Data({str(pairs)!r}, eval=0.25), adapter={adapter},\n"
-        "    learning_rate=0.02, global_batch_size=6, micro_batch_size=3, max_length=112, beta=0.3,\n"
-        f"    trl={{'gradient_checkpointing': False, 'max_steps': 4}}{more})\n"
-    )
-    return train(apply(load(file), []), runs=folder / "runs", console=quiet())
-
-
-@pytest.fixture(scope="module")
-def run(tiny, pairs_file, tmp_path_factory) -> Run:
-    return trained(tmp_path_factory.mktemp("run"), tiny(), pairs_file, "LoRA(r=4)")
+@pytest.fixture
+def run(finished) -> Run:
+    return finished().run
 
 
 def greedy(model, tokenizer, text: str) -> str:
@@ -63,12 +47,11 @@ def test_both_sides_answer_as_they_are_and_are_shown_while_they_write(run, tiny)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["None", "continued"])
-def test_the_reference_is_that_of_the_run(run, tiny, pairs_file, tmp_path, adapter):
-    start = "None" if adapter == "None" else f"LoRA(continue_from={str(run.path / 'model')!r})"
-    again = trained(tmp_path, tiny(), pairs_file, start)
-    [answer] = chat(again, ["Where is the lamp?"], temperature=0.0, max_new_tokens=24)
-    reference = load_policy(tiny()) if adapter == "None" else run.load_model()[0]
-    policy, tokenizer = again.load_model()
+def test_the_reference_is_that_of_the_run(finished, tiny, adapter):
+    run = finished(adapter).run
+    [answer] = chat(run, ["Where is the lamp?"], temperature=0.0, max_new_tokens=24)
+    reference = load_policy(tiny()) if adapter == "None" else finished().run.load_model()[0]
+    policy, tokenizer = run.load_model()
     assert answer["reference"] == greedy(reference, tokenizer, "Where is the lamp?")
     assert answer["policy"] == greedy(policy, tokenizer, "Where is the lamp?")
 

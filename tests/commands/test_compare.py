@@ -5,38 +5,18 @@ from __future__ import annotations
 import io
 
 import pytest
-from making import recipe_for
 from rich.console import Console
 
-from dpo_recipes import Data, LoRA, RecipeError, compare, train
+from dpo_recipes import RecipeError, Run, compare
 from dpo_recipes.errors import UsageError
 from dpo_recipes.evaluation.held_out import difference_rows, rows_of_runs
 from dpo_recipes.terminal import causes_table, differences_of_runs_table, runs_table
 
 
-def length(prompt: str, completion: str) -> float:
-    return float(len(completion))
-
-
-@pytest.fixture(scope="module")
-def runs(tiny, pairs_file, tmp_path_factory):
+@pytest.fixture
+def runs(finished) -> list[Run]:
     """Two runs that differ in their beta alone."""
-    folder = tmp_path_factory.mktemp("runs")
-    made = []
-    for beta in (0.1, 0.4):
-        recipe = recipe_for(
-            tiny(),
-            data=Data(str(pairs_file), eval=0.3),
-            adapter=LoRA(r=4),
-            beta=beta,
-            learning_rate=0.01,
-            global_batch_size=6,
-            max_length=112,
-            reward=length,
-            trl={"max_steps": 3, "gradient_checkpointing": False},
-        )
-        made.append(train(recipe, runs=folder, console=Console(file=io.StringIO())))
-    return made
+    return [finished("LoRA(r=4)", ("beta=0.1",)).run, finished().run]
 
 
 @pytest.mark.slow

@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-from making import make_pairs, write_jsonl
-from rich.console import Console
+from making import make_pairs, quiet, short_recipe, train_in, write_jsonl
 
-from dpo_recipes import Data, LoRA, Recipe, RecipeError, Run, apply, evaluate, load, train
+from dpo_recipes import RecipeError, Run, apply, evaluate, load, train
 from dpo_recipes.errors import UsageError
-
-OPTIONS = {"gradient_checkpointing": False, "max_steps": 3}
 
 
 def length(prompt: str, completion: str) -> float:
     return float(len(completion))
 
 
-def quiet() -> Console:
-    return Console(file=io.StringIO(), width=300)
-
-
-def recipe_file(folder: Path, model: Path, pairs: Path, adapter: str = "LoRA(r=4)", more: str = "") -> Path:
-    """A recipe file with a reward of its own."""
-    path = folder / "mine.py"
-    path.write_text(
-        "from dpo_recipes import Data, LoRA, QLoRA, Recipe\n\n\n"
-        "def vowels(prompt, completion):\n    return float(sum(completion.count(vowel) for vowel in 'aeiou'))\n\n\n"
-        f"recipe = Recipe(model={str(model)!r}, data=Data({str(pairs)!r}, eval=0.25), adapter={adapter}, beta=0.3,\n"
-        "    learning_rate=1e-3, global_batch_size=6, micro_batch_size=3, max_length=112, reward=vowels,\n"
-        f"    trl={OPTIONS!r}{more})\n"
-    )
-    return path
-
-
-def trained(folder: Path, model: Path, pairs: Path, *changes: str, **values: str) -> Run:
-    recipe = apply(load(recipe_file(folder, model, pairs, **values)), changes)
-    return train(recipe, runs=folder / "runs", console=quiet())
-
-
-@pytest.fixture(scope="module")
-def run(tiny, pairs_file, tmp_path_factory) -> Run:
+@pytest.fixture
+def run(finished) -> Run:
     """A run with a value that the command line has changed."""
-    return trained(tmp_path_factory.mktemp("run"), tiny(), pairs_file, "beta=0.4")
+    return finished().run
 
 
 def assert_same(numbers: dict, others: dict) -> None:
@@ -57,7 +31,8 @@ def assert_same(numbers: dict, others: dict) -> None:
             assert others[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
 
 
-def test_a_run_measured_again_says_what_it_said_and_is_written_anew(run):
+def test_a_run_measured_again_says_what_it_said_and_is_written_anew(run, tmp_path):
+    run = copied(run, tmp_path)
     at_the_end = run.evaluation
     samples, pairs = run.samples, (run.path / "pairs.jsonl").read_text()
     for name in ("evaluation.json", "samples.jsonl", "pairs.jsonl"):
@@ -74,12 +49,10 @@ def test_a_run_measured_again_says_what_it_said_and_is_written_anew(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["None", "QLoRA(r=4)", "continued"])
-def test_so_does_one_of_every_other_way_to_train(run, tiny, pairs_file, tmp_path, adapter):
-    if adapter == "continued":
-        adapter = f"LoRA(continue_from={str(run.path / 'model')!r})"
-    again = trained(tmp_path, tiny(), pairs_file, adapter=adapter)
-    at_the_end = again.evaluation
-    result = evaluate(again, console=quiet())
+def test_so_does_one_of_every_other_way_to_train(finished, tmp_path, adapter):
+    run = copied(finished(adapter).run, tmp_path)
+    at_the_end = run.evaluation
+    result = evaluate(run, console=quiet())
     assert_same(at_the_end["before"], result["before"])
     assert_same(at_the_end["after"], result["after"])
     assert at_the_end["after"]["rewards/margins"] > 0
@@ -113,9 +86,10 @@ def test_a_limit_may_be_set_for_a_finished_run(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_has_moved_too_far_ends_with_an_error_behind_all_its_numbers(tiny, pairs_file, tmp_path):
+def test_a_run_that_has_moved_too_far_ends_with_an_error_behind_all_its_numbers(recipe_file, tmp_path):
+    recipe = apply(load(recipe_file), ["forgetting_limit=1e-9"])
     with pytest.raises(RecipeError, match="forgetting_limit allows 1e-09. All numbers and the model are kept"):
-        trained(tmp_path, tiny(), pairs_file, "forgetting_limit=1e-9")
+        train_in(tmp_path, recipe)
     [left] = (tmp_path / "runs").iterdir()
     assert Run(left).evaluation["after"]["forgetting/kl_per_token"] > 1e-9 and (left / "model").is_dir()
 
@@ -173,26 +147,18 @@ def test_what_cannot_be_measured_is_one_message(run, tiny, pairs_file, tmp_path)
 
 @pytest.mark.slow
 def test_a_recipe_that_was_a_value_with_functions_leads_to_the_other_way(tiny, pairs_file, tmp_path):
-    recipe = Recipe(
-        model=str(tiny()),
-        data=Data(str(pairs_file), eval=0.25),
-        adapter=LoRA(r=4),
-        global_batch_size=6,
-        max_length=112,
-        reward=length,
-        trl={**OPTIONS, "max_steps": 1},
-    )
-    run = train(recipe, runs=tmp_path, console=quiet())
+    recipe = short_recipe(tiny(), pairs_file, reward=length, trl={"gradient_checkpointing": False, "max_steps": 1})
+    run = train_in(tmp_path, recipe)
     with pytest.raises(RecipeError, match=r"cannot be loaded again: .* dpo-recipes evaluate --policy .*/model"):
         evaluate(run)
 
 
 @pytest.mark.slow
-def test_a_reference_that_moved_is_not_there_any_more(tiny, pairs_file, tmp_path):
-    trl = OPTIONS | {"sync_ref_model": True, "ref_model_sync_steps": 2}
-    recipe = Recipe(
-        model=str(tiny()), data=Data(str(pairs_file), eval=0.25), global_batch_size=6, max_length=112, trl=trl
-    )
-    run = train(recipe, runs=tmp_path, console=quiet())
+def test_a_reference_that_moved_is_said_and_is_not_there_any_more(tiny, pairs_file, tmp_path):
+    trl = {"gradient_checkpointing": False, "max_steps": 3, "sync_ref_model": True, "ref_model_sync_steps": 2}
+    recipe = short_recipe(tiny(), pairs_file, adapter=None, trl=trl)
+    console = quiet()
+    run = train(recipe, runs=tmp_path, console=console)
+    assert "a second copy of the weights, moved towards the policy (TR-DPO)" in console.file.getvalue()
     with pytest.raises(RecipeError, match="moved while it trained, and is not kept"):
         evaluate(run)

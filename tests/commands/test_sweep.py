@@ -16,16 +16,8 @@ from dpo_recipes.terminal import sweep_table
 
 
 @pytest.fixture
-def recipe(tiny, pairs_file, tmp_path) -> Recipe:
-    file = tmp_path / "mine.py"
-    file.write_text(
-        "from dpo_recipes import Data, LoRA, Recipe\n\n\n"
-        "def length(prompt, completion):\n    return float(len(completion))\n\n\n"
-        f"recipe = Recipe(model={str(tiny())!r}, data=Data({str(pairs_file)!r}, eval=0.3), adapter=LoRA(r=4),\n"
-        "    learning_rate=0.01, global_batch_size=6, max_length=112, reward=length,\n"
-        "    trl={'max_steps': 3, 'gradient_checkpointing': False, 'precompute_ref_log_probs': True})\n"
-    )
-    return load(file)
+def recipe(recipe_file) -> Recipe:
+    return apply(load(recipe_file), ["trl.max_steps=3", "trl.precompute_ref_log_probs=true"])
 
 
 def shown(call, *args, **settings) -> tuple[dict, str]:

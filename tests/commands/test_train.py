@@ -9,10 +9,10 @@ import re
 
 import pytest
 import torch
-from making import make_pairs, write_jsonl
+from making import DATED, make_pairs, short_recipe, train_in, write_jsonl, write_splits
 from rich.console import Console
 
-from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError, Run, load, progress, report, train
+from dpo_recipes import Data, LoRA, RecipeError, Run, apply, load, progress, report, train
 
 FILES = {
     "recipe.py",
@@ -31,27 +31,15 @@ FILES = {
 }
 
 
-def quick(tiny, pairs_file, **changes) -> Recipe:
-    given = {
-        "data": Data(str(pairs_file), eval=0.25),
-        "global_batch_size": 6,
-        "micro_batch_size": 3,
-        "learning_rate": 1e-3,
-        "max_length": 112,
-        "trl": {"gradient_checkpointing": False, "max_steps": 4},
-    }
-    return Recipe(**{"model": str(tiny()), **given, **changes})
-
-
 def run_it(recipe, tmp_path) -> tuple[Run, str]:
     """(the run, everything it printed)."""
     said = io.StringIO()
     return train(recipe, runs=tmp_path / "runs", console=Console(file=said, width=300)), said.getvalue()
 
 
-@pytest.fixture(scope="module")
-def lora_run(tiny, pairs_file, tmp_path_factory) -> tuple[Run, str]:
-    return run_it(quick(tiny, pairs_file, adapter=LoRA(r=4)), tmp_path_factory.mktemp("lora"))
+@pytest.fixture
+def lora_run(finished) -> tuple[Run, str]:
+    return finished()
 
 
 def test_a_run_leaves_everything_and_nothing_half_written(lora_run):
@@ -83,9 +71,9 @@ def test_a_run_reads_back_as_values(lora_run):
     assert run.data["train"]["kept"] == 18 and run.data["eval"]["kept"] == 6
     environment = json.loads((run.path / "environment.json").read_text())
     assert environment["versions"]["trl"].startswith("1.16") and environment["seed"] == 42
-    assert json.loads((run.path / "trl.json").read_text())["beta"] == 0.1
-    of_both = {f"{model}{value}" for model in ("reference", "policy") for value in ("", "_ended", "_tokens")}
-    assert {"prompt", "kl", *of_both} == run.samples[0].keys()
+    assert json.loads((run.path / "trl.json").read_text())["beta"] == 0.4
+    of_both = {f"{model}{value}" for model in ("reference", "policy") for value in ("", "_ended", "_tokens", "_reward")}
+    assert {"prompt", "kl", "win_rate", *of_both} == run.samples[0].keys()
 
 
 def test_the_first_lines_say_who_policy_and_reference_are(lora_run, tiny):
@@ -113,25 +101,25 @@ def enough(rows, run):
 
 def test_what_the_rules_see_is_said_written_down_and_shown_and_a_rule_can_stop_the_run(tiny, pairs_file, tmp_path):
     said = io.StringIO()
-    recipe = quick(tiny, pairs_file, adapter=LoRA(r=4), rules={"enough": enough})
+    recipe = short_recipe(tiny(), pairs_file, rules={"enough": enough})
     with pytest.raises(RecipeError, match=r"^The rule enough stops the run at step 2: Enough\."):
         train(recipe, runs=tmp_path / "runs", console=Console(file=said, width=300))
     [folder] = (tmp_path / "runs").iterdir()
     run = Run(folder)
     assert [(row["step"], row["level"], row["seen"]) for row in run.observations] == [
-        (1, "warning", "Of 4 steps."),
+        (1, "warning", "Of 3 steps."),
         (2, "stop", "Enough."),
     ]
-    assert "\nWarning at step 1, enough: Of 4 steps.\n" in said.getvalue()
+    assert "\nWarning at step 1, enough: Of 3 steps.\n" in said.getvalue()
     assert [row["step"] for row in run.metrics if "window/accuracies" in row] == [2]  # from the first update on
-    assert "It was stopped at step 2 of 4" in report(folder).read_text()
+    assert "It was stopped at step 2 of 3" in report(folder).read_text()
 
 
 @pytest.mark.slow
 def test_why_a_run_was_stopped_is_the_last_line_of_its_log(tiny, pairs_file, tmp_path):
     trl = {"gradient_checkpointing": False, "max_steps": 6, "lr_scheduler_type": "constant"}
     with pytest.raises(RecipeError, match="No trainable tensor of .* has changed"):
-        run_it(quick(tiny, pairs_file, adapter=LoRA(r=4), learning_rate=1e-60, trl=trl), tmp_path)
+        run_it(short_recipe(tiny(), pairs_file, learning_rate=1e-60, trl=trl), tmp_path)
     [folder] = (tmp_path / "runs").iterdir()
     last = Run(folder).observations[-1]
     assert (last["step"], last["rule"], last["level"]) == (4, "stopped", "stop")  # the last that was logged
@@ -174,7 +162,7 @@ def test_memory_that_does_not_suffice_is_one_message_that_leads_to_the_ways_out(
 
     monkeypatch.setattr(RecipeTrainer, "train", train_until_full)
     with pytest.raises(RecipeError) as caught:
-        run_it(quick(tiny, pairs_file, adapter=LoRA(r=4)), tmp_path)
+        run_it(short_recipe(tiny(), pairs_file), tmp_path)
     [left] = (tmp_path / "runs").glob("*")
     assert str(caught.value).startswith(words)
     assert str(caught.value).endswith(f"what to change, the best first. What there is of the run stays in {left}.")
@@ -195,7 +183,7 @@ def test_a_log_tells_of_every_stage_what_is_done_and_how_far_it_is(tiny, tmp_pat
     options = {"gradient_checkpointing": False, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     options |= {"eval_strategy": "steps", "eval_steps": 3}
     pairs_file = write_jsonl(tmp_path / "pairs.jsonl", make_pairs(24, seed=79))  # which no test has read before
-    recipe = quick(tiny, pairs_file, adapter=None, learning_rate=1e-6, trl=options)
+    recipe = short_recipe(tiny(), pairs_file, adapter=None, learning_rate=1e-6, trl=options)
     capfd.readouterr()  # what making the model has written
     run, said = run_it(recipe, tmp_path)
 
@@ -245,23 +233,22 @@ def test_a_log_tells_of_every_stage_what_is_done_and_how_far_it_is(tiny, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", [LoRA(r=4), QLoRA(r=4), None])
-def test_the_saved_model_is_the_one_that_was_measured(tiny, tmp_path, adapter):
-    train_file = write_jsonl(tmp_path / "train.jsonl", make_pairs(12))
-    held_out = make_pairs(4, seed=5)
-    data = Data(str(train_file), eval=str(write_jsonl(tmp_path / "eval.jsonl", held_out)))
-    run, _ = run_it(quick(tiny, train_file, data=data, adapter=adapter), tmp_path)
+@pytest.mark.parametrize(("adapter", "tolerance"), [("LoRA(r=4)", 1e-4), ("QLoRA(r=4)", 2e-2), ("None", 1e-4)])
+def test_the_saved_model_is_the_one_that_was_measured(finished, adapter, tolerance):
+    run, _ = finished(adapter)
     model, tokenizer = run.load_model()
+    rows = make_pairs()
+    held_out = [rows[int(pair["row"])] for pair in run.pairs]
     mean = sum(sequence_logp(model, tokenizer, row) for row in held_out) / len(held_out)
-    half = isinstance(adapter, QLoRA)
-    assert mean == pytest.approx(run.evaluation["after"]["logps/chosen"], rel=2e-2 if half else 1e-4)
+    assert len(held_out) == 6
+    assert mean == pytest.approx(run.evaluation["after"]["logps/chosen"], rel=tolerance)
     assert run.evaluation["after"]["logps/chosen"] != pytest.approx(run.evaluation["before"]["logps/chosen"], rel=1e-3)
 
 
 def test_the_model_card_loads_the_model_and_says_how_it_was_made(lora_run):
     run, _ = lora_run
     text = (run.path / "model" / "README.md").read_text()
-    assert "learning rate 0.001, 4 steps, 6 pairs a step, seed 42" in text
+    assert "learning rate 0.01, 4 steps, 6 pairs a step, seed 42" in text
     assert run.data["fingerprint"] in text and "trl 1.16" in text
     names: dict = {}
     exec(text.partition("```python\n")[2].partition("```")[0], names)  # the README of our own run
@@ -271,8 +258,8 @@ def test_the_model_card_loads_the_model_and_says_how_it_was_made(lora_run):
 
 
 @pytest.mark.slow
-def test_full_fine_tuning_holds_one_model_and_says_so(tiny, pairs_file, tmp_path):
-    run, said = run_it(quick(tiny, pairs_file), tmp_path)
+def test_full_fine_tuning_holds_one_model_and_says_so(finished):
+    run, said = finished("None")
     assert "all weights (32,416 of 32,416 parameters train)" in said
     assert "Reference: the weights it starts from, as log-probabilities computed before training." in said
     assert run.reference["kind"] == "start weights" and run.reference["precomputed"]
@@ -280,12 +267,11 @@ def test_full_fine_tuning_holds_one_model_and_says_so(tiny, pairs_file, tmp_path
 
 
 @pytest.mark.slow
-def test_a_continued_adapter_is_compared_with_its_frozen_copy(tiny, pairs_file, tmp_path, lora_run):
-    start = str(lora_run[0].path / "model")
-    run, said = run_it(quick(tiny, pairs_file, adapter=LoRA(continue_from=start)), tmp_path)
-    assert (
-        f"LoRA continued from {start}" in said and f"Reference: the same model with the frozen copy of {start}." in said
-    )
+def test_a_continued_adapter_is_compared_with_its_frozen_copy(finished, lora_run):
+    start = lora_run[0].path / "model"
+    run, said = finished("continued")
+    assert f"LoRA continued from {start}" in said
+    assert f"Reference: the same model with the frozen copy of {start}." in said
     before = run.evaluation["before"]
     assert before["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert before["logps/chosen"] == pytest.approx(lora_run[0].evaluation["after"]["logps/chosen"], rel=1e-4)
@@ -294,39 +280,29 @@ def test_a_continued_adapter_is_compared_with_its_frozen_copy(tiny, pairs_file, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", [LoRA(r=4), None])
-def test_another_model_can_be_the_reference(tiny, pairs_file, tmp_path, adapter):
+@pytest.mark.parametrize("adapter", ["LoRA(r=4)", "None"])
+def test_another_model_can_be_the_reference(finished, tiny, adapter):
     other = tiny(seed=7)
-    run, said = run_it(quick(tiny, pairs_file, adapter=adapter, reference=str(other)), tmp_path)
+    run, said = finished(adapter, (f"reference={other}",))
     assert f"Reference: {other}, as log-probabilities computed before training." in said
-    assert (
-        abs(run.evaluation["before"]["rewards/chosen"]) > 0.1
-    )  # the start is not the reference, and is not stopped for it
-    own = run_it(quick(tiny, pairs_file, adapter=adapter), tmp_path)[0]
-    assert own.reference["fingerprint"] != run.reference["fingerprint"]
+    # The start is not the reference, and is not stopped for it
+    assert abs(run.evaluation["before"]["rewards/chosen"]) > 0.1
+    assert finished(adapter).run.reference["fingerprint"] != run.reference["fingerprint"]
 
 
 @pytest.mark.slow
-def test_another_model_as_reference_does_not_get_the_continued_adapter(tiny, pairs_file, tmp_path, lora_run):
-    start, other = str(lora_run[0].path / "model"), tiny(seed=7)
-    both = [LoRA(continue_from=start), LoRA(r=2)]
-    runs = [run_it(quick(tiny, pairs_file, adapter=a, reference=str(other)), tmp_path)[0] for a in both]
+def test_another_model_as_reference_does_not_get_the_continued_adapter(finished, tiny):
+    changes = (f"reference={tiny(seed=7)}",)
+    runs = [finished(adapter, changes).run for adapter in ("continued", "LoRA(r=4)")]
     shown = [[s["reference"] for s in run.samples] for run in runs]
     assert shown[0] == shown[1] and runs[0].reference["fingerprint"] == runs[1].reference["fingerprint"]
-
-
-@pytest.mark.slow
-def test_a_moving_reference_is_a_second_copy(tiny, pairs_file, tmp_path):
-    trl = {"gradient_checkpointing": False, "max_steps": 4, "sync_ref_model": True, "ref_model_sync_steps": 2}
-    _, said = run_it(quick(tiny, pairs_file, trl=trl), tmp_path)
-    assert "a second copy of the weights, moved towards the policy (TR-DPO)" in said
 
 
 @pytest.mark.slow
 def test_plain_strings_train_without_a_template_and_end_with_the_end_token(tiny, tmp_path):
     rows = [{"prompt": f"Q{i}: lamp?", "chosen": f" red {i} thanks", "rejected": f" blue {i}"} for i in range(16)]
     data = Data(str(write_jsonl(tmp_path / "text.jsonl", rows)), format="text", eval=0.25)
-    run, _ = run_it(quick(tiny, None, data=data, adapter=LoRA(r=4)), tmp_path)
+    run, _ = run_it(short_recipe(tiny(), data=data), tmp_path)
     assert run.data["text"] is True and isinstance(run.samples[0]["prompt"], str)
     assert "<|im_start|>" not in run.samples[0]["prompt"]
 
@@ -338,13 +314,13 @@ def test_a_full_disk_is_one_message_wherever_it_is_noticed(tiny, pairs_file, tmp
 
     monkeypatch.setattr(where, full)
     with pytest.raises(RecipeError, match="cannot be kept in the cache .*No space left.* HF_DATASETS_CACHE names"):
-        run_it(quick(tiny, pairs_file), tmp_path)
+        run_it(short_recipe(tiny(), pairs_file), tmp_path)
     assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_conversations_need_a_template_and_the_message_names_the_ways_out(tiny, pairs_file, tmp_path):
     with pytest.raises(RecipeError, match=r"has no chat template .* data\.chat_template= .* data\.format=text"):
-        run_it(quick(tiny, pairs_file, model=str(tiny(template=None))), tmp_path)
+        run_it(short_recipe(tiny(template=None), pairs_file), tmp_path)
     assert list((tmp_path / "runs").iterdir()) == []
 
 
@@ -352,14 +328,14 @@ def test_a_run_that_stops_before_its_first_log_leaves_no_folder(tiny, pairs_file
     with pytest.raises(
         RecipeError, match="18 of 18 pairs .100.0%. are dropped at max_length=6. prompt fills max_length: 18"
     ):
-        run_it(quick(tiny, pairs_file, max_length=6), tmp_path)
+        run_it(short_recipe(tiny(), pairs_file, max_length=6), tmp_path)
     assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_what_dpoconfig_refuses_is_one_message(tiny, pairs_file, tmp_path):
     trl = {"max_steps": 2, "lr_scheduler_type": "reduce_lr_on_plateau"}
     with pytest.raises(RecipeError, match="DPOConfig refuses the recipe: .*requires an eval strategy"):
-        run_it(quick(tiny, pairs_file, trl=trl), tmp_path)
+        run_it(short_recipe(tiny(), pairs_file, trl=trl), tmp_path)
 
 
 def test_what_trl_refuses_later_is_one_message_too(tiny, pairs_file, tmp_path, monkeypatch):
@@ -370,13 +346,13 @@ def test_what_trl_refuses_later_is_one_message_too(tiny, pairs_file, tmp_path, m
 
     monkeypatch.setattr(trainer.RecipeTrainer, "__init__", refuse)
     with pytest.raises(RecipeError, match="TRL refuses the recipe: these two options do not go together"):
-        run_it(quick(tiny, pairs_file), tmp_path)
+        run_it(short_recipe(tiny(), pairs_file), tmp_path)
 
 
 def test_modules_that_the_model_does_not_have_are_refused(tiny, pairs_file, tmp_path):
     adapter = LoRA(r=4, target_modules=["no_such_layer"])
     with pytest.raises(RecipeError, match="'no_such_layer', and the model has no such module"):
-        run_it(quick(tiny, pairs_file, adapter=adapter), tmp_path)
+        run_it(short_recipe(tiny(), pairs_file, adapter=adapter), tmp_path)
 
 
 @pytest.mark.slow
@@ -388,7 +364,7 @@ def test_a_reward_adds_the_truth_to_the_numbers(tiny, pairs_file, tmp_path):
     def loud(prompt: str, completion: str) -> bool:
         return len(completion) > 0
 
-    recipe = quick(tiny, pairs_file, adapter=LoRA(r=4), reward=shorter, measures={"loud": loud})
+    recipe = short_recipe(tiny(), pairs_file, reward=shorter, measures={"loud": loud})
     run, said = run_it(recipe, tmp_path)
     before, after = run.evaluation["before"], run.evaluation["after"]
     assert (before["win_rate"], before["kl"]) == (0.5, 0.0) and before["reward"] < 0
@@ -414,43 +390,36 @@ def test_prepare_makes_the_model_once_for_a_seed(tiny, pairs_file, tmp_path):
         shutil.copy(pairs_file, folder / "pairs.jsonl")
 
     data = Data("{prepared}/pairs.jsonl", eval=0.25)
-    recipe = quick(tiny, None, model="{prepared}/model", data=data, adapter=LoRA(r=4), prepare=prepare)
+    recipe = short_recipe("{prepared}/model", data=data, prepare=prepare)
     for _ in range(2):
         run_it(recipe, tmp_path)
     assert made == [42]
 
 
 @pytest.mark.slow
-def test_the_same_recipe_gives_the_same_run_and_another_seed_another(tiny, pairs_file, tmp_path):
-    def losses(seed):
-        run = run_it(quick(tiny, pairs_file, adapter=LoRA(r=4), seed=seed), tmp_path)[0]
-        return [m["loss"] for m in run.metrics if "loss" in m], run.samples
-
-    first, again, other = losses(1), losses(1), losses(2)
-    assert first == again and first[0] != other[0]
-
-
-@pytest.mark.slow
-def test_the_run_folder_keeps_the_recipe_file_and_can_train_again(tiny, pairs_file, tmp_path):
-    source = (
-        '"""Mine."""\nfrom dpo_recipes import Data, LoRA, Recipe\n'
-        f'recipe = Recipe(model="{tiny()}", data=Data("{pairs_file}", eval=0.25), adapter=LoRA(r=2), max_length=112,\n'
-        '                trl={"max_steps": 2, "gradient_checkpointing": False})\n'
-    )
-    path = tmp_path / "mine.py"
-    path.write_text(source)
-    run, _ = run_it(load(path), tmp_path)
-    assert run.path.name.startswith("mine-") and (run.path / "recipe.py").read_text() == source
-    again, _ = run_it(load(run.path / "recipe.py"), tmp_path)
+def test_the_run_folder_keeps_the_recipe_file_which_gives_the_same_run_again(lora_run, recipe_file, tmp_path):
+    run, _ = lora_run
+    assert run.path.name.startswith("mine-")
+    assert (run.path / "recipe.py").read_text() == recipe_file.read_text()
+    again = train_in(tmp_path, apply(load(run.path / "recipe.py"), ["beta=0.4"]))
+    assert losses(again) == losses(run) and again.samples == run.samples
     for when in ("before", "after"):
         assert again.evaluation[when] == run.evaluation[when]
 
 
 @pytest.mark.slow
+def test_another_seed_gives_another_run(finished):
+    run, other = finished().run, finished("LoRA(r=4)", ("beta=0.4", "seed=2")).run
+    assert losses(other) != losses(run)
+
+
+def losses(run) -> list[float]:
+    return [row["loss"] for row in run.metrics if "loss" in row]
+
+
+@pytest.mark.slow
 def test_answers_start_from_the_tokens_of_training_and_skip_dropped_prompts(tiny, tmp_path, monkeypatch):
     """Each row's own template switches are in the prompt that is answered; a dropped row is not asked at all."""
-    from making import DATED
-
     from dpo_recipes.evaluation import answers as evaluate
 
     asked: list[list[int]] = []
@@ -463,11 +432,8 @@ def test_answers_start_from_the_tokens_of_training_and_skip_dropped_prompts(tiny
         row["chat_template_kwargs"] = {"enable_thinking": False}
     rows[7]["prompt"][0]["content"] = "long " * 60
     rows[1]["chosen"][0]["content"] += " and" * 60
-    paths = [write_jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("train", rows[:5]), ("eval", rows[5:]))]
-    data = Data(str(paths[0]), eval=str(paths[1]), template_date="2025-07-08", max_dropped=0.5)
-    recipe = quick(
-        tiny, None, model=str(tiny(template=DATED)), data=data, adapter=LoRA(r=4), global_batch_size=3, max_length=192
-    )
+    data = write_splits(tmp_path, rows[:5], rows[5:], template_date="2025-07-08", max_dropped=0.5)
+    recipe = short_recipe(tiny(template=DATED), data=data, global_batch_size=3, max_length=192)
     run, said = run_it(recipe, tmp_path)
     tokenizer = run.load_model()[1]
     assert run.data["eval"]["dropped"] == {"prompt fills max_length": {"count": 1, "rows": ["2"]}}
@@ -488,7 +454,7 @@ def test_a_reward_without_a_name_that_fails_is_still_one_message(tiny, pairs_fil
 
     nameless = functools.partial(broken, least=3)
     with pytest.raises(RecipeError, match=r"failed with prompt='Question .*: KeyError: 3"):
-        run_it(quick(tiny, pairs_file, adapter=LoRA(r=4), reward=nameless), tmp_path)
+        run_it(short_recipe(tiny(), pairs_file, reward=nameless), tmp_path)
 
 
 @pytest.mark.slow
@@ -502,7 +468,7 @@ def test_a_reward_that_fails_loses_neither_the_model_nor_the_numbers(tiny, pairs
         return 0.0
 
     with pytest.raises(RecipeError, match=r"broken\(\) failed with prompt='Question .*: KeyError"):
-        run_it(quick(tiny, pairs_file, adapter=LoRA(r=4), reward=broken), tmp_path)
+        run_it(short_recipe(tiny(), pairs_file, reward=broken), tmp_path)
     (folder,) = (tmp_path / "runs").iterdir()
     assert Run(folder).evaluation["after"]["pairs"] == 6 and (folder / "model" / "adapter_model.safetensors").is_file()
 
@@ -539,7 +505,7 @@ def test_rows_of_every_layout_train_together_as_they_are(tiny, tmp_path):
         )
     files = {str(write_jsonl(tmp_path / f"{name}.jsonl", rows)): 1.0 for name, rows in layouts.items()}
     run, text = run_it(
-        quick(tiny, None, data=Data(mix=files, eval=0.25, turns="all"), adapter=LoRA(r=4), trl={"max_steps": 2}),
+        short_recipe(tiny(), data=Data(mix=files, eval=0.25, turns="all"), trl={"max_steps": 2}),
         tmp_path,
     )
     made = {"blocks": 8, "messages": 8, "lists": 16, "ranking": 16, "turns": 16}

@@ -7,18 +7,11 @@ from pathlib import Path
 
 import datasets
 import pytest
+from making import said, user
 
 from dpo_recipes.data import preference_dataset as data
 from dpo_recipes.errors import RecipeError
 from dpo_recipes.recipe.recipe import Data
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def said(text, **more):
-    return {"role": "assistant", "content": text, **more}
 
 
 def save(path: Path, rows: list[dict]) -> str:

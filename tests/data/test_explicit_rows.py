@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from reading_files import pairs_of, read, refused, said, save, three, user
+from making import said, user
+from reading_files import pairs_of, read, refused, save, three
 
 
 def swapped(row):

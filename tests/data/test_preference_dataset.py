@@ -10,7 +10,8 @@ import sys
 
 import pyarrow as pa
 import pytest
-from reading_files import EXPLICIT, HH, conversations, h4, only_drop, pairs_of, read, said, save, three, user
+from making import said, user
+from reading_files import EXPLICIT, HH, conversations, h4, only_drop, pairs_of, read, save, three
 
 
 @pytest.mark.parametrize(

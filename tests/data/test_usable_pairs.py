@@ -5,19 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from reading_files import (
-    HH,
-    NO_TRANSCRIPT,
-    conversations,
-    only_drop,
-    pairs_of,
-    read,
-    refused,
-    said,
-    save,
-    three,
-    user,
-)
+from making import said, user
+from reading_files import HH, NO_TRANSCRIPT, conversations, only_drop, pairs_of, read, refused, save, three
 
 from dpo_recipes.data import preference_dataset as data
 from dpo_recipes.recipe.recipe import Data

@@ -5,28 +5,19 @@ from __future__ import annotations
 import io
 import math
 import statistics
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
-from making import model_state, perturb, recipe_for
+from asking_models import ASKED, QUESTIONS, Lent, ids_of, length, with_held_out_prompts
+from making import model_state, perturb, recipe_for, short_recipe
 from rich.console import Console
 
-from dpo_recipes import Data, LoRA, Recipe, RecipeError, train
+from dpo_recipes import RecipeError, train
 from dpo_recipes.data.replies import Reply
 from dpo_recipes.evaluation.answers import _texts, answers, kl_to_reference, repeated_share, rewarded, side_by_side
 from dpo_recipes.evaluation.held_out import compared
 from dpo_recipes.evaluation.intervals import mean_and_error
-from dpo_recipes.models.generate import prompt_ids
-
-QUESTIONS = ["where is the lamp?", "hi", "how many coins are red?"]
-ASKED = [[{"role": "user", "content": question}] for question in QUESTIONS]
-
-
-def ids_of(tokenizer, prompts) -> list[list[int]]:
-    return [prompt_ids(tokenizer, prompt) for prompt in prompts]
 
 
 def sampled(trainer, reference, seed=0, samples=6, temperature=1.0):
@@ -118,13 +109,6 @@ def test_an_error_leaves_the_model_in_its_mode(trainer_with_reference):
 # ------------------------------------------------------------------------------------------------ a metric of one's own
 
 
-def with_held_out_prompts(trainer, prompts):
-    """The trainer as it is when its evaluation pairs are these prompts."""
-    ids = ids_of(trainer.processing_class, prompts)
-    trainer.eval_dataset = Dataset.from_dict({"prompt": prompts, "prompt_ids": ids})
-    return trainer
-
-
 def variety(prompt: str, completion: str) -> float:
     """How many different characters an answer has."""
     return float(len(set(completion)))
@@ -173,15 +157,8 @@ def test_where_no_prompt_leaves_room_nothing_is_asked(trainer_with_reference):
 def test_learned_positions_are_never_exceeded(tiny, pairs_file, tmp_path):
     """GPT-2's are a table of so many rows: whatever lies behind is an IndexError."""
     folder = tiny("gpt2", max_position_embeddings=128)
-    recipe = Recipe(
-        model=str(folder),
-        data=Data(str(pairs_file), eval=0.25),
-        adapter=LoRA(r=4),
-        global_batch_size=6,
-        max_length=128,
-        measures={"variety": variety},
-        trl={"max_steps": 1, "gradient_checkpointing": False},
-    )
+    trl = {"max_steps": 1, "gradient_checkpointing": False}
+    recipe = short_recipe(folder, pairs_file, max_length=128, measures={"variety": variety}, trl=trl)
     said = io.StringIO()
     run = train(recipe, runs=tmp_path, console=Console(file=said, width=200))
     assert "answers: The model has 128 positions" in said.getvalue() and len(run.samples) > 0
@@ -212,17 +189,6 @@ class Elsewhere:
     eval = train
 
 
-class Lent:
-    """A reference that is always the same model."""
-
-    def __init__(self, model):
-        self._model = model
-
-    @contextmanager
-    def model(self):
-        yield self._model
-
-
 def tokens(text: str) -> list[int]:
     return list(text.encode())
 
@@ -232,16 +198,12 @@ def replied(*rows: list[str]) -> list[list[Reply]]:
     return [[Reply(text, tokens(text), True) for text in row] for row in rows]
 
 
-def by_length(prompt, completion) -> float:
-    return float(len(completion))
-
-
 def after_training(prompts, of_reference, of_policy, policy=None, reference=None):
     """(before, after) of texts in place of replies, rewarded by their length."""
     ids = [tokens(prompt) for prompt in prompts]
     policy = policy or Elsewhere(1.0)
     reference = reference or Elsewhere(1.0)
-    numbers = rewarded("by_length", by_length, prompts, replied(*of_reference), replied(*of_policy))
+    numbers = rewarded("length", length, prompts, replied(*of_reference), replied(*of_policy))
     kl = kl_to_reference(policy, Lent(reference), ids, replied(*of_policy))
     return numbers.before, numbers.after | mean_and_error("kl", kl)
 

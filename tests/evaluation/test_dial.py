@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
+from asking_models import ASKED, Lent, length, with_held_out_prompts
 from making import perturb, recipe_for
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo_recipes.data.replies import Reply
+from dpo_recipes.evaluation.answers import answers
 from dpo_recipes.evaluation.dial import _kl, dial
 from dpo_recipes.models.generate import generate
 from dpo_recipes.models.guided import guided_by
@@ -29,17 +30,6 @@ class Tokenizer(SimpleNamespace):
 
     def decode(self, tokens, **_):
         return " ".join(map(str, tokens))
-
-
-class Lent:
-    """A reference that is always the same model."""
-
-    def __init__(self, model):
-        self._model = model
-
-    @contextmanager
-    def model(self):
-        yield self._model
 
 
 def five_words(seed: int, model_type: str = "llama"):
@@ -160,15 +150,7 @@ def test_padding_changes_nothing(model_type):
         assert reply.token_ids == ids[len(prompt) :]
 
 
-def length(prompt: str, completion: str) -> float:
-    return float(len(completion))
-
-
 def test_a_row_for_each_factor_from_the_reference_to_beyond_the_policy(trainer_with_reference):
-    from test_answers import ASKED, with_held_out_prompts
-
-    from dpo_recipes.evaluation.answers import answers
-
     trainer, reference, _ = trainer_with_reference("adapter off")
     with_held_out_prompts(trainer, ASKED)
     perturb(trainer.model, size=1.0)

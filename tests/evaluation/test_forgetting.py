@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from asking_models import pairs_with_prompts_of
 from making import model_state, perturb, recipe_for
 
 from dpo_recipes.errors import RecipeError
@@ -115,7 +116,5 @@ def test_a_file_that_cannot_be_used_is_a_fail_before_training(tmp_path, name, co
     recipe = recipe_for("unused", forgetting=str(tmp_path / name))
     with pytest.raises(RecipeError, match=words):
         unrelated_texts(recipe)
-    from test_rehearsal import pairs_with_prompts_of
-
     [finding] = rehearsed(recipe, pairs_with_prompts_of(5), None)
     assert (finding.level, finding.name) == ("fail", "forgetting")

@@ -3,28 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from datasets import Dataset
+from asking_models import length, pairs_with_prompts_of
 from making import recipe_for
 
 from dpo_recipes.evaluation.rehearsal import PROMPTS, draws, questions, rehearsed
-
-
-def variety(prompt: str, completion: str) -> float:
-    return float(len(set(completion)))
-
-
-def pairs_with_prompts_of(*lengths: int) -> Dataset:
-    """Pairs of different prompts of so many tokens."""
-    ids = [[number] * length for number, length in enumerate(lengths)]
-    messages = [{"role": "assistant", "content": "yes"}]
-    return Dataset.from_dict(
-        {
-            "prompt": [[{"role": "user", "content": f"Question {number}"}] for number in range(len(lengths))],
-            "prompt_ids": ids,
-            "chosen": [messages] * len(lengths),
-            "rejected": [messages] * len(lengths),
-        }
-    )
 
 
 def test_each_prompt_is_asked_once_in_the_order_of_the_pairs_and_not_more_than_enough():
@@ -48,8 +30,8 @@ def test_a_short_max_length_shortens_the_answers_too():
         (355, {}, "warn", "has 355 positions, for prompt and answer together: an answer gets at most 255 new tokens"),
         (116, {}, "warn", "at most 16 new tokens instead of 256."),
         (115, {}, "warn", "no held-out prompt leaves room for an answer of 16 tokens. samples.jsonl will be empty."),
-        (115, {"reward": variety}, "fail", "The reward and the measures need answers"),
-        (115, {"measures": {"variety": variety}}, "fail", "The reward and the measures need answers"),
+        (115, {"reward": length}, "fail", "The reward and the measures need answers"),
+        (115, {"measures": {"length": length}}, "fail", "The reward and the measures need answers"),
     ],
 )
 def test_answers_that_the_positions_shorten_are_known_before_training(positions, scores, level, words):

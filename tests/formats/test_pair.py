@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from making import said, system, user
 
 from dpo_recipes.formats.messages import Drop
 from dpo_recipes.formats.pair import pair_of_conversations, pair_of_replies, pairs_of_turns, shared_start
 from dpo_recipes.formats.readers import explicit_pair
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def said(text, **more):
-    return {"role": "assistant", "content": text, **more}
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
 
 CALL = said("", tool_calls=[{"type": "function", "function": {"name": "clock"}}])
 RESULT = {"role": "tool", "content": "noon"}

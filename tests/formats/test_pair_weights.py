@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from making import said
 
 from dpo_recipes.formats.messages import Drop
 from dpo_recipes.formats.pair_weights import weight_of_replies, weight_of_row, without_weights
-
-
-def said(text, **more):
-    return {"role": "assistant", "content": text, **more}
 
 
 @pytest.mark.parametrize(("value", "weight"), [(None, 1), ("", 1), ("2.5", 2.5), (3, 3), (1e-3, 1e-3)])

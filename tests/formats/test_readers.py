@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import pytest
-from making import write_jsonl
+from making import said, system, user, write_jsonl
 
 from dpo_recipes.data import preference_dataset
 from dpo_recipes.formats.messages import Drop, messages
@@ -17,18 +17,6 @@ from dpo_recipes.formats.readers import FORMATS, Format, explicit_pair
 from dpo_recipes.formats.recognise import choose_format
 from dpo_recipes.recipe import recipe
 from dpo_recipes.recipe.recipe import Data
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def said(text, **more):
-    return {"role": "assistant", "content": text, **more}
-
-
-def system(text):
-    return {"role": "system", "content": text}
 
 
 def human(text):

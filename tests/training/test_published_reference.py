@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from making import make_pairs
-from test_reference_cache import HELD_OUT, PAIRS, build, cache, forwards, logps  # noqa: F401
+from making_trainers import HELD_OUT, PAIRS, build, logps
 
 from dpo_recipes import Data, RecipeError
 from dpo_recipes.training.published_reference import IDENTITY, NUMBERS, VERIFIED, Published, write
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 IDENTITY_OF_TINY = {"model": "tiny", "data": "pairs.jsonl", "kind": "adapter off", "max_length": 96, "ld_alpha": None}
 
@@ -29,15 +31,15 @@ def published(tiny, tmp_path_factory) -> tuple[str, list[list[float]]]:
     folder = tmp_path_factory.mktemp("published")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        trainer = build(tiny())
+        trainer = build(tiny(), out=folder / "out")
     return publish(trainer, folder / "reference"), logps(trainer)
 
 
 def reading(tiny, folder: str, *arguments, **changes):
-    return build(tiny(), *arguments, recipe_data=Data("unused", reference=folder), **changes)
+    return build(tiny(), *arguments, data=Data("unused", reference=folder), **changes)
 
 
-def test_what_is_read_is_what_was_written_and_eight_pairs_of_each_split_are_computed_again(tiny, published, forwards):  # noqa: F811
+def test_what_is_read_is_what_was_written_and_eight_pairs_of_each_split_are_computed_again(tiny, published, forwards):
     folder, numbers = published
     trainer = reading(tiny, folder, beta=0.5, learning_rate=1e-5)
     assert logps(trainer) == numbers and sum(forwards) == 2 * VERIFIED
@@ -74,12 +76,12 @@ def test_pairs_that_are_not_in_it_are_refused(tiny, published):
 
 
 def test_another_reference_is_refused_by_what_it_gives(tiny, published):
-    other = build(tiny(seed=1), recipe_data=None)
+    other = build(tiny(seed=1))
     assert logps(other) != published[1]
     with pytest.raises(
         RecipeError, match="is of another reference: of 8 random pairs, one differs by .* nats per token"
     ):
-        build(tiny(seed=1), recipe_data=Data("unused", reference=published[0]))
+        build(tiny(seed=1), data=Data("unused", reference=published[0]))
 
 
 def test_numbers_computed_in_16_bits_are_believed_as_far_as_16_bits_reach(tiny, tmp_path):

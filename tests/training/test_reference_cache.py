@@ -13,72 +13,20 @@ import pytest
 import torch
 from datasets import Dataset
 from making import make_pairs
+from making_trainers import HELD_OUT, PAIRS, build, logps
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from dpo_recipes import Data, LoRA, QLoRA, Recipe
+from dpo_recipes import LoRA, QLoRA
 from dpo_recipes.models.adapter import peft_config
-from dpo_recipes.models.tokenizer import load_tokenizer
-from dpo_recipes.models.weights import load_weights
-from dpo_recipes.recipe.dpo_arguments import dpo_arguments
-from dpo_recipes.recipe.resolve import Device, resolve
 from dpo_recipes.training import reference_cache
 from dpo_recipes.training import trainer as ours
 from dpo_recipes.training.reference_cache import Entries
 
-TRL = {"gradient_checkpointing": False, "max_steps": 4}
-PAIRS, HELD_OUT = make_pairs(24), make_pairs(10, seed=9)
 RECHECKED = reference_cache.RECHECKED
 HIT = {"train": "hit", "eval": "hit"}
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "dpo-recipes" / "reference"
-
-
-@pytest.fixture
-def forwards(monkeypatch) -> list[int]:
-    """Pairs of each reference forward."""
-    counted: list[int] = []
-    plain = ours.DPOTrainer.compute_ref_log_probs
-
-    def count(self, model, inputs):
-        counted.append(len(inputs["input_ids"]) // 2)
-        return plain(self, model, inputs)
-
-    monkeypatch.setattr(ours.DPOTrainer, "compute_ref_log_probs", count)
-    return counted
-
-
-def build(
-    folder, train=PAIRS, held_out=HELD_OUT, cls=None, out="runs", trl=None, data=None, recipe_data=None, **changes
-):
-    """A trainer of a LoRA recipe that reads each pair twice, as TRL, whose numbers are compared to the bit."""
-    late = {"truncation_mode": changes.pop("truncation_mode", "keep_start")}  # of which DPOConfig warns
-    given = {"adapter": LoRA(r=4), "global_batch_size": 8, "max_length": 96, "learning_rate": 1e-3}
-    given["pair_sharing"] = "off"
-    options = {name: value for name, value in (TRL | (trl or {})).items() if value is not None}
-    recipe = Recipe(model=str(folder), data=recipe_data or Data("unused"), trl=options, **{**given, **changes})
-    settings = resolve(recipe, Device())
-    arguments = {
-        "model": load_weights(recipe, settings, str(folder)),
-        "args": ours.config(dpo_arguments(recipe, settings, str(out))),
-        "train_dataset": data or Dataset.from_list(train),
-        "eval_dataset": Dataset.from_list(held_out),
-        "processing_class": load_tokenizer(recipe, str(folder)).tokenizer,
-        "peft_config": peft_config(recipe.adapter),
-    }
-    vars(arguments["args"]).update(late)
-    if recipe.reference:
-        arguments["ref_model"] = load_weights(recipe, settings, recipe.reference, trainable=False)
-    return cls(**arguments) if cls else ours.RecipeTrainer(recipe=recipe, settings=settings, **arguments)
-
-
-def logps(trainer) -> list[list[float]]:
-    splits = (trainer.train_dataset, trainer.eval_dataset)
-    return [split[name][:] for split in splits for name in ("ref_chosen_logps", "ref_rejected_logps")]
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def files(cache) -> list[Path]:
@@ -207,7 +155,7 @@ def test_the_same_weights_from_elsewhere_hit(tiny, tmp_path, how):
     [
         {"max_length": 64},
         {"max_length": None},
-        {"truncation_mode": "keep_end"},
+        {"options": {"truncation_mode": "keep_end"}},
         {"trl": {"ld_alpha": 0.5}},
         {"dtype": "bfloat16"},
         {"attn_implementation": "eager"},
@@ -473,7 +421,7 @@ def test_nothing_is_left_beside_the_data_nor_in_the_temporary_folder(tiny, tmp_p
     first.save_to_disk(tmp_path / "data")
     before = sorted(path.name for path in (tmp_path / "data").iterdir())
     for pairs in (10, 24):
-        trainer = build(tiny(), data=Dataset.load_from_disk(tmp_path / "data").select(range(pairs)))
+        trainer = build(tiny(), Dataset.load_from_disk(tmp_path / "data").select(range(pairs)))
     assert trainer.reference_cache == {"train": "computed 14 of 24", "eval": "hit"}
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == before
     assert not list((tmp_path / "temporary").iterdir())

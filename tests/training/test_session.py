@@ -8,22 +8,33 @@ import shutil
 
 import pytest
 import torch
-from making import CHATML, DATED, make_pairs, make_tokenizer, write_jsonl
+from making import (
+    CHATML,
+    DATED,
+    make_pairs,
+    make_tokenizer,
+    quiet,
+    recipe_for,
+    short_recipe,
+    train_in,
+    write_splits,
+)
 from rich.console import Console
 
-from dpo_recipes import Data, LoRA, Recipe, RecipeError, train
+from dpo_recipes import LoRA, RecipeError
 from dpo_recipes.terminal import data_table
 from dpo_recipes.training.session import Session
 
 
 def begin(model, rows, tmp_path, max_length=96, **data) -> Session:
     """A session with its pairs read; 2 pairs of others are the evaluation."""
-    paths = [
-        write_jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("train", rows), ("eval", make_pairs(2, 9)))
-    ]
-    own = Data(str(paths[0]), eval=str(paths[1]), **data)
-    recipe = Recipe(model=str(model), data=own, adapter=LoRA(r=4), global_batch_size=2, max_length=max_length)
-    session = Session(recipe, Console(file=io.StringIO()))
+    own = write_splits(tmp_path, rows, make_pairs(2, 9), **data)
+    return read(recipe_for(model, data=own, adapter=LoRA(r=4), global_batch_size=2, max_length=max_length))
+
+
+def read(recipe) -> Session:
+    """The session of a recipe, with its pairs read."""
+    session = Session(recipe, quiet())
     session.read_pairs()
     return session
 
@@ -104,19 +115,21 @@ def test_the_table_shows_both_splits(tiny, tmp_path):
     assert cells['accuracy of "pick the longer"'][0].endswith("%")
 
 
+def streamed(model, data):
+    """A recipe of two steps, as a stream has no length that would say how many there are."""
+    return recipe_for(model, data=data, adapter=LoRA(r=4), global_batch_size=2, max_length=96, trl={"max_steps": 2})
+
+
 @pytest.mark.slow
 def test_system_messages_of_a_stream_are_put_before_the_question(tiny, tmp_path):
     rows = make_pairs(6)
     for row in rows[1:]:
         row["prompt"].insert(0, {"role": "system", "content": "Be brief."})
-    paths = [write_jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("train", rows[:4]), ("eval", rows[4:]))]
     no_system = "{{ raise_exception('no system role') if messages[0].role == 'system' }}"
-    data = Data(str(paths[0]), eval=str(paths[1]), streaming=True, system="merge", chat_template=no_system + CHATML)
-    recipe = Recipe(
-        model=str(tiny()), data=data, adapter=LoRA(r=4), global_batch_size=2, max_length=96, trl={"max_steps": 2}
-    )
-    session = Session(recipe, Console(file=io.StringIO()))
-    session.read_pairs()
+    template = {"system": "merge", "chat_template": no_system + CHATML}
+    data = write_splits(tmp_path, rows[:4], rows[4:], streaming=True, **template)
+    recipe = streamed(tiny(), data)
+    session = read(recipe)
     stream = list(session.train)
     with pytest.raises(RecipeError, match="does nothing beside data.streaming, which reads the pairs in their order"):
         recipe.evolve(trl={"max_steps": 2, "train_sampling_strategy": "group_by_length"})
@@ -124,21 +137,11 @@ def test_system_messages_of_a_stream_are_put_before_the_question(tiny, tmp_path)
     prompts = [session.tokenizer.tokenizer.decode(row["prompt_ids"]) for row in [*stream, *session.eval]]
     assert prompts[0].startswith("<|im_start|>user\nQuestion 0")
     assert all(prompt.startswith("<|im_start|>user\nBe brief.\n\nQuestion") for prompt in prompts[1:])
-    run = train(recipe, runs=tmp_path / "runs", console=Console(file=io.StringIO()))
-    assert run.metrics[-1]["step"] == 2
+    assert train_in(tmp_path, recipe).metrics[-1]["step"] == 2
 
 
 def test_pairs_are_drawn_by_length_and_evaluated_in_order(tiny, tmp_path, pairs_file):
-    recipe = Recipe(
-        model=str(tiny()),
-        data=Data(str(pairs_file), eval=0.25),
-        adapter=LoRA(r=4),
-        global_batch_size=6,
-        max_length=112,
-        trl={"train_sampling_strategy": "group_by_length"},
-    )
-    session = Session(recipe, Console(file=io.StringIO()))
-    session.read_pairs()
+    session = read(short_recipe(tiny(), pairs_file, trl={"train_sampling_strategy": "group_by_length"}))
     trainer = session.make_trainer(tmp_path, [])
 
     sampler = trainer._get_train_sampler(trainer._remove_unused_columns(trainer.train_dataset, "training"))
@@ -150,11 +153,8 @@ def test_pairs_are_drawn_by_length_and_evaluated_in_order(tiny, tmp_path, pairs_
 
 def test_a_stream_of_which_no_pair_is_left_says_why(tiny, tmp_path):
     rows = make_pairs(4)
-    train = write_jsonl(tmp_path / "train.jsonl", [{**rows[0], "weight": 0}, *rows[1:]])
-    data = Data(str(train), eval=str(write_jsonl(tmp_path / "eval.jsonl", rows[1:])), streaming=True)
-    recipe = Recipe(model=str(tiny()), data=data, adapter=LoRA(r=4), max_length=96, trl={"max_steps": 2})
-    session = Session(recipe, Console(file=io.StringIO()))
-    session.read_pairs()
+    data = write_splits(tmp_path, [{**rows[0], "weight": 0}, *rows[1:]], rows[1:], streaming=True)
+    session = read(streamed(tiny(), data))
     with pytest.raises(RecipeError, match=r"No pair of the stream .*train\.jsonl \(train\) can be") as caught:
         session.make_trainer(tmp_path, [])
     assert "weight is 0: 1; prompt is in the evaluation pairs: 3. Correct" in str(caught.value)
@@ -164,15 +164,7 @@ def test_a_stream_is_trained_on_and_its_drops_are_counted(tiny, tmp_path):
     rows = make_pairs(6)
     rows[2]["chosen"] = rows[2]["rejected"]
     rows[3]["weight"] = 2.5
-    paths = [
-        write_jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("train", rows), ("eval", make_pairs(2, 9)))
-    ]
-    own = Data(str(paths[0]), eval=str(paths[1]), streaming=True)
-    recipe = Recipe(
-        model=str(tiny()), data=own, adapter=LoRA(r=4), global_batch_size=2, max_length=96, trl={"max_steps": 2}
-    )
-    session = Session(recipe, Console(file=io.StringIO()))
-    session.read_pairs()
+    session = read(streamed(tiny(), write_splits(tmp_path, rows, make_pairs(2, 9), streaming=True)))
     assert [row["row"] for row in session.train] == ["0", "1", "3", "4", "5"]
     assert session.report["train"]["dropped"] == {"identical sides": {"count": 1, "rows": ["2"]}}
     assert [row["weight"] for row in session.train] == [1, 1, 2.5, 1, 1]

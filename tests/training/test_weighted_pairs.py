@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from making import make_pairs, perturb
-from test_trainer import FAST, build, dpo, history
+from making_trainers import HELD_OUT, build, dpo, history
 
 from dpo_recipes import RecipeError
 from dpo_recipes.data.findings import weight_findings
 from dpo_recipes.losses.trl_losses import COUPLED_LOSSES
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 WEIGHTS = [0.5, 2.0, 0.5, 1.0, 0.25, 3.0, 1.0, 0.5]
 
@@ -22,9 +24,9 @@ def weighted(weights) -> list[dict]:
     return [{**row, "weight": weights[number % len(weights)]} for number, row in enumerate(rows)]
 
 
-def trained_a_little(tiny, tmp_path, **changes):
+def trained_a_little(tiny, **changes):
     """A trainer whose policy differs from its reference, and one batch of 8 pairs with WEIGHTS."""
-    trainer = build(tiny(), tmp_path, rows=weighted(WEIGHTS), micro_batch_size=8, **changes)
+    trainer = build(tiny(), train=weighted(WEIGHTS), micro_batch_size=8, **changes)
     perturb(trainer.model, 2.0)
     trainer.state.global_step = 1  # the start has been looked at
     trainer.model.eval()  # which records the log-probabilities
@@ -48,7 +50,7 @@ def log1p_exp(x: float) -> float:
         ({"loss": dpo}, lambda h: log1p_exp(-0.1 * h)),
         ({"loss": {"hinge": 1.0, "ipo_sum": 0.5}}, lambda h: max(0, 1 - 0.1 * h) + 0.5 * (h - 5) ** 2),
         (
-            {"loss": {"robust": 0.7, "exo_pair": 0.3}, "trl": FAST | {"label_smoothing": 0.1}},
+            {"loss": {"robust": 0.7, "exo_pair": 0.3}, "trl": {"label_smoothing": 0.1}},
             lambda h: (
                 0.7 * (0.9 * log1p_exp(-0.1 * h) - 0.1 * log1p_exp(0.1 * h)) / 0.8
                 + 0.3 * (-log1p_exp(-0.1 * h) - math.log(0.9)) / (1 + math.exp(-0.1 * h))
@@ -59,10 +61,8 @@ def log1p_exp(x: float) -> float:
     ],
     ids=["TRL's", "a plugin", "a mix", "two of TRL's", "pairs read once"],
 )
-def test_a_batchs_loss_is_the_float64_formula_and_its_gradient_that_of_each_pair_alone(
-    tiny, tmp_path, changes, formula
-):
-    trainer, batch = trained_a_little(tiny, tmp_path, **changes)
+def test_a_batchs_loss_is_the_float64_formula_and_its_gradient_that_of_each_pair_alone(tiny, changes, formula):
+    trainer, batch = trained_a_little(tiny, **changes)
     trainer.recorded = []
     loss = trainer._compute_loss(trainer.model, batch, return_outputs=False)
     [pairs] = trainer.recorded
@@ -86,10 +86,10 @@ def test_a_batchs_loss_is_the_float64_formula_and_its_gradient_that_of_each_pair
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sigmoid", dpo], ids=["TRL's", "a plugin"])
-def test_weights_of_1_are_bit_for_bit_none(tiny, tmp_path, loss):
+def test_weights_of_1_are_bit_for_bit_none(tiny, loss):
     runs = []
     for rows in (make_pairs(24), weighted([1.0])):
-        trainer = build(tiny(), tmp_path, rows=rows, loss=loss)
+        trainer = build(tiny(), train=rows, loss=loss)
         trainer.train()
         runs.append((history(trainer, "loss", "grad_norm", "rewards/margins"), trainer.model.state_dict()))
     (logs, parameters), (weighted_logs, weighted_parameters) = runs
@@ -98,20 +98,20 @@ def test_weights_of_1_are_bit_for_bit_none(tiny, tmp_path, loss):
 
 
 @pytest.mark.slow
-def test_accumulated_weights_give_the_gradient_of_the_whole_batch(tiny, tmp_path):
+def test_accumulated_weights_give_the_gradient_of_the_whole_batch(tiny):
     """A weight of 2 also doubles the gradient where it is all pairs': nothing is divided by the sum of the weights."""
     runs = []
     for weights, micro in ((WEIGHTS, 8), (WEIGHTS, 2), ([1.0], 8), ([2.0], 8)):
-        trl = FAST | {"max_steps": 2, "max_grad_norm": 1e9}
-        trainer = build(tiny(), tmp_path, rows=weighted(weights), micro_batch_size=micro, trl=trl)
+        trl = {"max_steps": 2, "max_grad_norm": 1e9}
+        trainer = build(tiny(), train=weighted(weights), micro_batch_size=micro, trl=trl)
         trainer.train()
         runs.append(torch.tensor(history(trainer, "loss", "grad_norm")))
     torch.testing.assert_close(runs[0], runs[1], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(2 * runs[2][0], runs[3][0], rtol=1e-5, atol=1e-6)  # before the first update
 
 
-def test_what_is_logged_of_a_weighted_batch_is_logged_once_and_of_the_pairs_themselves(tiny, tmp_path):
-    trainer, batch = trained_a_little(tiny, tmp_path)
+def test_what_is_logged_of_a_weighted_batch_is_logged_once_and_of_the_pairs_themselves(tiny):
+    trainer, batch = trained_a_little(tiny)
     trainer._compute_loss(trainer.model, batch, return_outputs=False)
     of_weighted = {name: list(values) for name, values in trainer._metrics["eval"].items()}
     trainer._metrics["eval"].clear()
@@ -120,8 +120,8 @@ def test_what_is_logged_of_a_weighted_batch_is_logged_once_and_of_the_pairs_them
     assert of_weighted == trainer._metrics["eval"] and len(of_weighted["rewards/margins"]) == 8
 
 
-def test_the_held_out_loss_weighs_its_pairs_too(tiny, tmp_path):
-    trainer = build(tiny(), tmp_path)
+def test_the_held_out_loss_weighs_its_pairs_too(tiny):
+    trainer = build(tiny(), held_out=HELD_OUT[:8])
     trainer.eval_dataset = trainer.eval_dataset.add_column("weight", [0.5] * 4 + [1.0] * 4)
     metrics, pairs = trainer.held_out()
     assert metrics["loss"] == pytest.approx(0.75 * math.log(2), rel=1e-5)
@@ -129,11 +129,11 @@ def test_the_held_out_loss_weighs_its_pairs_too(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_routers_loss_of_a_mixture_of_experts_is_not_weighted(tiny, tmp_path):
+def test_the_routers_loss_of_a_mixture_of_experts_is_not_weighted(tiny):
     folder = tiny("mixtral", num_local_experts=4, num_experts_per_tok=2)
     losses = []
     for weights in ([1.0], [3.0], [1.0, 5.0]):
-        trainer = build(folder, tmp_path, rows=weighted(weights), micro_batch_size=4, adapter=None)
+        trainer = build(folder, train=weighted(weights), micro_batch_size=4, adapter=None)
         trainer.model.eval()
         assert trainer.aux_loss_enabled
         examples = [trainer.train_dataset[number] for number in range(4)]
@@ -144,8 +144,8 @@ def test_the_routers_loss_of_a_mixture_of_experts_is_not_weighted(tiny, tmp_path
     assert losses[1:] == pytest.approx([3 * math.log(2) + router] * 2, rel=1e-4)
 
 
-def test_a_loss_that_couples_pairs_cannot_be_weighted(tiny, tmp_path):
-    trainer = build(tiny(), tmp_path, rows=weighted(WEIGHTS), loss={"sigmoid": 1.0, "sft": 0.1}, micro_batch_size=8)
+def test_a_loss_that_couples_pairs_cannot_be_weighted(tiny):
+    trainer = build(tiny(), train=weighted(WEIGHTS), loss={"sigmoid": 1.0, "sft": 0.1}, micro_batch_size=8)
     with pytest.raises(RecipeError, match="loss='sft' is of all pairs of a batch together, so that none has a loss of"):
         trainer.train()
     for loss in sorted(COUPLED_LOSSES):
