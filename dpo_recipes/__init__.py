@@ -16,6 +16,7 @@ _PUBLIC = {
     "LoRA": ("recipe.recipe", "LoRA"),
     "QLoRA": ("recipe.recipe", "QLoRA"),
     "RewardModel": ("recipe.recipe", "RewardModel"),
+    "Endpoint": ("recipe.recipe", "Endpoint"),
     "JudgeEndpoint": ("recipe.recipe", "JudgeEndpoint"),
     "PairLogps": ("losses.pair_logps", "PairLogps"),
     "conformance": ("losses.conformance", "conformance"),

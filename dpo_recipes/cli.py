@@ -25,7 +25,7 @@ from .commands import recipes as recipe_files
 from .errors import Finding, RecipeError, UsageError, nearest
 from .planning.engines import ENGINES
 from .recipe import catalogue, overrides
-from .recipe.recipe import PREPARED, JudgeEndpoint, Recipe, RewardModel
+from .recipe.recipe import PREPARED, Endpoint, JudgeEndpoint, Recipe, RewardModel
 from .runs.files import to_json
 
 
@@ -87,6 +87,8 @@ REWARD_MODEL_HELP = "A sequence classifier with one output, a folder or a hub id
 DIAL_HELP = "What other betas would have given, from this run: 0.5 is half the way from the reference, 2 twice as far."
 JUDGE_HELP = "An OpenAI-compatible endpoint, such as https://host/v1, that compares them. Prompts and answers go there."
 JUDGE_MODEL_HELP = "The judge's model, as the endpoint names it."
+ENDPOINT_HELP = "Sample where a model is served, such as http://localhost:8000/v1 of vLLM. The prompts go there."
+ENDPOINT_MODEL_HELP = "The served model, as the endpoint names it."
 JUDGE_KEY_HELP = "The environment variable that holds the endpoint's key; without it no key is sent."
 PAIRS_FILE_HELP = "Where --pairs writes them, in place of RECIPE-suspects.jsonl."
 
@@ -127,6 +129,9 @@ PairingKind = Annotated[
 PerPrompt = Annotated[int | None, typer.Option("--per-prompt", min=1, help="At most so many pairs of a prompt.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="Of sampling; 1 is the model as it is.")]
 MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help=MAX_NEW_TOKENS_HELP)]
+EndpointUrl = Annotated[str | None, typer.Option("--endpoint", metavar="URL", help=ENDPOINT_HELP)]
+EndpointModel = Annotated[str | None, typer.Option("--endpoint-model", metavar="NAME", help=ENDPOINT_MODEL_HELP)]
+EndpointKey = Annotated[str | None, typer.Option("--api-key-env", metavar="VARIABLE", help=JUDGE_KEY_HELP)]
 RoundCount = Annotated[int | None, typer.Option("--rounds", min=1, help=ROUNDS_HELP)]
 RoundReference = Annotated[Literal["kept", "moved"] | None, typer.Option("--reference", help=ROUND_REFERENCE_HELP)]
 SweptValues = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE,VALUE", help=SWEPT_HELP)]
@@ -283,6 +288,9 @@ def pairs(
     max_new_tokens: MaxNewTokens = None,
     rounds: RoundCount = None,
     reference: RoundReference = None,
+    endpoint: EndpointUrl = None,
+    endpoint_model: EndpointModel = None,
+    api_key_env: EndpointKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Pairs of the model's own replies, ranked by the recipe's reward; with --rounds, training on them in turns."""
@@ -298,6 +306,7 @@ def pairs(
             "per_prompt": per_prompt,
             "temperature": temperature,
             "max_new_tokens": max_new_tokens,
+            "endpoint": _endpoint(endpoint, endpoint_model, api_key_env),
             "console": console,
         }
         folder = to or Path(f"{value.name}-pairs")
@@ -564,6 +573,17 @@ def _how_to_train_on(folder: Path, recipe: Recipe) -> str:
     if PREPARED in recipe.data.name:  # of such a recipe the command line changes no part
         return "The same command with --rounds 1 trains on them, too."
     return f"Train on them: dpo-recipes train {recipe.name} data.path={folder} data.train=train data.eval=eval"
+
+
+def _endpoint(url: str | None, model: str | None, key_env: str | None) -> Endpoint | None:
+    """Where replies are sampled, in place of the recipe's model."""
+    if url is None:
+        if model is not None or key_env is not None:
+            raise UsageError("--endpoint-model and --api-key-env belong to --endpoint URL, which is not given.")
+        return None
+    if model is None:
+        raise UsageError(f"--endpoint {url}: name its model with --endpoint-model.")
+    return Endpoint(url, model=model, api_key_env=key_env)
 
 
 def _reward(

@@ -258,7 +258,18 @@ def test_public_names_are_what_they_say_however_they_are_reached(tmp_path):
     from dpo_recipes.cli import app
 
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
-    values = {"Recipe", "Data", "LoRA", "QLoRA", "RewardModel", "JudgeEndpoint", "PairLogps", "Run", "RecipeError"}
+    values = {
+        "Recipe",
+        "Data",
+        "LoRA",
+        "QLoRA",
+        "RewardModel",
+        "Endpoint",
+        "JudgeEndpoint",
+        "PairLogps",
+        "Run",
+        "RecipeError",
+    }
     assert set(dpo_recipes.__all__) == values | {"load", "apply", "conformance", "rounds"} | verbs
     for name in dpo_recipes.__all__:
         assert getattr(dpo_recipes, name) is not None

@@ -60,6 +60,12 @@ TYPOS: list[tuple[list[str], str]] = [
     (["evaluate", "beta=0.1"], "error: Name a run folder, as in"),
     (["chaat", RECIPE], "No such command 'chaat'. Did you mean 'chat'?"),
     (["chat"], "Missing argument 'RUN'."),
+    (["pairs", "quickstart", "--prompts", "x", "--endpoint", "http://h/v1"], "name its model with --endpoint-model."),
+    (["pairs", "quickstart", "--prompts", "x", "--api-key-env", "K"], "belong to --endpoint URL, which is not given."),
+    (
+        ["pairs", "quickstart", "--prompts", "x", "--endpoint", "h:80", "--endpoint-model", "m"],
+        "Endpoint.url='h:80' must be the address of an OpenAI-compatible endpoint, such as https://host/v1",
+    ),
     (["exprot"], "No such command 'exprot'. Did you mean 'export'?"),
     (["export", "x"], "Missing option '--out'."),
     (["export", "x", "--out", "y"], "error: Say what is to be exported: --dial 0.5 is half the way"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +19,14 @@ from ..errors import RecipeError, UsageError
 from ..evaluation.rehearsal import number_of
 from ..losses.selection import name_of
 from ..progress import Stage
-from ..recipe.recipe import JudgeEndpoint, Recipe, RewardModel
+from ..recipe.recipe import Endpoint, JudgeEndpoint, Recipe, RewardModel
 from ..runs import files
 from ..terminal import pairs_table
 from ..training.session import Session
 
 if TYPE_CHECKING:
     from ..data.replies import Messages, Reply
+    from ..models.endpoint import Bill
 
 LONGEST_REPLY = 256  # tokens, where nothing else is said
 LEAST_ROOM = 16  # tokens, for a reply
@@ -41,9 +44,12 @@ def pairs(
     temperature: float = 1.0,
     max_new_tokens: int | None = None,
     seed: int | None = None,
+    endpoint: Endpoint | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Sample `samples` replies of the recipe's model, as it is before training, to each prompt; rank them; write pairs.
+
+    With `endpoint` the replies are those of the model that is served there.
 
     In the folder `to`: train.jsonl and eval.jsonl (the pairs of held-out prompts), replies/ with every reply,
     settings.json and report.json, which is returned too. Called again it goes on where it was, and ranks what is there
@@ -73,16 +79,17 @@ def pairs(
     session = Session(recipe, console, with_pairs=False)
     if session.tokenizer.tokenizer.chat_template is None:
         asked = as_text(asked)
-    session.check_model()
-    replies = _replies(
-        session,
-        asked,
-        folder,
-        samples=samples,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        seed=recipe.seed if seed is None else seed,
-    )
+    sampling: dict[str, Any] = {
+        "samples": samples,
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens or _room_behind(asked, session),
+        "seed": recipe.seed if seed is None else seed,
+    }
+    if endpoint is None:
+        session.check_model()
+        replies = _replies(session, asked, folder, **sampling)
+    else:
+        replies = _replies_of_endpoint(endpoint, session, asked, folder, **sampling)
 
     with Stage(console, "Reward of the replies", len(asked), "prompts") as stage:
         rows, report = preference_pairs(
@@ -95,6 +102,8 @@ def pairs(
             progress=stage.show,
         )
     report["repeated_prompts"] = repeated
+    if endpoint is not None:
+        report["endpoint"] = _read_bill(folder, endpoint)
     _write_pairs(folder, recipe, asked, rows, report)
     console.print(pairs_table(report))
     _refuse_too_few(report)
@@ -133,22 +142,18 @@ def _replies(
     *,
     samples: int,
     temperature: float,
-    max_new_tokens: int | None,
+    max_new_tokens: int,
     seed: int,
 ) -> list[list[Reply]]:
     """The replies to every prompt: those that the folder holds, and the rest sampled from the policy's start."""
     with Stage(session.console, "Loading the libraries"):
-        from ..models.generate import generate, prompt_ids
+        from ..models.generate import generate
         from ..models.sampled_replies import sampled_replies
         from ..models.weights import load_weights
         from ..training.reference_cache import fingerprint
 
     tokenizer = session.tokenizer.tokenizer
     template_kwargs = session.recipe.data.chat_template_kwargs
-    if max_new_tokens is None:
-        longest = max(len(prompt_ids(tokenizer, prompt, template_kwargs)) for prompt in asked)
-        max_new_tokens = _room_behind(longest, session.recipe)
-
     with Stage(session.console, "Loading and checking the model"):
         model = load_weights(session.recipe, session.settings, session.model_path, say=session.say)
         if not getattr(model, "is_quantized", False):  # 4-bit weights are where they stay
@@ -164,20 +169,93 @@ def _replies(
         "chat_template": _hash(f"{tokenizer.chat_template}{template_kwargs}"),
         **sampling,
     }
+    with (
+        _gone_on_with(folder),
+        Stage(session.console, "Sampling replies", unit="replies") as stage,
+        session.autocast(),
+    ):
+        return sampled_replies(
+            folder, asked, sample, settings=settings, seed=seed, samples=samples, progress=stage.show
+        )
+
+
+def _replies_of_endpoint(
+    endpoint: Endpoint,
+    session: Session,
+    asked: Sequence[Messages | str],
+    folder: Path,
+    *,
+    samples: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+) -> list[list[Reply]]:
+    """The replies to every prompt: those that the folder holds, and the rest sampled where a model is served."""
+    from ..models.endpoint import Client, sampled
+    from ..models.sampled_replies import sampled_replies
+
+    client = Client(endpoint, "endpoint")
+    session.say(
+        f"Replies are sampled from {endpoint.model} at {endpoint.url}: the prompts are sent there. To be pairs of the "
+        f"policy's own replies, it must be {session.recipe.in_words(session.recipe.model)}, which is not looked at."
+    )
+    template_kwargs = session.recipe.data.chat_template_kwargs
+    # All that a server could set otherwise, as vLLM does from a model's generation config, is named.
+    sampling: dict[str, Any] = {"temperature": temperature, "top_p": 1.0, "max_new_tokens": max_new_tokens}
+    sample = functools.partial(sampled, client, samples=samples, chat_template_kwargs=template_kwargs, **sampling)
+    settings = {
+        "endpoint": endpoint.url,
+        "model": endpoint.model,
+        "chat_template_kwargs": template_kwargs,
+        **sampling,
+    }
+    before = _read_bill(folder, endpoint)
     try:
-        with Stage(session.console, "Sampling replies", unit="replies") as stage, session.autocast():
+        with _gone_on_with(folder), Stage(session.console, "Sampling replies", unit="replies") as stage:
             return sampled_replies(
                 folder, asked, sample, settings=settings, seed=seed, samples=samples, progress=stage.show
             )
-    except KeyboardInterrupt as stopped:
-        stopped.add_note(f"{folder} holds what was sampled; the same command goes on from there.")
+    finally:
+        if client.bill.requests:
+            _add_to_bill(folder, before, client.bill)
+            session.say(f"The endpoint {client.bill.in_words()}.")
+
+
+def _read_bill(folder: Path, endpoint: Endpoint) -> dict[str, Any]:
+    """What the endpoint was asked for these replies, in all calls so far."""
+    nothing = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
+    try:
+        return json.loads((folder / "endpoint.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there yet, or damaged: it only counts
+        return {"url": endpoint.url, "model": endpoint.model, **nothing}
+
+
+def _add_to_bill(folder: Path, before: dict[str, Any], bill: Bill) -> None:
+    added = {name: before[name] + getattr(bill, name) for name in ("requests", "prompt_tokens", "completion_tokens")}
+    with contextlib.suppress(OSError):  # of a folder that cannot be written something else is said
+        files.write_json(folder / "endpoint.json", before | added)
+
+
+@contextlib.contextmanager
+def _gone_on_with(folder: Path) -> Iterator[None]:
+    """Ctrl-C, and an endpoint that gives up, leave what was sampled, and say so."""
+    try:
+        yield
+    except (KeyboardInterrupt, RecipeError) as stopped:
+        if not isinstance(stopped, UsageError):
+            stopped.add_note(f"{folder} holds what was sampled; the same command goes on from there.")
         raise
 
 
-def _room_behind(longest_prompt: int, recipe: Recipe) -> int:
+def _room_behind(asked: Sequence[Messages | str], session: Session) -> int:
     """How long a reply may be, tokens: a pair that `max_length` cuts would teach to run on."""
+    from ..models.generate import prompt_ids
+
+    recipe = session.recipe
     if recipe.max_length is None:
         return LONGEST_REPLY
+    tokenizer = session.tokenizer.tokenizer
+    longest_prompt = max(len(prompt_ids(tokenizer, prompt, recipe.data.chat_template_kwargs)) for prompt in asked)
     room = recipe.max_length - longest_prompt
     if room < LEAST_ROOM:
         raise RecipeError(

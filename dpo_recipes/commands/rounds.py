@@ -57,6 +57,11 @@ def rounds(
     moved. `sampling` are arguments of `pairs`. Called again it goes on: what a round has sampled or trained is kept.
     """
     console = console or Console(quiet=True)
+    if sampling.get("endpoint") is not None:
+        raise UsageError(
+            "--rounds trains what the next round samples from, and --endpoint serves one model all the time. Sample "
+            "there without --rounds, then train on the pairs."
+        )
     reference = reference or ("kept" if recipe.reference else "moved")
     _refuse_reference(recipe, reference)
 

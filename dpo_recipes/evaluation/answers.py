@@ -287,8 +287,7 @@ def compared_by_judge(
     )
     wins = torch.tensor(judged.wins, dtype=torch.float64)
     bill = judged.bill
-    tokens = f"{bill.prompt_tokens:,} tokens read and {bill.completion_tokens:,} written"
-    print_line(console, f"The judge {judge.model} was asked {bill.requests:,} times: {tokens}.")
+    print_line(console, f"The judge {judge.model} {bill.in_words()}.")
     return wins, {
         "win_rate": wins.mean().item(),
         "win_rate_interval": list(share_interval(wins, range(len(wins)))),
@@ -299,7 +298,7 @@ def compared_by_judge(
             "requests": bill.requests,
             "prompt_tokens": bill.prompt_tokens,
             "completion_tokens": bill.completion_tokens,
-            "unreadable": bill.unreadable,
+            "unreadable": judged.unreadable,
         },
     }
 

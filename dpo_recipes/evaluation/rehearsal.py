@@ -18,7 +18,7 @@ from ..data.replies import Messages, question
 from ..errors import Finding, RecipeError
 from ..losses.selection import name_of
 from ..recipe.recipe import JudgeEndpoint, Recipe, RewardModel
-from .judge_endpoint import Client
+from .judge_endpoint import Judge
 from .unrelated_texts import unrelated_texts
 
 Score = Callable[[str, str], float]  # (prompt, completion) -> a number: a recipe's reward or one of its measures
@@ -121,11 +121,11 @@ def _judge_findings(recipe: Recipe, held_out: Any, prompts: int) -> list[Finding
 
         judge = recipe.reward
         pair = next(iter(held_out))
-        client = Client(judge)
-        verdict = client.verdict(prompt_text(pair["prompt"]), _text_of(pair["chosen"]), _text_of(pair["rejected"]))
+        asked = Judge(judge)
+        verdict = asked.verdict(prompt_text(pair["prompt"]), _text_of(pair["chosen"]), _text_of(pair["rejected"]))
     except RecipeError as error:
         return [Finding("fail", "reward", str(error))]
-    tokens = client.bill.prompt_tokens + client.bill.completion_tokens
+    tokens = asked.bill.prompt_tokens + asked.bill.completion_tokens
     cost = f"; it counted {tokens:,} tokens for one, and is asked up to {2 * prompts:,} times" if tokens else ""
     said = "gave no verdict" if verdict is None else "gave a verdict"
     level: Any = "warn" if verdict is None else "pass"

@@ -235,23 +235,30 @@ class RewardModel(Value):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeEndpoint(Value):
+class Endpoint(Value):
+    """A model behind an OpenAI-compatible endpoint, such as one that vLLM serves."""
+
+    url: Annotated[str, WEB_ADDRESS] = field(kw_only=False)  # up to and with /v1
+    model: str  # as the endpoint names it
+    api_key_env: str | None = None  # the environment variable that holds the key; None: no key is sent
+
+    def refuse_contradictions(self) -> None:
+        host = urllib.parse.urlsplit(self.url).hostname or ""
+        kind = type(self).__name__
+        if self.api_key_env is not None and self.url.startswith("http://") and host not in LOCAL_HOSTS:
+            raise UsageError(f"{kind}.url={self.url!r} would carry the key unencrypted: write https://.")
+        if urllib.parse.urlsplit(self.url).username is not None:
+            raise UsageError(f"{kind}.url holds a name or a password: api_key_env names where the key is.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeEndpoint(Endpoint):
     """A model behind an OpenAI-compatible endpoint as the recipe's `reward`: it compares answers two by two.
 
     The held-out prompts that are asked, and both models' answers to them, are sent there.
     """
 
-    url: Annotated[str, WEB_ADDRESS] = field(kw_only=False)  # up to and with /v1
-    model: str  # as the endpoint names it
-    api_key_env: str | None = None  # the environment variable that holds the key; None: no key is sent
     criterion: str = "Prefer the answer that helps the person who asks more, and that is correct."
-
-    def refuse_contradictions(self) -> None:
-        host = urllib.parse.urlsplit(self.url).hostname or ""
-        if self.api_key_env is not None and self.url.startswith("http://") and host not in LOCAL_HOSTS:
-            raise UsageError(f"JudgeEndpoint.url={self.url!r} would carry the key unencrypted: write https://.")
-        if urllib.parse.urlsplit(self.url).username is not None:
-            raise UsageError("JudgeEndpoint.url holds a name or a password: api_key_env names where the key is.")
 
 
 # The limits of Recipe's fields.

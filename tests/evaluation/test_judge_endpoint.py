@@ -3,63 +3,35 @@
 from __future__ import annotations
 
 import io
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 from making import recipe_for
 from rich.console import Console
+from serving import Stub, served
 from test_rehearsal import pairs_with_prompts_of
 
 from dpo_recipes import JudgeEndpoint, RecipeError
 from dpo_recipes.errors import UsageError
-from dpo_recipes.evaluation import judge_endpoint
-from dpo_recipes.evaluation.judge_endpoint import Client, judge_answers
+from dpo_recipes.evaluation.judge_endpoint import Judge, judge_answers
 from dpo_recipes.evaluation.rehearsal import rehearsed
+from dpo_recipes.models import endpoint
 
 KEY = "sk-do-not-tell-anybody"
 
 
-class Stub:
-    """An endpoint that prefers the longer answer; `failures` are statuses it answers with first."""
+class JudgeStub(Stub):
+    """An endpoint that prefers the longer answer."""
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.failures: list[tuple[int, dict[str, str]]] = []
+        super().__init__()
         self.says = self.longer
-        stub = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                stub.asked.append(body)
-                stub.headers.append(dict(self.headers))
-                if stub.failures:
-                    status, headers = stub.failures.pop(0)
-                    self.send_response(status)
-                    for name, value in headers.items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    self.wfile.write(f"no, {self.headers.get('Authorization')}".encode())
-                    return
-                assert self.path == "/v1/chat/completions"
-                usage = {"prompt_tokens": 100, "completion_tokens": 2}
-                answer = {"choices": [{"message": {"content": stub.says(body)}}], "usage": usage}
-                data = json.dumps(answer).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+    def answer(self, path: str, body: dict[str, Any]) -> Any:
+        assert path == "/v1/chat/completions"
+        usage = {"prompt_tokens": 100, "completion_tokens": 2}
+        return {"choices": [{"message": {"content": self.says(body)}}], "usage": usage}
 
     @staticmethod
     def longer(body: dict[str, Any]) -> str:
@@ -72,29 +44,24 @@ class Stub:
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
-    stub = Stub()
-    thread = threading.Thread(target=stub.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield stub
-    stub.server.shutdown()
-    thread.join()
-    stub.server.server_close()
+def stub() -> Iterator[JudgeStub]:
+    with served(JudgeStub()) as stub:
+        yield stub
 
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch) -> list[float]:
     """The seconds that the client would have waited."""
     waited: list[float] = []
-    monkeypatch.setattr(judge_endpoint.time, "sleep", waited.append)
+    monkeypatch.setattr(endpoint, "_pause", lambda stopped, seconds: waited.append(seconds))
     return waited
 
 
-def judge_of(stub: Stub, **values: Any) -> JudgeEndpoint:
+def judge_of(stub: JudgeStub, **values: Any) -> JudgeEndpoint:
     return JudgeEndpoint(stub.url, model="judge-1", **values)
 
 
-def judged(stub: Stub, reference: list[str], policy: list[str], **values: Any):
+def judged(stub: JudgeStub, reference: list[str], policy: list[str], **values: Any):
     prompts = [f"Question {number}" for number in range(len(policy))]
     return judge_answers(judge_of(stub, **values), prompts, reference, policy, Console(quiet=True))
 
@@ -120,7 +87,7 @@ def test_a_judge_that_always_likes_the_first_place_says_nothing(stub):
 )
 def test_the_verdict_is_the_last_letter_that_stands_alone(stub, said, letter):
     stub.says = lambda body: said
-    assert Client(judge_of(stub)).verdict("p", "one", "two") == letter
+    assert Judge(judge_of(stub)).verdict("p", "one", "two") == letter
 
 
 def test_a_judge_that_gives_no_verdict_is_no_judge(stub):
@@ -131,40 +98,40 @@ def test_a_judge_that_gives_no_verdict_is_no_judge(stub):
 
 def test_a_busy_endpoint_is_asked_again_and_waits_as_long_as_it_says(stub, waits):
     stub.failures = [(500, {}), (429, {"Retry-After": "7"}), (503, {})]
-    assert Client(judge_of(stub)).verdict("p", "longest", "two") == "A"
+    assert Judge(judge_of(stub)).verdict("p", "longest", "two") == "A"
     assert waits == [1.0, 7.0, 14.0] and len(stub.asked) == 4
 
 
 def test_one_that_never_answers_is_one_message(stub, waits):
     stub.failures = [(500, {})] * 9
     with pytest.raises(RecipeError, match=r"does not answer after 5 tries: HTTP 500 Internal Server Error\."):
-        Client(judge_of(stub)).verdict("p", "a", "b")
+        Judge(judge_of(stub)).verdict("p", "a", "b")
     assert waits == [1.0, 2.0, 4.0, 8.0]
     with pytest.raises(RecipeError, match="after 5 tries: .*refused"):
-        Client(JudgeEndpoint("http://127.0.0.1:9/v1", model="m")).verdict("p", "a", "b")
+        Judge(JudgeEndpoint("http://127.0.0.1:9/v1", model="m")).verdict("p", "a", "b")
 
 
 def test_the_key_comes_from_the_environment_and_is_told_to_nobody_else(stub, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     judge = judge_of(stub, api_key_env="JUDGE_KEY")
     assert KEY not in repr(judge)
-    Client(judge).verdict("p", "a", "b")
+    Judge(judge).verdict("p", "a", "b")
     assert stub.headers[0]["Authorization"] == f"Bearer {KEY}"
 
     stub.failures = [(401, {})]  # which repeats the key
     with pytest.raises(RecipeError, match="refuses: HTTP 401 .*Is the key in JUDGE_KEY right") as refused:
-        Client(judge).verdict("p", "a", "b")
+        Judge(judge).verdict("p", "a", "b")
     assert KEY not in str(refused.value)
 
-    other = Stub()
+    other = JudgeStub()
     stub.failures = [(307, {"Location": other.url})]
     with pytest.raises(RecipeError, match="refuses: HTTP 307"):
-        Client(judge).verdict("p", "a", "b")
+        Judge(judge).verdict("p", "a", "b")
     other.server.server_close()
 
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(RecipeError, match="environment variable JUDGE_KEY, which is not set"):
-        Client(judge)
+        Judge(judge)
 
 
 @pytest.mark.parametrize(
