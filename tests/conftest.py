@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
@@ -31,6 +32,12 @@ if hasattr(signal, "SIGHUP"):  # Windows has none
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The README's commands first: they take a minute or two in one process, while others do the rest."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the libraries and the tests are made of to no collection: each training asks for one of its own."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
