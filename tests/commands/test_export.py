@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import shutil
@@ -10,21 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import load_policy
-from rich.console import Console
-from test_evaluate import OPTIONS
-from test_evaluate import trained as trained_with_reward
+from making import load_policy, quiet, short_recipe, train_in
 from transformers import AutoTokenizer
 
-from dpo_recipes import RecipeError, Run, apply, evaluate, export, load, train
+from dpo_recipes import RecipeError, Run, evaluate, export
 from dpo_recipes.errors import UsageError
+from dpo_recipes.evaluation import rehearsal
 from dpo_recipes.runs.model_card import nearness_in_words
 
 IDS = torch.tensor([[260, 40, 41, 42, 43, 44, 45, 46, 47, 90, 91, 92, 93]])
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO(), width=300)
 
 
 def logps(model) -> torch.Tensor:
@@ -52,28 +45,29 @@ def plain(base: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.double() for name, tensor in load_policy(base).state_dict().items()}
 
 
+def config_of(adapter: Path) -> dict:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    return config | {"target_modules": sorted(config["target_modules"])}
+
+
 def with_weights(base: Path, weights: dict[str, torch.Tensor]):
     model = load_policy(base).double()
     model.load_state_dict(weights)
     return model
 
 
-def trained(folder: Path, model: Path, pairs: Path, adapter: str = "LoRA(r=4)", more: str = "") -> Run:
-    """A run without a reward, and with short answers."""
-    folder.mkdir(exist_ok=True)
-    (folder / "mine.py").write_text(
-        "from dpo_recipes import Data, LoRA, QLoRA, Recipe\n\n\n"
-        "def told(rows, run):\n    return 'It goes on.'\n\n\n"
-        f"recipe = Recipe(model={str(model)!r}, data=Data({str(pairs)!r}, eval=0.25), adapter={adapter}, beta=0.3,\n"
-        f"    learning_rate=0.02, global_batch_size=6, micro_batch_size=3, max_length=112, trl={OPTIONS!r},\n"
-        f"    rules={{'told': told}}{more})\n"
-    )
-    return train(apply(load(folder / "mine.py"), []), runs=folder / "runs", console=quiet())
+@pytest.fixture(scope="module", autouse=True)
+def few_short_answers():
+    """What is drawn to measure with is the longest part of an export, and need not be much here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rehearsal, "PROMPTS", 3)
+        patch.setattr(rehearsal, "MAX_NEW_TOKENS", 24)
+        yield
 
 
 @pytest.fixture(scope="module")
-def run(tiny, pairs_file, tmp_path_factory) -> Run:
-    return trained(tmp_path_factory.mktemp("run"), tiny(), pairs_file)
+def run(finished) -> Run:
+    return finished().run
 
 
 @pytest.fixture(scope="module")
@@ -92,18 +86,15 @@ def test_a_lora_adapter_adds_so_much_of_what_it_added(run, half, tiny):
     moved = logps(with_weights(tiny(), end)) - logps(with_weights(tiny(), start))
     assert moved.abs().max() > 0.01  # or it would be near whatever was written
 
-    assert result["largest_difference"] <= 1e-5 and result["dial"] == 0.5 and result["beta"] == 0.6
+    assert result["largest_difference"] <= 1e-5 and result["dial"] == 0.5 and result["beta"] == 0.8
     assert result == json.loads((folder / "export.json").read_text())
     left = {path.name for path in (run.path / "model").iterdir()}
     assert {path.name for path in folder.iterdir()} == left | {"export.json"}
-    config = json.loads((folder / "adapter_config.json").read_text())
-    assert config == json.loads((run.path / "model" / "adapter_config.json").read_text())
+    assert config_of(folder) == config_of(run.path / "model")
 
 
-@pytest.mark.slow
-def test_how_near_it_is_is_measured_against_the_exact_dial(tiny, pairs_file, tmp_path):
-    run = trained_with_reward(tmp_path, tiny(), pairs_file, "learning_rate=0.02")
-    result = export(run, dial=0.5, out=tmp_path / "half", console=quiet())
+def test_how_near_it_is_is_measured_against_the_exact_dial(run, half, tmp_path):
+    _, result = half
     [row] = evaluate(run, dial=[0.5], to=tmp_path / "evaluated", console=quiet())["dial"]
     for name in ("kl", "reward", "win_rate", "answers/tokens"):
         assert result["exact"][name] == pytest.approx(row[name], rel=1e-5), name
@@ -144,7 +135,7 @@ def test_where_the_policy_itself_is_nearer_that_is_said():
 def test_the_card_tells_what_it_is_and_its_code_loads_it(half, tiny):
     folder, result = half
     card = (folder / "README.md").read_text()
-    assert "# mine, the dial at 0.5" in card and "with beta 0.6 would have given" in card
+    assert "# mine, the dial at 0.5" in card and "with beta 0.8 would have given" in card
     assert f"the exact dial is {result['along_answers']['exported']:.2g} nats per token away from this model" in card
     made: dict = {}
     exec(card.partition("```python\n")[2].partition("```")[0], made)
@@ -154,8 +145,8 @@ def test_the_card_tells_what_it_is_and_its_code_loads_it(half, tiny):
 
 
 @pytest.mark.slow
-def test_a_continued_adapter_lies_between_its_start_and_its_end(run, tiny, pairs_file, tmp_path):
-    again = trained(tmp_path, tiny(), pairs_file, f"LoRA(continue_from={str(run.path / 'model')!r})")
+def test_a_continued_adapter_lies_between_its_start_and_its_end(run, finished, tiny, tmp_path):
+    again = finished("continued").run
     result = export(again, dial=0.5, out=tmp_path / "half", console=quiet())
     written = loaded_plainly(tmp_path / "half", tiny())
     assert written.peft_config["default"].r == 8 and result["largest_difference"] <= 1e-5
@@ -167,8 +158,8 @@ def test_a_continued_adapter_lies_between_its_start_and_its_end(run, tiny, pairs
 
 
 @pytest.mark.slow
-def test_of_a_whole_model_each_weight_lies_between(tiny, pairs_file, tmp_path):
-    run = trained(tmp_path, tiny(), pairs_file, "None")
+def test_of_a_whole_model_each_weight_lies_between(finished, tiny, tmp_path):
+    run = finished("None").run
     result = export(run, dial=0.5, out=tmp_path / "half", console=quiet())
     start, end = plain(tiny()), plain(run.path / "model")
     written = plain(tmp_path / "half")
@@ -179,8 +170,8 @@ def test_of_a_whole_model_each_weight_lies_between(tiny, pairs_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_4_bit_run_is_scaled_over_its_4_bit_base(tiny, pairs_file, tmp_path):
-    run = trained(tmp_path, tiny(), pairs_file, "QLoRA(r=4)")
+def test_a_4_bit_run_is_scaled_over_its_4_bit_base(finished, tmp_path):
+    run = finished("QLoRA(r=4)").run
     result = export(run, dial=0.5, out=tmp_path / "half", console=quiet())
     distances = result["along_pairs"]
     assert result["largest_difference"] <= 1e-5
@@ -202,7 +193,7 @@ def test_what_cannot_be_exported_is_one_message_and_leaves_nothing(run, tmp_path
 
 @pytest.mark.slow
 def test_an_adapter_whose_reference_is_another_model_is_refused(tiny, pairs_file, tmp_path):
-    run = trained(tmp_path, tiny(), pairs_file, more=f", reference={str(tiny(seed=1))!r}")
+    run = train_in(tmp_path, short_recipe(tiny(), pairs_file, reference=str(tiny(seed=1))))
     with pytest.raises(RecipeError, match="no scale of the adapter leads there. .* evaluate .* --dial FACTOR"):
         export(run, dial=0.5, out=tmp_path / "x", console=quiet())
 
@@ -230,5 +221,12 @@ def test_an_adapter_that_took_part_of_its_base_is_refused(run, tmp_path):
         export(copied, dial=0.5, out=tmp_path / "x", console=quiet())
 
 
-def test_the_card_of_the_run_itself_says_what_the_guard_has_seen(run):
+def told(rows, run) -> str:
+    """A rule of a recipe's own."""
+    return "It goes on."
+
+
+@pytest.mark.slow
+def test_the_card_of_the_run_itself_says_what_the_guard_has_seen(tiny, pairs_file, tmp_path):
+    run = train_in(tmp_path, short_recipe(tiny(), pairs_file, rules={"told": told}))
     assert "\n* Step 1, warning, `told`: It goes on.\n" in (run.path / "model" / "README.md").read_text()
