@@ -195,52 +195,58 @@ def test_nothing_dangerous_is_called(name):
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "numpy", "bitsandbytes")
 RUN = """
-import json, sys, time
-start = time.perf_counter()
-code = 0
-try:
-    {body}
-except SystemExit as error:
-    code = error.code
-seconds = time.perf_counter() - start
-print(json.dumps([code, [m for m in {heavy!r} if m in sys.modules], seconds]), file=sys.stderr)
+import json, os, sys, time
+told = []
+for body, argv in json.loads(os.environ["BODIES"]):
+    sys.argv = argv
+    start = time.perf_counter()
+    code = 0
+    try:
+        exec(body)
+    except SystemExit as error:
+        code = error.code
+    told.append([code, [m for m in {heavy!r} if m in sys.modules], time.perf_counter() - start])
+print(json.dumps(told), file=sys.stderr)
 """
 
 
-def fresh(body: str, where: Path, *argv: str) -> tuple[int, list[str], float]:
-    """Run a statement in a fresh interpreter -> (exit code, heavy modules that it imported, seconds)."""
-    code = RUN.format(body=body, heavy=HEAVY)
-    env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=where, env=env)
+def fresh(bodies: list[tuple[str, list[str]]], where: Path) -> list[tuple[int, list[str], float]]:
+    """Run statements one after the other in a fresh interpreter, each with its arguments of the command line.
+
+    -> of each its exit code, the heavy modules that are imported by then, and its seconds.
+    """
+    env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "BODIES": json.dumps(bodies)}
+    run = [sys.executable, "-c", RUN.format(heavy=HEAVY)]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=where, env=env)
     assert "Traceback" not in done.stderr, done.stderr
-    return tuple(json.loads(done.stderr.splitlines()[-1]))
+    return [tuple(each) for each in json.loads(done.stderr.splitlines()[-1])]
 
 
-@pytest.mark.parametrize(
-    ("argv", "code"),
-    [
-        (["list"], 0),
-        (["list", "--json"], 0),
-        (["show", "smollm3_ultrafeedback", "beta=0.3"], 0),
-        (["show", "quickstart"], 0),
-        (["train", "quickstart", "data.path=my.jsonl"], 2),
-        (["new", "mine", "--from", "quickstart"], 0),
-        (["new", "mine"], 0),
-        (["--help"], 0),
-        (["train", "--help"], 0),
-        (["--version"], 0),
-        (["trian"], 2),
-        (["train", "quikstart"], 2),
-        (["train", "smollm3_ultrafeedback", "--betta", "1"], 2),
-        (["train", "smollm3_ultrafeedback", "trl.max_prompt_length=9"], 2),
-        (["train", "zephyr_7b_qlora", "global_batch_size=7"], 2),
-    ],
-    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
-)
-def test_looking_and_mistyping_import_nothing_heavy(tmp_path, argv, code):
-    found, heavy, seconds = fresh("from dpo_recipes.cli import main; main()", tmp_path, *argv)
-    print(f"dpo-recipes {' '.join(argv)}: {seconds:.2f} s")
-    assert heavy == [] and found == code
+QUICK_COMMANDS = [
+    (["list"], 0),
+    (["list", "--json"], 0),
+    (["show", "smollm3_ultrafeedback", "beta=0.3"], 0),
+    (["show", "quickstart"], 0),
+    (["train", "quickstart", "data.path=my.jsonl"], 2),
+    (["new", "mine", "--from", "quickstart"], 0),
+    (["new", "my_own"], 0),
+    (["--help"], 0),
+    (["train", "--help"], 0),
+    (["--version"], 0),
+    (["trian"], 2),
+    (["train", "quikstart"], 2),
+    (["train", "smollm3_ultrafeedback", "--betta", "1"], 2),
+    (["train", "smollm3_ultrafeedback", "trl.max_prompt_length=9"], 2),
+    (["train", "zephyr_7b_qlora", "global_batch_size=7"], 2),
+]
+
+
+def test_looking_and_mistyping_import_nothing_heavy(tmp_path):
+    command_line = "from dpo_recipes.cli import main; main()"
+    told = fresh([(command_line, ["dpo-recipes", *argv]) for argv, _ in QUICK_COMMANDS], tmp_path)
+    for (argv, code), (found, heavy, seconds) in zip(QUICK_COMMANDS, told, strict=True):
+        print(f"dpo-recipes {' '.join(argv)}: {seconds:.2f} s")
+        assert heavy == [] and found == code, argv
 
 
 @pytest.mark.parametrize(
@@ -251,7 +257,8 @@ def test_looking_and_mistyping_import_nothing_heavy(tmp_path, argv, code):
     ],
 )
 def test_the_package_and_the_toy_world_import_nothing_heavy(tmp_path, body):
-    assert fresh(body, tmp_path)[:2] == (0, [])
+    [told] = fresh([(body, [])], tmp_path)
+    assert told[:2] == (0, [])
 
 
 def test_public_names_are_what_they_say_however_they_are_reached(tmp_path):

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import forking
 import pytest
 
 from dpo_recipes import Run
@@ -52,9 +53,11 @@ def test_fork_show_train_and_read_back(tiny, pairs_file, tmp_path):
 @pytest.mark.parametrize("adapter", ["none", "lora", "qlora"])
 def test_the_three_ways_to_train_are_one_word_apart(tiny, pairs_file, tmp_path, adapter):
     words = [f"model={tiny()}", f"data.path={pairs_file}", "max_length=112", "trl.max_steps=2", f"adapter={adapter}"]
-    said = dpo_recipes("train", "smollm3_ultrafeedback", *words, "learning_rate=1e-4", cwd=tmp_path).stdout
+    command = ["dpo-recipes", "train", "smollm3_ultrafeedback", *words, "learning_rate=1e-4"]
+    done = forking.run(forking.command_line, *command, cwd=tmp_path, environment=dict(os.environ), timeout=1200)
     expected = {"none": "all weights", "lora": "LoRA of rank 32", "qlora": "QLoRA of rank 32"}[adapter]
-    assert expected in said and "Reference: " in said
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout and "Reference: " in done.stdout
 
 
 def test_without_a_network_it_ends_at_once_with_both_ways_out(tmp_path):

@@ -99,6 +99,7 @@ def test_the_same_seed_makes_the_same_bytes(world, tmp_path):
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
 
 
+@pytest.mark.slow
 def test_pairs_are_ranked_by_the_reward_and_the_held_out_prompts_are_new(world):
     train, held_out = rows(world, "train"), rows(world, "eval")
     assert len(train) > 60 and len(held_out) > 16
@@ -110,6 +111,7 @@ def test_pairs_are_ranked_by_the_reward_and_the_held_out_prompts_are_new(world):
         assert row["chosen_reward"] > row["rejected_reward"]
 
 
+@pytest.mark.slow
 def test_the_model_answers_and_its_template_ends_with_the_end_token(world):
     tokenizer = AutoTokenizer.from_pretrained(world / "model")
     model = AutoModelForCausalLM.from_pretrained(world / "model")

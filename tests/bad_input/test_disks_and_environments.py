@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forking
 import pytest
 from making import short_recipe, write_recipe
 from rich.console import Console
@@ -355,7 +356,7 @@ def test_a_real_limit_on_file_sizes_is_one_message(recipe, tmp_path, pairs_file)
         "except RecipeError as error:\n"
         "    sys.stderr.write(f'MESSAGE {error}')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1200, env=os.environ)
+    done = forking.run(forking.python, code, cwd=tmp_path, environment=dict(os.environ), timeout=1200)
     assert "MESSAGE" in done.stderr and "Training had come to step 2 of 3." in done.stderr
     assert "No other place has room for the model, which is lost." in done.stderr
     assert not list(tmp_path.rglob("checkpoint-*")) and not list(tmp_path.rglob("*.tmp"))

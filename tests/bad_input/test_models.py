@@ -6,12 +6,11 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forking
 import pytest
 import torch
 from making import make_model, make_tokenizer
@@ -430,8 +429,8 @@ def test_the_command_line_says_it_in_one_line(copied, pairs_file, tmp_path):
         "from dpo_recipes import Data, LoRA, Recipe\n"
         f"recipe = Recipe(model={str(copied)!r}, data=Data({str(pairs_file)!r}), adapter=LoRA(r=4), max_length=96)\n"
     )
-    command = [sys.executable, "-m", "dpo_recipes", "train", str(recipe), "--runs", str(tmp_path / "runs")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = ["dpo-recipes", "train", str(recipe), "--runs", str(tmp_path / "runs")]
+    done = forking.run(forking.command_line, *command, cwd=tmp_path, environment=dict(os.environ), timeout=1200)
     assert done.returncode == 1
     assert done.stderr.startswith("error: The weights in ") and "LOAD REPORT" not in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "runs").exists()

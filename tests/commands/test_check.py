@@ -475,9 +475,12 @@ def test_a_process_of_its_own_takes_what_was_planned(made, tiny, tmp_path, case)
     file = tmp_path / "tried.py"
     file.write_text(f"from dpo_recipes import Data, LoRA, Recipe\n\nrecipe = {recipe!r}\n", encoding="utf-8")
     words = [sys.executable, "-m", "dpo_recipes", "check", str(file), "--run", "--json"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stdout + done.stderr
+    coloured = {**os.environ, "FORCE_COLOR": "1"}
+    done = subprocess.run(words, cwd=tmp_path, env=coloured, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
     found = json.loads(done.stdout)
+    assert found["run"]["seconds_per_step"] > 0
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["tried.py"]
     assert found["plan"]["here"] == pytest.approx(found["run"]["peak"], rel=0.15)
 
 

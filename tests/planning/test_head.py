@@ -20,7 +20,7 @@ class Kernel:
         return lambda *args, **kwargs: None
 
 
-@pytest.mark.parametrize(("triton", "tile_words"), [(False, 32768), (False, 1024), (True, 32768)])
+@pytest.mark.parametrize(("triton", "tile_words"), [(False, 32768), (False, 4096), (True, 32768)])
 @pytest.mark.parametrize(
     ("positions", "width", "words", "dtype", "autocast", "trains"),
     [
