@@ -78,7 +78,9 @@ RANDOM_MODEL_HELP = f"Random weights of this size, in place of the recipe's mode
 PROCESSES_HELP = "Plan for one of N such devices."
 ENGINE_HELP = f"One of {', '.join(ENGINES)}."
 POLICY_HELP = "In place of a run: the model to measure, or the folder of its adapter."
-REFERENCE_HELP = "What the policy is compared with, a folder or a hub id; of an adapter its base, unless it is named."
+REFERENCE_HELP = (
+    "What it is compared with: a model, or an adapter's folder; of an adapter its base, unless one is named."
+)
 DATA_HELP = "Pairs to measure it on, in place of the run's own; all of them are held out."
 EXPORT_DIAL_HELP = "0.5 is half the way from the reference to the policy: near what twice the beta would have given."
 TO_HELP = "Where the files go, in place of the run folder."

@@ -267,7 +267,7 @@ def load_policy(folder: Path, **changes):
     return load_weights(recipe, resolve(recipe, Device()), str(folder))
 
 
-def make_adapter(folder: Path, base: Path) -> Path:
+def make_adapter(folder: Path, base: Path, seed: int = 1) -> Path:
     """A saved LoRA adapter of rank 4 that already changes its base."""
     import torch
     from peft import get_peft_model
@@ -276,7 +276,7 @@ def make_adapter(folder: Path, base: Path) -> Path:
     from dpo_recipes.models.adapter import peft_config
 
     model = get_peft_model(load_policy(base), peft_config(LoRA(r=4)))
-    draw = torch.Generator().manual_seed(1)
+    draw = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
         if "lora_" in name:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=draw)

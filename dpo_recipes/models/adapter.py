@@ -157,6 +157,13 @@ def put_on(model: Any, folder: str, is_trainable: bool = False) -> Any:
         return PeftModel.from_pretrained(model, folder, is_trainable=is_trainable)
 
 
+def with_adapter_in_place(model: Any, folder: str) -> Any:
+    """The model itself, with layers of a folder's adapter in place of its own: TRL's head takes no PeftModel."""
+    with_adapter = put_on(model, folder)
+    refuse_other_adapter_weights(with_adapter, folder)
+    return with_adapter.get_base_model()
+
+
 def refuse_other_adapter_weights(model: Any, folder: str) -> None:
     """RecipeError where the adapter's file lacks a tensor of the adapter, or has one that nothing reads.
 
@@ -180,15 +187,22 @@ def refuse_unfit_adapter_file(skeleton: Any, folder: str) -> None:
     if not os.path.isfile(file):  # of the hub, or in another format: it is looked at when it is loaded
         return
     with safe_open(file, framework="pt") as tensors:
-        names = tensors.keys()
-    in_file = {name for name in names if ".lora_A." in name or ".lora_B." in name}
+        shapes = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118, which it needs
+    in_file = {name: shape for name, shape in shapes.items() if ".lora_A." in name or ".lora_B." in name}
     wanted = {
-        name.replace(".default.", ".")
-        for name, _ in skeleton.named_parameters()
+        name.replace(".default.", "."): list(parameter.shape)
+        for name, parameter in skeleton.named_parameters()
         if ".lora_A.default." in name or ".lora_B.default." in name
     }
-    problems = {"Missing from its file": wanted - in_file, "In its file, and not read by this model": in_file - wanted}
-    _refuse_problems(problems, folder, len(wanted | in_file))
+    both = wanted.keys() & in_file.keys()
+    problems = {
+        "Missing from its file": wanted.keys() - in_file.keys(),
+        "In its file, and not read by this model": in_file.keys() - wanted.keys(),
+        "Of another shape than the model and its adapter_config.json have it": [
+            f"{name} is {in_file[name]} for {wanted[name]}" for name in both if wanted[name] != in_file[name]
+        ],
+    }
+    _refuse_problems(problems, folder, len(wanted.keys() | in_file.keys()))
 
 
 def _refuse_problems(problems: Mapping[str, Collection[str]], folder: str, tensors: int) -> None:
@@ -202,11 +216,14 @@ def _refuse_problems(problems: Mapping[str, Collection[str]], folder: str, tenso
 
 
 @contextmanager
-def lora_config(adapter: LoRA) -> Iterator[Any]:
-    """The adapter's configuration, new or of the folder it continues; what goes wrong with it becomes a RecipeError."""
+def lora_config(adapter: LoRA, field: str = "adapter.continue_from") -> Iterator[Any]:
+    """The adapter's configuration, new or of the folder it continues; what goes wrong with it becomes a RecipeError.
+
+    `field` of the recipe names that folder.
+    """
     folder = os.path.expanduser(adapter.continue_from or "")
     if os.path.exists(folder):
-        refuse_adapter_folder(folder, "adapter.continue_from")
+        refuse_adapter_folder(folder, field)
     try:
         config = PeftConfig.from_pretrained(folder) if folder else peft_config(adapter)
         if config.peft_type != "LORA":
@@ -218,7 +235,7 @@ def lora_config(adapter: LoRA) -> Iterator[Any]:
         reason = reason_of(error)
         if folder:
             raise RecipeError(
-                f"adapter.continue_from={folder!r} holds no LoRA adapter for this model: {reason}. It must be a folder "
+                f"{field}={folder!r} holds no LoRA adapter for this model: {reason}. It must be a folder "
                 "with adapter_config.json and adapter_model.safetensors, made on the same base."
             ) from error
         raise RecipeError(f"This model takes no such adapter: {reason}.") from error

@@ -7,4 +7,4 @@ from typing import Any
 
 def without_adapters(model: Any) -> Any:
     """The causal LM under its adapters; a model without any is that itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

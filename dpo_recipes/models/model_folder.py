@@ -65,7 +65,7 @@ def refuse_adapter_folder(path: str, field: str) -> None:
     config = _json_object(folder, "adapter_config.json")
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise RecipeError(f"{folder} is a {kind} adapter, and only a LORA adapter can be trained on here.")
+        raise RecipeError(f"{folder} is a {kind} adapter, and only a LORA adapter is taken here.")
     if not any(name in names for name in ("adapter_model.safetensors", "adapter_model.bin")):
         raise RecipeError(f"{folder} has no weights: adapter_model.safetensors is missing beside adapter_config.json.")
     if "adapter_model.safetensors" in names:

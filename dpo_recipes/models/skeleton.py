@@ -43,6 +43,12 @@ def skeleton(recipe: Recipe, settings: Settings, path: str, *, trainable: bool =
     return model
 
 
+def with_adapter_of(model: Any, folder: str) -> Any:
+    """The skeleton of a reference with the adapter of a folder on it."""
+    with torch.device("meta"), lora_config(LoRA(continue_from=folder), "reference") as config:
+        return get_peft_model(model, config)
+
+
 def _quantize(model: Any, quantization_config: Any, dtype: torch.dtype) -> None:
     """Give the layers the 4-bit weights and the figures beside them that loading would give them."""
     from bitsandbytes.functional import create_dynamic_map, name2qmap

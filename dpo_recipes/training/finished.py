@@ -19,7 +19,6 @@ def policy_and_reference(run: Run, session: Session) -> tuple[Any, Reference, An
     RecipeError where the run has no model, or its reference is gone.
     """
     from ..models.reference import Reference
-    from ..models.weights import load_weights
 
     recipe = session.recipe
     kind = session.settings.reference
@@ -29,11 +28,6 @@ def policy_and_reference(run: Run, session: Session) -> tuple[Any, Reference, An
             "policy. Its model answers with plain transformers, as its README.md shows."
         )
 
-    def load_reference() -> Any:
-        with Stage(session.console, "Loading and checking the reference"):
-            path = session.reference_path or session.model_path
-            return load_weights(recipe, session.settings, path, trainable=False)
-
     with Stage(session.console, "Loading and checking the model"):
         policy, tokenizer = run.load_model()
         if not getattr(policy, "is_quantized", False):  # 4-bit weights are where they stay
@@ -41,4 +35,4 @@ def policy_and_reference(run: Run, session: Session) -> tuple[Any, Reference, An
         if kind == "frozen adapter":
             assert recipe.adapter is not None
             policy.load_adapter(recipe.adapter.continue_from, adapter_name="ref")
-    return policy, Reference(policy, session.settings, load_reference), tokenizer
+    return policy, Reference(policy, session.settings, session.load_reference), tokenizer

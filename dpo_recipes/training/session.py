@@ -25,7 +25,7 @@ from ..data.sources import files_of, is_path
 from ..errors import Finding, RecipeError
 from ..formats.pair_weights import WEIGHT
 from ..losses.trl_losses import COUPLED_LOSSES
-from ..models.model_folder import refuse_adapter_folder, refuse_model_folder
+from ..models.model_folder import base_of_adapter, refuse_adapter_folder, refuse_model_folder
 from ..progress import Stage
 from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import PREPARED, Recipe
@@ -119,6 +119,11 @@ class Session:
 
         self.model_path = _absolute(resolved(recipe.model))  # as an adapter made on it will name it
         self.reference_path = resolved(recipe.reference or "")  # empty where the reference is the start
+        self.reference_adapter = ""  # the folder of an adapter on it
+        base = base_of_adapter(self.reference_path) if self.reference_path else None
+        if base is not None:
+            self.reference_adapter, self.reference_path = self.reference_path, base
+            _refuse_absent_base(self.reference_adapter, base)
         self.data_paths = {}
         if with_pairs:
             self.data_paths = {resolved(path): share for path, share in recipe.data.paths.items()}
@@ -142,6 +147,8 @@ class Session:
             refuse_model_folder(self.model_path, "model")
         if os.path.isdir(self.reference_path):
             refuse_model_folder(self.reference_path, "reference", tokenizer=False)
+        if self.reference_adapter:
+            refuse_adapter_folder(self.reference_adapter, "reference")
 
         adapter = self.recipe.adapter
         if adapter is not None and adapter.continue_from:
@@ -157,7 +164,7 @@ class Session:
         """
         from ..models import checkpoint, limits
         from ..models.adapter import refuse_unfit_adapter_file
-        from ..models.skeleton import skeleton
+        from ..models.skeleton import skeleton, with_adapter_of
         from ..models.tokenizer import need_embeddings, need_same_tokens
 
         recipe, tokenizer = self.recipe, self.tokenizer.tokenizer
@@ -166,7 +173,7 @@ class Session:
             limits.refuse_absent_attention(recipe.attn_implementation)
         models = {self.model_path: "the model"}
         if self.reference_path:
-            models[self.reference_path] = "the reference"
+            models.setdefault(self.reference_path, "the reference")
             need_same_tokens(tokenizer, self.reference_path, recipe.trust_remote_code)
 
         for path, who in models.items():
@@ -181,6 +188,9 @@ class Session:
                 limits.refuse_longer_pairs(recipe.max_length, f"max_length={recipe.max_length}", model.config, path)
             if os.path.isdir(path):
                 checkpoint.refuse_unfit_files(path, trust_remote_code=recipe.trust_remote_code)
+        if self.reference_adapter:
+            model = skeleton(recipe, self.settings, self.reference_path, trainable=False)
+            refuse_unfit_adapter_file(with_adapter_of(model, self.reference_adapter), self.reference_adapter)
 
     def read_pairs(self, *, all_held_out: bool = False) -> None:
         """Read, tokenise and judge the pairs. RecipeError where nothing can be judged; what was judged is a finding.
@@ -368,13 +378,9 @@ class Session:
             policy = load_weights(recipe, settings, self.model_path, say=self.say)
         need_embeddings(policy, tokenizer)
 
-        def load_reference() -> Any:
-            with Stage(self.console, "Loading and checking the reference"), shown_as_ours(self.console):
-                return load_weights(recipe, settings, self.reference_path or self.model_path, trainable=False)
-
         ref_model = None  # in all other modes the policy's own weights serve as the reference
         if settings.reference in ("other model", "moving copy"):
-            ref_model = load_reference()
+            ref_model = self.load_reference()
 
         if kind is None:
             kind = functools.partial(
@@ -409,7 +415,7 @@ class Session:
             raise self._empty_stream() from None
 
         trainer.remove_callback(PrinterCallback)  # which prints every log; the bar shows them
-        self.reference = Reference(trainer.model, settings, load_reference)
+        self.reference = Reference(trainer.model, settings, self.load_reference)
         return trainer
 
     @contextmanager
@@ -425,6 +431,18 @@ class Session:
         with torch.autocast(self.settings.device, dtype=dtype):
             yield
 
+    def load_reference(self) -> Any:
+        """The reference as a model of its own: other weights, with their adapter on, or those of the start."""
+        from ..models.adapter import with_adapter_in_place
+        from ..models.weights import load_weights
+
+        path = self.reference_path or self.model_path
+        with Stage(self.console, "Loading and checking the reference"), shown_as_ours(self.console):
+            model = load_weights(self.recipe, self.settings, path, trainable=False)
+            if self.reference_adapter:
+                model = with_adapter_in_place(model, self.reference_adapter)
+        return model
+
     def cost_of_reading_twice(self) -> str:
         """What it costs to read pairs as TRL does, in a sentence; empty where tokens are not counted beforehand."""
         counted = self.report.get("train", {})
@@ -437,6 +455,15 @@ class Session:
         return RecipeError(
             f"No pair of the stream {self.recipe.data.name} ({self.recipe.data.train}) can be trained on. "
             f"{'; '.join(reasons) or 'It has no rows'}. Correct the rows, or name others with data.path or data.eval."
+        )
+
+
+def _refuse_absent_base(adapter: str, base: str) -> None:
+    """RecipeError where the base of a reference's adapter was a folder that is there no more."""
+    if is_path(base) and not os.path.isdir(os.path.expanduser(base)):
+        raise RecipeError(
+            f"reference={adapter!r} is an adapter of {base}, and there is no such folder. Where that model has moved, "
+            f"write its new place in {os.path.join(adapter, 'adapter_config.json')}: base_model_name_or_path."
         )
 
 

@@ -355,8 +355,10 @@ def test_a_broken_reference(tiny, copied, recipe_on, refused, case, says):
     assert says in said and str(copied) in said
 
 
-def test_a_reference_that_is_an_adapter(tiny, start_adapter, recipe_on, refused):
-    assert "merge_and_unload" in refused(recipe_on(tiny(), reference=str(start_adapter)))
+def test_a_reference_that_is_an_adapter_of_an_adapter(tiny, start_adapter, recipe_on, refused, tmp_path):
+    folder = shutil.copytree(start_adapter, tmp_path / "on_top")
+    change_json(folder, "adapter_config.json", base_model_name_or_path=str(start_adapter))
+    assert "merge_and_unload" in refused(recipe_on(tiny(), reference=str(folder)))
 
 
 # ------------------------------------------------------------------------------------------------- a continued adapter
@@ -405,7 +407,10 @@ def test_a_broken_adapter_is_refused(tiny, start_adapter, tmp_path, recipe_on, r
 
 def test_an_adapter_of_a_base_of_another_size(tiny, start_adapter, recipe_on, refused):
     said = refused(recipe_on(tiny(hidden_size=64), adapter=LoRA(continue_from=str(start_adapter))))
-    assert "size mismatch" in said and "made on the same base" in said
+    assert (
+        "Of another shape than the model and its adapter_config.json have it" in said
+        and "made on the same model" in said
+    )
 
 
 def test_a_whole_model_is_no_adapter(tiny, recipe_on, refused):

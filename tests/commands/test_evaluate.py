@@ -7,7 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from making import make_pairs, quiet, short_recipe, train_in, write_jsonl
+import torch
+from making import load_policy, make_adapter, make_pairs, quiet, short_recipe, train_in, write_jsonl
+from peft import PeftModel
+from transformers import AutoTokenizer
 
 from dpo_recipes import RecipeError, Run, apply, evaluate, load, train
 from dpo_recipes.errors import UsageError
@@ -113,6 +116,70 @@ def test_two_whole_models_are_compared_and_the_order_matters(tiny, pairs_file):
     assert forth["rewards/margins"] == pytest.approx(-back["rewards/margins"], rel=1e-4)
     assert forth["kl"] > 1 and back["kl"] > 1 and forth["pairs"] == 24
     assert forth["perplexity/chosen"] == pytest.approx(back["perplexity/chosen_reference"], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny, tmp_path_factory) -> list[Path]:
+    """Three adapters: of one base, of the same base, and of another base of the same tokens."""
+    folders = [tmp_path_factory.mktemp("adapter") for _ in range(3)]
+    make_adapter(folders[0], tiny())
+    make_adapter(folders[1], tiny(), seed=2)
+    make_adapter(folders[2], tiny(seed=1), seed=3)
+    return folders
+
+
+def logp_of_chosen(folder: Path, base: Path) -> float:
+    """Mean log-probability of the chosen sides of the pairs, by plain PEFT or Transformers, nats."""
+    model = load_policy(base)
+    if folder != base:
+        model = PeftModel.from_pretrained(model, str(folder))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    sums = []
+    for row in make_pairs():
+        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+        whole = tokenizer.apply_chat_template(row["prompt"] + row["chosen"], return_dict=False)
+        ids = torch.tensor([whole])
+        with torch.no_grad():
+            logps = model.eval()(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        sums.append(logps[len(prompt) - 1 :].sum().item())
+    return sum(sums) / len(sums)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["adapter, same base", "adapter, other base", "whole model", "same adapter"])
+def test_an_adapter_may_be_the_reference(tiny, pairs_file, adapters, kind):
+    policy, reference, base = adapters[0], adapters[1], tiny()
+    if kind == "adapter, other base":
+        reference, base = adapters[2], tiny(seed=1)
+    elif kind == "whole model":
+        policy = tiny(seed=1)
+    elif kind == "same adapter":
+        reference = policy
+    result = evaluate(policy=str(policy), reference=str(reference), data=str(pairs_file), console=quiet())
+    assert result["reference"] == str(reference)
+    before, after = result["before"], result["after"]
+    policy_base = policy if kind == "whole model" else tiny()
+    assert before["logps/chosen"] == pytest.approx(logp_of_chosen(reference, base), rel=1e-5)
+    assert after["logps/chosen"] == pytest.approx(logp_of_chosen(policy, policy_base), rel=1e-5)
+    assert (after["kl"] == pytest.approx(0, abs=1e-4)) == (kind == "same adapter")
+
+
+def test_an_adapter_as_the_reference_that_cannot_be_read_is_one_message(tiny, pairs_file, adapters, tmp_path):
+    def refused(reference: Path, words: str) -> None:
+        with pytest.raises(RecipeError, match=words):
+            evaluate(policy=str(adapters[0]), reference=str(reference), data=str(pairs_file), console=quiet())
+
+    def changed(name: str, **values) -> Path:
+        folder = shutil.copytree(adapters[1], tmp_path / name)
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+        return folder
+
+    refused(changed("moved", base_model_name_or_path="/gone/base"), "is an adapter of /gone/base, .* no such folder")
+    refused(changed("ia3", peft_type="IA3"), "reference=.* is a IA3 adapter")
+    refused(changed("rank", r=2), r"does not fit the model, .* Of another shape than the model and its adapter_config")
+    other = changed("other", base_model_name_or_path=str(tiny(num_hidden_layers=1)))
+    refused(other, "does not fit the model, or is not whole. In its file, and not read by this model: .*layers.1")
 
 
 def copied(run: Run, folder: Path) -> Run:

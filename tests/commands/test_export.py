@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -56,13 +58,19 @@ def with_weights(base: Path, weights: dict[str, torch.Tensor]):
     return model
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_short_answers():
+@contextmanager
+def few_short_answers() -> Iterator[None]:
     """What is drawn to measure with is the longest part of an export, and need not be much here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rehearsal, "PROMPTS", 3)
         patch.setattr(rehearsal, "MAX_NEW_TOKENS", 24)
         yield
+
+
+def exported(run: Run, **values) -> dict:
+    """The result of an export; the run itself was measured on all that a run is measured on."""
+    with few_short_answers():
+        return export(run, **{"console": quiet(), **values})
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +82,7 @@ def run(finished) -> Run:
 def half(run, tmp_path_factory) -> tuple[Path, dict]:
     """(folder, result) of the dial at 0.5."""
     folder = tmp_path_factory.mktemp("exported") / "half"
-    return folder, export(run, dial=0.5, out=folder, console=quiet())
+    return folder, exported(run, dial=0.5, out=folder)
 
 
 def test_a_lora_adapter_adds_so_much_of_what_it_added(run, half, tiny):
@@ -95,7 +103,8 @@ def test_a_lora_adapter_adds_so_much_of_what_it_added(run, half, tiny):
 
 def test_how_near_it_is_is_measured_against_the_exact_dial(run, half, tmp_path):
     _, result = half
-    [row] = evaluate(run, dial=[0.5], to=tmp_path / "evaluated", console=quiet())["dial"]
+    with few_short_answers():
+        [row] = evaluate(run, dial=[0.5], to=tmp_path / "evaluated", console=quiet())["dial"]
     for name in ("kl", "reward", "win_rate", "answers/tokens"):
         assert result["exact"][name] == pytest.approx(row[name], rel=1e-5), name
     for tokens in ("along_answers", "along_pairs"):
@@ -110,7 +119,7 @@ def test_how_near_it_is_is_measured_against_the_exact_dial(run, half, tmp_path):
 
 
 def test_at_1_it_is_the_policy_itself_and_nothing_is_apart(run, tiny, tmp_path):
-    result = export(run, dial=1, out=tmp_path / "whole", console=quiet())
+    result = exported(run, dial=1, out=tmp_path / "whole")
     written, policy = loaded_plainly(tmp_path / "whole", tiny()), loaded_plainly(run.path / "model", tiny())
     torch.testing.assert_close(logps(written), logps(policy), rtol=0, atol=1e-6)
     assert result["along_answers"]["exported"] == pytest.approx(0, abs=1e-7)
@@ -119,7 +128,7 @@ def test_at_1_it_is_the_policy_itself_and_nothing_is_apart(run, tiny, tmp_path):
 
 def test_beyond_1_it_warns_and_the_card_says_so(run, tmp_path):
     console = quiet()
-    export(run, dial=1.5, out=tmp_path / "beyond", console=console)
+    exported(run, dial=1.5, out=tmp_path / "beyond", console=console)
     assert "dial: 1.5 extrapolates." in console.file.getvalue()
     assert "1.5 extrapolates." in (tmp_path / "beyond" / "README.md").read_text()
 
@@ -147,7 +156,7 @@ def test_the_card_tells_what_it_is_and_its_code_loads_it(half, tiny):
 @pytest.mark.slow
 def test_a_continued_adapter_lies_between_its_start_and_its_end(run, finished, tiny, tmp_path):
     again = finished("continued").run
-    result = export(again, dial=0.5, out=tmp_path / "half", console=quiet())
+    result = exported(again, dial=0.5, out=tmp_path / "half")
     written = loaded_plainly(tmp_path / "half", tiny())
     assert written.peft_config["default"].r == 8 and result["largest_difference"] <= 1e-5
     start, end = merged(tiny(), run.path / "model"), merged(tiny(), again.path / "model")
@@ -160,7 +169,7 @@ def test_a_continued_adapter_lies_between_its_start_and_its_end(run, finished, t
 @pytest.mark.slow
 def test_of_a_whole_model_each_weight_lies_between(finished, tiny, tmp_path):
     run = finished("None").run
-    result = export(run, dial=0.5, out=tmp_path / "half", console=quiet())
+    result = exported(run, dial=0.5, out=tmp_path / "half")
     start, end = plain(tiny()), plain(run.path / "model")
     written = plain(tmp_path / "half")
     for name in start:
@@ -172,7 +181,7 @@ def test_of_a_whole_model_each_weight_lies_between(finished, tiny, tmp_path):
 @pytest.mark.slow
 def test_a_4_bit_run_is_scaled_over_its_4_bit_base(finished, tmp_path):
     run = finished("QLoRA(r=4)").run
-    result = export(run, dial=0.5, out=tmp_path / "half", console=quiet())
+    result = exported(run, dial=0.5, out=tmp_path / "half")
     distances = result["along_pairs"]
     assert result["largest_difference"] <= 1e-5
     assert 0 < distances["exported"] < min(distances["policy"], distances["reference"])
@@ -195,7 +204,7 @@ def test_what_cannot_be_exported_is_one_message_and_leaves_nothing(run, tmp_path
 def test_an_adapter_whose_reference_is_another_model_is_refused(tiny, pairs_file, tmp_path):
     run = train_in(tmp_path, short_recipe(tiny(), pairs_file, reference=str(tiny(seed=1))))
     with pytest.raises(RecipeError, match="no scale of the adapter leads there. .* evaluate .* --dial FACTOR"):
-        export(run, dial=0.5, out=tmp_path / "x", console=quiet())
+        exported(run, dial=0.5, out=tmp_path / "x")
 
 
 @pytest.mark.slow
@@ -209,7 +218,7 @@ def test_what_loads_as_another_model_is_not_kept(run, tmp_path, monkeypatch):
         lambda tensors, *rest, **more: written({n: 1.01 * t for n, t in tensors.items()}, *rest, **more),
     )
     with pytest.raises(RecipeError, match="other log-probabilities than the model in memory"):
-        export(run, dial=0.5, out=tmp_path / "x", console=quiet())
+        exported(run, dial=0.5, out=tmp_path / "x")
     assert not list(tmp_path.iterdir())
 
 
@@ -218,7 +227,7 @@ def test_an_adapter_that_took_part_of_its_base_is_refused(run, tmp_path):
     file = copied.path / "model" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": "pissa"}))
     with pytest.raises(RecipeError, match="moves part of the base's weights into it"):
-        export(copied, dial=0.5, out=tmp_path / "x", console=quiet())
+        exported(copied, dial=0.5, out=tmp_path / "x")
 
 
 def told(rows, run) -> str:
