@@ -27,6 +27,16 @@ from .planning.engines import ENGINES
 from .recipe import catalogue, overrides
 from .recipe.recipe import PREPARED, Endpoint, JudgeEndpoint, Recipe, RewardModel
 from .runs.files import to_json
+from .runs.resumption import LAST
+
+
+def _with_run_of_resume(words: list[str]) -> list[str]:
+    """`--resume` alone stands for the last run: typer knows no option whose value may be left out."""
+    completed = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        names_no_run = not following or following.startswith("-") or "=" in following
+        completed.append(f"{word}={LAST}" if word == "--resume" and names_no_run else word)
+    return completed
 
 
 class Verbs(TyperGroup):
@@ -35,7 +45,7 @@ class Verbs(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         word = args[0]
         if self.get_command(ctx, word) is not None:
-            return super().resolve_command(ctx, args)
+            return super().resolve_command(ctx, _with_run_of_resume(args))
 
         if word in catalogue.recipe_files() or word.endswith(".py"):
             raise UsageError(f"{word} is a recipe, not a command. To train it: dpo-recipes train {word}")
@@ -73,6 +83,8 @@ CHANGES_HELP = "Changes: beta=0.05 adapter.r=64 data.train=train trl.max_grad_no
 
 SOURCE_HELP = f"The recipe to copy: {', '.join(catalogue.shipped_names())}, or one of yours by name or path."
 
+RESUME_HELP = "Go on with a run that was stopped: this folder, or the last one of the recipe."
+ALLOW_CHANGE_HELP = "Of --resume: what may be another than when the run began; may be given again."
 LENGTHS_HELP = f"Random words in these lengths, in place of the recipe's pairs: {', '.join(PROFILES)}."
 RANDOM_MODEL_HELP = f"Random weights of this size, in place of the recipe's model: {', '.join(SIZES)}."
 PROCESSES_HELP = "Plan for one of N such devices."
@@ -118,6 +130,8 @@ SuspectPairs = Annotated[bool, typer.Option("--pairs", help="Train on each half 
 PairsFile = Annotated[Path | None, typer.Option("--to", metavar="FILE", help=PAIRS_FILE_HELP, show_default=False)]
 ReferenceFolder = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The folder to write.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders are made.")]
+Resumed = Annotated[str | None, typer.Option("--resume", metavar="[RUN]", help=RESUME_HELP, show_default=False)]
+AllowedChanges = Annotated[list[str] | None, typer.Option("--allow-change", metavar="NAME", help=ALLOW_CHANGE_HELP)]
 Lengths = Annotated[str | None, typer.Option("--lengths", metavar="KIND", help=LENGTHS_HELP)]
 RandomModel = Annotated[str | None, typer.Option("--random-model", metavar="SIZE", help=RANDOM_MODEL_HELP)]
 AgainstDefaults = Annotated[bool, typer.Option("--against-defaults", help="TRL with its own defaults for speed.")]
@@ -269,12 +283,19 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)
-def train(recipe: RecipeName, changes: Changes = None, runs: RunsFolder = Path("runs")) -> None:
+def train(
+    recipe: RecipeName,
+    changes: Changes = None,
+    runs: RunsFolder = Path("runs"),
+    resume: Resumed = None,
+    allow_change: AllowedChanges = None,
+) -> None:
     """Train a recipe: a run folder with the model, held-out numbers before and after, and answers side by side."""
     value = _recipe(recipe, changes)
     from .commands.train import train as train_recipe
 
-    train_recipe(value, runs=runs, console=terminal.LastingConsole())
+    console = terminal.LastingConsole()
+    train_recipe(value, runs=runs, resume=resume, allow_change=allow_change or (), console=console)
 
 
 @app.command(rich_help_panel=MAKE, context_settings=LENIENT)

@@ -118,18 +118,22 @@ class TrainingBar:
         self.words = words
         self._step = 0.0
         self._steps = 0
+        self._begun_at = 0  # the steps that were taken before, of a run that goes on
         self._numbers = ""  # of the step that was logged last
         self._tenths = 0  # of all steps, that the last line with numbers told of
         self._spacing = _Spacing()
         self._clock: _Clock | None = None
         self._bar: _Bar | None = None
 
-    def begin(self, steps: int) -> None:
+    def begin(self, steps: int, done: int = 0) -> None:
+        """`done`: the steps that were taken before, of a run that goes on."""
         self._steps = steps
+        self._begun_at = done
         self._spacing = _Spacing()
         if self.console.is_interactive:
             self._bar = _Bar(self.console, "Training", transient=False)
-            self._bar.show(0, steps, f"step 0/{steps}")
+            self._bar.begin_at(done)
+            self._bar.show(done, steps, f"step {done}/{steps}")
             self._bar.start()
         elif not self.console.quiet:
             self._clock = _Clock(self._print_line_if_due)
@@ -170,7 +174,7 @@ class TrainingBar:
         line = f"step {int(self._step)}/{self._steps}"
         if self._numbers:
             line += f"  {self._numbers}"
-        left = time_left(self._spacing.seconds(), self._step, self._steps)
+        left = time_left(self._spacing.seconds(), self._step - self._begun_at, self._steps - self._begun_at)
         if left:
             line += f"  {left}"
         if not self._step:
@@ -297,7 +301,11 @@ class _Bar(Progress):
             expand=True,
         )
         beside = "" if self._above else words
-        self._task = self.add_task(beside, total=None, count="", numbers="", shown_after=0.0)
+        self._task = self.add_task(beside, total=None, count="", numbers="", shown_after=0.0, begun_at=0)
+
+    def begin_at(self, done: float) -> None:
+        """The work goes on from here: the time left is told by what is done from now on."""
+        self.update(self._task, begun_at=done)
 
     def show(self, done: float, total: int | None, count: str, numbers: str | None = None) -> None:
         """How far the work is; `numbers` stay as they were where none are given."""
@@ -320,9 +328,10 @@ class _TimeColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         elapsed = task.elapsed or 0.0
-        total = task.total or 0.0
-        if not 0 < task.completed < total:
+        done = task.completed - task.fields["begun_at"]
+        total = (task.total or 0.0) - task.fields["begun_at"]
+        if not 0 < done < total:
             return Text(_duration(elapsed))
         shown_after = task.fields["shown_after"]  # seconds
-        seconds_left = shown_after * (total - task.completed) / task.completed - (elapsed - shown_after)
+        seconds_left = shown_after * (total - done) / done - (elapsed - shown_after)
         return Text(f"{_duration(max(0.0, seconds_left))} left")

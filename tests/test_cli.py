@@ -308,16 +308,36 @@ def trained(monkeypatch):
 
     class Calls(list):
         fails: BaseException | None = None
+        resumed: tuple | None = None
 
     calls = Calls()
 
-    def fake(recipe, *, runs, console=None):
+    def fake(recipe, *, runs, resume=None, allow_change=(), console=None):
         calls.append((recipe, runs))
+        calls.resumed = (resume, list(allow_change))
         if calls.fails:
             raise calls.fails
 
     monkeypatch.setattr(importlib.import_module("dpo_recipes.commands.train"), "train", fake)
     return calls
+
+
+@pytest.mark.parametrize(
+    ("words", "resumed"),
+    [
+        ([], (None, [])),
+        (["--resume"], ("last", [])),
+        (["--resume", "runs/one"], ("runs/one", [])),
+        (["--resume", "beta=0.05"], ("last", [])),
+        (["--resume=a=b"], ("a=b", [])),
+        (["--resume", "--allow-change", "beta", "--allow-change", "trl"], ("last", ["beta", "trl"])),
+        (["beta=0.05", "--resume", "--runs", "elsewhere"], ("last", [])),
+    ],
+)
+def test_resume_stands_for_the_last_run_where_none_is_named(dpo, trained, words, resumed):
+    assert dpo("train", RECIPE, *words) == (0, "", "") and trained.resumed == resumed
+    [(recipe, _)] = trained
+    assert recipe.beta == (0.05 if "beta=0.05" in words else 0.1)
 
 
 def test_train_gets_the_recipe_with_its_changes(dpo, trained):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,8 @@ from ..recipe.origins import values_with_origins
 from ..recipe.recipe import QLoRA, Recipe
 from ..recipe.unusual import unusual_findings
 from ..run_page.page import write_report
-from ..runs import environment, files, folder
+from ..runs import environment, files, folder, resumption
+from ..runs.checkpoint_folders import remove_unfinished, whole_checkpoints
 from ..runs.full_memory import is_out_of_memory
 from ..runs.model_card import model_card
 from ..runs.unwritable import places_with_room, unwritable_place, unwritable_reason
@@ -33,12 +33,26 @@ if TYPE_CHECKING:
     from ..training.trainer import RecipeTrainer
 
 
-def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None = None) -> folder.Run:
+def train(
+    recipe: Recipe,
+    *,
+    runs: Path | str = "runs",
+    resume: folder.Run | Path | str | None = None,
+    allow_change: Sequence[str] = (),
+    console: Console | None = None,
+) -> folder.Run:
     """Train a recipe; returns its finished run folder: the model, the numbers before and after, the answers.
+
+    With `resume`, an unfinished run folder, that run goes on from its last whole checkpoint, and its finished weights
+    are those of a run that was never stopped. What of recipe, pairs, template, reference and versions is not as it was
+    is refused by name, unless `allow_change` names it.
 
     Raises RecipeError with one readable message for whatever is the user's to fix; nothing is left half-written.
     """
     console = console or Console()
+    stopped = None if resume is None else resumption.unfinished(resume, Path(runs), recipe.name)
+    changes = resumption.Changes(stopped, allow_change)
+    changes.refuse_of_recipe(recipe)
     own_functions = loss_findings(recipe) + rule_findings(recipe)
     stop_at_fails(own_functions)
     session = Session(recipe, console)
@@ -52,15 +66,18 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         from ..evaluation.pair_numbers import measure_pairs, pair_rows
         from ..evaluation.rehearsal import rehearsed
         from ..guard.judge import Judge, Observation
+        from ..training.checkpoints import Checkpoints
         from ..training.metrics_log import MetricsLog
 
     shown_while_training = {metric.name: metric.short for metric in METRICS if metric.short}
     bar = TrainingBar(console, shown_while_training)
-    with _run_folder(Path(runs), recipe.name) as run, contextlib.closing(bar):
+    with _run_folder(recipe, Path(runs), stopped) as run, contextlib.closing(bar):
         # The options, the pairs, and the trainer that takes them
         session.try_options()
         session.read_pairs()
         _show_pairs(session)
+        session.hash_pairs()
+        changes.refuse_of_pairs(session.report)
         positions = session.positions()
         scores = rehearsed(recipe, session.eval, positions)
         stop_at_fails(scores)
@@ -72,22 +89,32 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
             session.say(observation.sentence())
 
         judge = Judge(recipe, session.settings, len(session.eval), tell)
-        trainer = session.make_trainer(run.path / "checkpoints", [log, judge])
+        checkpoints = Checkpoints(recipe.checkpoints_are_paced, session.say)
+        trainer = session.make_trainer(run.path / "checkpoints", [log, judge, checkpoints])
         who = _policy_and_reference(trainer)
+        changes.refuse_of_reference(who)
+        changes.refuse_unknown()
+        since = resumption.last_checkpoint(run)
         _describe(run, trainer, session, who)
         session.say(f"Policy: {who['policy']}. Reference: {who['reference']}.")
         if trainer.reference_cache:
             session.say(trainer.reference_in_words())
         session.say(_amounts(trainer))
 
-        # Before training
+        # Before training, which is measured again of a run that goes on: its reference is the recipe's, as it was
+        kept = resumption.rows_until(run, since.step if since else 0)
+        log.go_on(kept)
         before, first = measure_pairs(trainer)
+        judge.go_on(kept)
+        if stopped:
+            session.say(resumption.in_words(run, since, changes))
 
         # Training. Of a stream, the drops are known only when it has been read.
         if recipe.data.streaming:
             session.report["train"]["dropped"].clear()  # what was read to look at it is read again
         with _model_kept_when_disk_is_full(run, trainer, session.tokenizer):
-            trainer.train()
+            with checkpoints.stopping_after_the_step():
+                trainer.train(resume_from_checkpoint=str(since.path) if since else None)
             bar.close()
             session.say(log.closing_words)
             # The model first: whatever goes wrong from here on, the training is not lost.
@@ -108,6 +135,8 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
         _write_results(run, session, who, trainer.pair_reading(), before, after)
         files.write_jsonl(run.path / "samples.jsonl", samples)  # last: a run that has them is finished
         write_report(run.path)
+        if recipe.checkpoints_are_paced:  # nobody has asked for these
+            shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
 
     console.print(comparison_table(after["pairs"], compared(before, after)))
     if judge.observations:
@@ -120,14 +149,26 @@ def train(recipe: Recipe, *, runs: Path | str = "runs", console: Console | None 
 
 
 @contextlib.contextmanager
-def _run_folder(runs: Path, name: str) -> Iterator[folder.Run]:
-    """A new run folder, taken away again where the run stops before anything is in it that anyone could miss."""
-    run = folder.create(runs, name)
+def _run_folder(recipe: Recipe, runs: Path, stopped: folder.Run | None) -> Iterator[folder.Run]:
+    """The folder of a run that goes on, or a new one, which is taken away again where the run stops before anything is
+    in it that anyone could miss."""
+    run = stopped or folder.create(runs, recipe.name)
+    with folder.in_use(run):
+        remove_unfinished(run.path / "checkpoints")
+        with _what_is_left_told(recipe, run, is_new=stopped is None):
+            yield run
+
+
+@contextlib.contextmanager
+def _what_is_left_told(recipe: Recipe, run: folder.Run, is_new: bool) -> Iterator[None]:
+    """An error says what it leaves of the run, and how that goes on; of a new one without anything, nothing stays."""
+    log = run.path / "metrics.jsonl"
+    log_before = log.stat().st_mtime_ns if log.exists() else None
     try:
-        yield run
+        yield
     except BaseException as error:  # Ctrl-C too
-        _remove_half_written_checkpoints(run.path / "checkpoints")
-        has_logged = (run.path / "metrics.jsonl").exists()
+        remove_unfinished(run.path / "checkpoints")
+        has_logged = log.exists() and log.stat().st_mtime_ns != log_before
         if has_logged and isinstance(error, RecipeError):
             with contextlib.suppress(OSError, RecipeError):  # a full disk may be why
                 _record_stop(run, str(error))
@@ -135,13 +176,16 @@ def _run_folder(runs: Path, name: str) -> Iterator[folder.Run]:
             (run.path / "checkpoints").rmdir()  # the Trainer makes the folder beforehand
         has_checkpoints = (run.path / "checkpoints").exists()
         has_model = (run.path / "model").exists()  # saved after someone has removed all else
-        if has_model:
-            error.add_note(f"The trained model is in {run.path / 'model'}.")
-        elif has_logged or has_checkpoints:
-            error.add_note(f"What there is of the run stays in {run.path}.")
-        else:
+        is_refused = isinstance(error, RecipeError) and not is_new and not has_logged  # and the run is as it was
+        if is_new and not has_logged and not has_checkpoints and not has_model:
             shutil.rmtree(run.path, ignore_errors=True)
-        _explain_full_memory(error, name)
+        elif not is_refused:
+            if has_model:
+                error.add_note(f"The trained model is in {run.path / 'model'}.")
+            else:
+                error.add_note(f"What there is of the run stays in {run.path}.")
+            error.add_note(f"To go on with it: {resumption.command(run, recipe)}")
+        _explain_full_memory(error, recipe.name)
         _explain_unwritable(error, run.path)
         raise
 
@@ -192,7 +236,7 @@ def _model_kept_when_disk_is_full(run: folder.Run, trainer: RecipeTrainer, token
             reason = "the folder has been removed"
         if reason is None or isinstance(error, RecipeError):
             raise
-        _remove_half_written_checkpoints(run.path / "checkpoints")
+        remove_unfinished(run.path / "checkpoints")
         state = trainer.state
         message = (
             f"{unwritable_place(error) or run.path} cannot be written: {reason}. "
@@ -203,19 +247,10 @@ def _model_kept_when_disk_is_full(run: folder.Run, trainer: RecipeTrainer, token
             message += f"The model as it was then is in {place}."
         else:
             message += "No other place has room for the model, which is lost."
-            checkpoints = sorted(str(path) for path in run.path.glob("checkpoints/checkpoint-*"))
+            checkpoints = [str(path) for path in reversed(whole_checkpoints(run.path / "checkpoints"))]
             if checkpoints:
                 message += f" Whole checkpoints: {', '.join(checkpoints)}."
         raise RecipeError(message) from error
-
-
-def _remove_half_written_checkpoints(checkpoints: Path) -> None:
-    """Those without their last file, or with a part of it."""
-    for checkpoint in checkpoints.glob("checkpoint-*"):
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def _save_elsewhere(run: folder.Run, trainer: RecipeTrainer, tokenizer: Tokenizer) -> Path | None:

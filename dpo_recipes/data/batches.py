@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 ROWS_AT_ONCE = 2**15
 NAMED = 3  # rows that the report names of each kind
@@ -19,6 +20,16 @@ def batches(pairs: Any, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
     for table in pairs.select_columns(list(columns)).with_format("arrow").iter(ROWS_AT_ONCE):
         yield first, table
         first += table.num_rows
+
+
+def sha256_of(pairs: Any, columns: Sequence[str]) -> str:
+    """SHA-256 of the numbers in columns of lists, in their order; nothing else of how they are stored matters."""
+    digest = hashlib.sha256()
+    for _, table in batches(pairs, columns):
+        for column in columns:
+            for part in (pc.list_value_length(table[column]), pc.list_flatten(table[column])):
+                digest.update(part.to_numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def row_names(pairs: Any, numbers: Sequence[int]) -> list[str]:

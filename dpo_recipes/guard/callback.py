@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from transformers import TrainerCallback
 
+from .remembering import Remembering
 from .rules import MOVED_AFTER, gradient_is_finite, rewards_moved, sample_weights, something_moved, stop
 
 
@@ -27,14 +27,32 @@ class Health:
     largest_reward: float = 0.0  # the largest log-ratio seen after such a step, nats
 
 
-class Watch(TrainerCallback):
+class Watch(Remembering):
     """Stops a run that does not train: nothing moves, no gradient, a gradient that is not a number."""
 
     def __init__(self, health: Health):
         self.health = health
 
+    def remembered(self) -> dict[str, Any]:
+        health = self.health
+        return {
+            "grad_norms": health.grad_norms,
+            "steps": health.steps,
+            "full_steps": health.full_steps,
+            "largest_reward": health.largest_reward,
+            "has_moved": not health.first_weights,
+        }
+
+    def remember(self, values: dict[str, Any]) -> None:
+        has_moved = values.pop("has_moved")
+        for name, value in values.items():
+            setattr(self.health, name, value)
+        if has_moved:
+            self.health.first_weights = {}
+
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self.health.first_weights = sample_weights(list(model.named_parameters()))
+        super().on_train_begin(args, state, control, **kwargs)
         # Asked of the parameters themselves: where the weights are sharded, they hold no elements to sample here.
         if not any(parameter.requires_grad for parameter in model.parameters()):
             stop(something_moved({}, {}, [], self.health.plugins))
@@ -68,7 +86,8 @@ class Watch(TrainerCallback):
             control.should_log = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self._compare_weights(model)  # of a run that was too short for it
+        if state.global_step >= state.max_steps:  # and not one that was stopped, and may go on
+            self._compare_weights(model)  # of a run that was too short for it
 
     def _compare_weights(self, model: Any) -> None:
         """Stop where nothing has moved since the start; looked at once."""

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from transformers import TrainerCallback
-
 from ..errors import RecipeError
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
 from .own_rules import LEVELS, OWN_LEVEL, own_rules_of, own_sign, rules_of
+from .remembering import Remembering
 from .trends import KnownOfRun, Level, Sign
 
 WORSE = 3.0  # times the amount at which a rule was told last
@@ -28,7 +27,7 @@ class Observation(NamedTuple):
         return f"{self.level.capitalize()} at step {self.step:,}, {self.rule}: {self.seen} {self.advice}".strip()
 
 
-class Judge(TrainerCallback):
+class Judge(Remembering):
     """Keeps the log of a run, asks every rule after each row, and stops the run where a rule of level `stop` speaks."""
 
     def __init__(
@@ -46,7 +45,19 @@ class Judge(TrainerCallback):
         self._told: dict[str, tuple[Level, float]] = {}  # rule -> the level and the amount at which it was told last
         self._run: KnownOfRun | None = None  # known when training begins
 
+    def go_on(self, rows: list[dict[str, Any]]) -> None:
+        """Take the rows of metrics.jsonl of a run that goes on, from before the step where it does."""
+        self.rows = [row for row in rows if "rule" not in row]
+        self.observations = [Observation(**row) for row in rows if "rule" in row]
+
+    def remembered(self) -> dict[str, Any]:
+        return {"told": {rule: list(told) for rule, told in self._told.items()}}
+
+    def remember(self, values: dict[str, Any]) -> None:
+        self._told = {rule: (level, amount) for rule, (level, amount) in values["told"].items()}
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
         self._run = KnownOfRun(
             steps=state.max_steps,
             pairs_per_step=self.recipe.global_batch_size,

@@ -1,6 +1,7 @@
 """The last pairs that were trained on, as numbers of the log: smoother than those of one step's few pairs."""
 
 from collections import deque
+from typing import Any
 
 from torch import Tensor, stack
 
@@ -40,6 +41,20 @@ class LastPairs:
                 self._chosen_longer.append(win)
             elif chosen_tokens < rejected_tokens:
                 self._chosen_shorter.append(win)
+
+    def kept(self) -> dict[str, list[Any]]:
+        """All that it knows, as JSON holds it."""
+        return {
+            "all": list(self._all),
+            "chosen_longer": list(self._chosen_longer),
+            "chosen_shorter": list(self._chosen_shorter),
+        }
+
+    def take(self, kept: dict[str, list[Any]]) -> None:
+        """Know what `kept` has given."""
+        self._all = deque(kept["all"], maxlen=WINDOW)
+        self._chosen_longer = deque(kept["chosen_longer"], maxlen=WINDOW)
+        self._chosen_shorter = deque(kept["chosen_shorter"], maxlen=WINDOW)
 
     def numbers(self) -> dict[str, float]:
         """The names and values that go into the log; nothing before the first pair."""

@@ -10,6 +10,8 @@ from typing import Any
 from .recipe import Recipe
 from .resolve import Settings
 
+KEPT_CHECKPOINTS = 2  # the last one may be damaged
+
 
 def dpo_arguments(recipe: Recipe, settings: Settings, output_dir: str) -> dict[str, Any]:
     """Every DPOConfig argument that is not TRL's own default. `recipe.trl` has the last word."""
@@ -38,5 +40,11 @@ def dpo_arguments(recipe: Recipe, settings: Settings, output_dir: str) -> dict[s
         "output_dir": output_dir,
         "disable_tqdm": True,  # the progress bar is ours
         "logging_steps": 1,  # every step lands in metrics.jsonl; TRL computes the metrics at every step anyway
+        **_checkpoints(recipe),
         **recipe.trl,
     }
+
+
+def _checkpoints(recipe: Recipe) -> dict[str, Any]:
+    """Where the recipe does not say when one is written, training/checkpoints.py does."""
+    return {"save_strategy": "no", "save_total_limit": KEPT_CHECKPOINTS} if recipe.checkpoints_are_paced else {}

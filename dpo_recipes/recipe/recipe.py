@@ -407,6 +407,11 @@ class Recipe(Value):
             return False
         return self._reference_is_precomputed or bool(self.trl.get("precompute_ref_log_probs", True))
 
+    @property
+    def checkpoints_are_paced(self) -> bool:
+        """Whether no option says when checkpoints are written, so that it is by the time that a kill would cost."""
+        return not {"save_strategy", "save_steps", "load_best_model_at_end"} & self.trl.keys()
+
     # What does not go together. The first refusal wins, so that the order below is the order of the messages.
 
     def refuse_contradictions(self) -> None:

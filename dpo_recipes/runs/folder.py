@@ -1,13 +1,20 @@
 """The folder of one run: made anew for each, and read back as values."""
 
+import contextlib
 import glob
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError, nearest
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
 
 
 def create(runs: Path, name: str) -> "Run":
@@ -33,6 +40,29 @@ def create(runs: Path, name: str) -> "Run":
             ) from None
 
 
+@contextlib.contextmanager
+def in_use(run: "Run") -> Iterator[None]:
+    """While this goes on, no other process goes on with the run. RecipeError where one does already.
+
+    The lock is on the folder itself and ends with the process, however that ends, so that nothing is left behind.
+    """
+    if fcntl is None:
+        yield
+        return
+    folder = os.open(run.path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        raise RecipeError(f"Another process is training in {run.path}.") from None
+    except OSError:  # a file system that knows no locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
 class Run:
     """A run folder, finished or not.
 
@@ -53,6 +83,15 @@ class Run:
     def is_finished(self) -> bool:
         """Whether the run has come to its end: it has a model, and the answers, which are written last."""
         return (self.path / "model").is_dir() and (self.path / "samples.jsonl").exists()
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a process is training in it."""
+        try:
+            with in_use(self):
+                return False
+        except RecipeError:
+            return True
 
     @property
     def recipe(self) -> dict[str, dict[str, Any]]:

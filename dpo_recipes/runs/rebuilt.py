@@ -15,7 +15,7 @@ from ..recipe.resolve import here, resolve
 from .files import to_json
 from .folder import Run
 
-FOLDER_NAME = re.compile(r"(?P<recipe>.+)-\d{8}-\d{6}(-\d+)?")
+FOLDER_NAME = re.compile(r"(?P<recipe>.+)-(?P<time>\d{8}-\d{6})(-(?P<attempt>\d+))?")
 
 # What may differ without the run's being measured otherwise than it was trained: what depends on the device, how
 # training went its way, and what is asked of the finished model.
@@ -52,14 +52,14 @@ def recipe_of(run: Run) -> Recipe:
             f"dpo-recipes evaluate --policy {run.path / 'model'} --reference MODEL --data FILE"
         ) from error
 
-    recipe = apply(recipe, _assignments(resolved))
+    recipe = apply(recipe, assignments(resolved))
     named = FOLDER_NAME.fullmatch(run.path.resolve().name)
     recipe = recipe.from_where(source=path, cli_keys=recipe.cli_keys, called=named["recipe"] if named else None)
     _refuse_differences(recipe, run)
     return recipe
 
 
-def _assignments(resolved: dict[str, dict[str, Any]]) -> list[str]:
+def assignments(resolved: dict[str, dict[str, Any]]) -> list[str]:
     """What had been typed behind the recipe's name, from the values that came of it."""
     assignments = []
     for key, entry in resolved.items():

@@ -8,14 +8,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
-
+from ..guard.remembering import Remembering
 from ..models.device import peak_memory
 from ..progress import TrainingBar
-from ..runs.files import to_json
+from ..runs.files import to_json, write_jsonl
 
 
-class MetricsLog(TrainerCallback):
+class MetricsLog(Remembering):
     """Appends every log to metrics.jsonl with its step, and shows it in a bar. Only the main process does either.
 
     A training step's log gets `tokens_per_second`, since the log before, and `memory_bytes`, the most that this process
@@ -34,10 +33,33 @@ class MetricsLog(TrainerCallback):
         self._counted_until = 0.0
         self._seconds_at_last_log = 0.0
         self._tokens_at_last_log = 0
+        self._begun = 0.0
+        self._runtime_before = 0.0  # seconds of training up to the checkpoint that a run goes on from
+        self._is_kept = False  # whether what comes now stands in the file already
+
+    def go_on(self, rows: list[dict[str, Any]]) -> None:
+        """Let the file hold these rows of a run that goes on; what is measured before training is among them."""
+        write_jsonl(self.path, rows)
+        self._is_kept = bool(rows)
+
+    def remembered(self) -> dict[str, Any]:
+        return {
+            "seconds": self._seconds,
+            "tokens": self._tokens_at_last_log,
+            "runtime": self._runtime_before + time.perf_counter() - self._begun,
+        }
+
+    def remember(self, values: dict[str, Any]) -> None:
+        self._seconds = self._seconds_at_last_log = values["seconds"]
+        self._tokens_at_last_log = values["tokens"]
+        self._runtime_before = values["runtime"]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        self._is_kept = False
+        self._begun = time.perf_counter()
         if state.is_world_process_zero:
-            self.bar.begin(state.max_steps)
+            self.bar.begin(state.max_steps, state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._counted_until = time.perf_counter()
@@ -53,14 +75,15 @@ class MetricsLog(TrainerCallback):
         self._count_seconds()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not logs or not state.is_world_process_zero:
+        if not logs or not state.is_world_process_zero or self._is_kept:
             return
         numbers = {"step": state.global_step, **logs, **self._pace(args, logs)}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(to_json(numbers) + "\n")
         self.bar.show(state.global_step, state.max_steps, numbers)
         if "train_runtime" in logs:
-            self.closing_words = _closing_words(state.global_step, numbers)
+            seconds = self._runtime_before + numbers["train_runtime"]
+            self.closing_words = _closing_words(state.global_step, seconds, numbers)
 
     def observed(self, observation: dict[str, Any]) -> None:
         """Append what a rule of the guard has seen, as a line of its own."""
@@ -91,9 +114,9 @@ class MetricsLog(TrainerCallback):
         return {"tokens_per_second": round(tokens / seconds, 1), "memory_bytes": peak_memory(args.device.type)}
 
 
-def _closing_words(steps: int, numbers: dict[str, Any]) -> str:
+def _closing_words(steps: int, seconds: float, numbers: dict[str, Any]) -> str:
     """One sentence on what training has taken."""
-    duration = timedelta(seconds=round(numbers["train_runtime"]))
+    duration = timedelta(seconds=round(seconds))
     words = f"Trained {steps:,} steps in {duration}"
     if "tokens_per_second" not in numbers:
         return f"{words}."

@@ -342,6 +342,16 @@ class Session:
         )
         return tokenized
 
+    def hash_pairs(self) -> None:
+        """Let the report say which pairs these are, by their token ids; those of a stream are not known."""
+        from ..data.batches import sha256_of
+        from ..data.tokenize import IDS
+
+        if self.recipe.data.streaming:
+            return
+        for split, pairs in (("train", self.train), ("eval", self.eval)):
+            self.report[split]["sha256"] = sha256_of(pairs, IDS)
+
     def on_pairs(self, train: Any, held_out: Any) -> Session:
         """This session with other tokenised pairs, such as a part of its own."""
         other = copy.copy(self)

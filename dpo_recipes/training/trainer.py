@@ -3,8 +3,9 @@
 Leans on TRL 1.16: `DPOTrainer._compute_loss`, which calls the model once and reads the reference from the batch where
 `precompute_ref_logps` is set, adds one number a batch to each list of `_metrics`, and gives the mean of its pairs'
 losses, plus that of a router where `aux_loss_enabled` is set; `_precompute_ref_logps`, `_prepare_dataset`,
-`_send_telemetry`, `_set_signature_columns_if_needed`, `prediction_step`, `_save_checkpoint` and
-`compute_ref_log_probs`; and the columns of its batches.
+`_send_telemetry`, `_set_signature_columns_if_needed`, `prediction_step`, `_total_train_tokens` and
+`compute_ref_log_probs`; the columns of its batches; and of its Trainer, which is Transformers', `_save_checkpoint`,
+`_load_from_checkpoint`, `_load_optimizer_and_scheduler`, `_load_rng_state` and `_total_loss_scalar`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +29,9 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, concatenate_datasets
 from rich.console import Console
+from safetensors.torch import load_model, save_model
 from torch.utils.data import SequentialSampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import DPOConfig, DPOTrainer
 
 from ..errors import RecipeError
@@ -35,6 +39,7 @@ from ..formats.pair_weights import WEIGHT
 from ..guard.callback import Health, Watch
 from ..guard.last_pairs import LastPairs
 from ..guard.not_finite import Circumstances, why_not_finite
+from ..guard.remembering import Remembering
 from ..guard.rules import first_bad_pair, stop
 from ..guard.start import loss_at_start, rounding_tolerance, start_is_identity
 from ..losses.conformance import failure, wrong_result
@@ -48,6 +53,7 @@ from ..progress import Stage
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
 from ..runs import environment
+from ..runs.checkpoint_folders import mark_whole, readable
 from ..runs.full_memory import is_out_of_memory
 from ..shared_prefix import forward as shared_prefix
 from . import reference_cache
@@ -57,6 +63,7 @@ from .published_reference import Published
 warnings.filterwarnings("ignore", message=".*pin_memory.* no accelerator is found", category=UserWarning)
 
 SHOWN_OF_A_BAD_PAIR = 2000  # characters of each side
+MOVING_REFERENCE = "reference.safetensors"  # in a checkpoint
 
 
 def config(arguments: dict[str, Any]) -> DPOConfig:
@@ -132,6 +139,7 @@ class RecipeTrainer(DPOTrainer):
         if settings.reference == "other model":
             self.ref_model = None  # its log-probabilities are in the data now
         self.add_callback(Watch(self.health))
+        self.add_callback(TrainerNumbers(self))
 
     def _share_pairs(self) -> None:
         """Let policy and reference read each pair once, unless the recipe says not to; a reason why not is said once.
@@ -579,9 +587,54 @@ class RecipeTrainer(DPOTrainer):
         self._count_pairs(self._evaluation, inputs)
         return result
 
+    # Checkpoints
+
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
-        with Stage(self.console, f"Writing the checkpoint of step {self.state.global_step}"):
-            super()._save_checkpoint(*arguments, **options)
+        """The Trainer's, marked as whole when all processes have written; only then older ones are removed."""
+        args, step = self.args, self.state.global_step
+        checkpoint = Path(self._get_output_dir(trial=None)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        most_kept, args.save_total_limit = args.save_total_limit, None
+        try:
+            with Stage(self.console, f"Writing the checkpoint of step {step}"):
+                super()._save_checkpoint(*arguments, **options)
+                self._save_moving_reference(checkpoint)
+        finally:
+            args.save_total_limit = most_kept
+        self.accelerator.wait_for_everyone()
+        if args.should_save:
+            (checkpoint / "training_args.bin").unlink(missing_ok=True)  # a pickle; trl.json says the same
+            mark_whole(checkpoint)
+            rotate_checkpoints(
+                output_dir=str(checkpoint.parent),
+                save_total_limit=most_kept,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+
+    def _save_moving_reference(self, checkpoint: Path) -> None:
+        """A reference that moves with the policy: the recipe gives only where it began."""
+        if self.settings.reference == "moving copy" and self.args.should_save:
+            save_model(self.accelerator.unwrap_model(self.ref_model), str(checkpoint / MOVING_REFERENCE))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The Trainer's, with each parameter as precise as it was: PEFT loads an adapter of 16 bits in 32."""
+        precisions = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
+        with readable(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, parameter in self.model.named_parameters():
+            if parameter.dtype != precisions[name]:
+                parameter.data = parameter.data.to(precisions[name])
+        if self.settings.reference == "moving copy":
+            moved = Path(resume_from_checkpoint) / MOVING_REFERENCE
+            with readable(resume_from_checkpoint):
+                load_model(self.accelerator.unwrap_model(self.ref_model), str(moved))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with readable(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     # What is asked from outside
 
@@ -607,6 +660,28 @@ class RecipeTrainer(DPOTrainer):
             if parameter.requires_grad:
                 trainable += size
         return trainable, total
+
+
+class TrainerNumbers(Remembering):
+    """What the trainer counts over the steps, so that a run that goes on counts on."""
+
+    def __init__(self, trainer: RecipeTrainer):
+        self.trainer = trainer
+
+    def remembered(self) -> dict[str, Any]:
+        trainer = self.trainer
+        return {
+            "tokens": trainer._total_train_tokens,
+            "loss": getattr(trainer, "_total_loss_scalar", 0.0),  # which is made when training begins
+            "last_pairs": trainer.last_pairs.kept(),
+        }
+
+    def remember(self, values: dict[str, Any]) -> None:
+        trainer = self.trainer
+        trainer._total_train_tokens = values["tokens"]
+        trainer._total_loss_scalar = values["loss"]
+        trainer._initial_global_step = 0  # the mean of the losses is that of the whole run
+        trainer.last_pairs.take(values["last_pairs"])
 
 
 class WithWeights:

@@ -328,7 +328,10 @@ def test_ctrl_c_leaves_nothing_half_written(recipe, tmp_path, monkeypatch, targe
     with pytest.raises(KeyboardInterrupt) as stopped:
         train(recipe, runs=tmp_path / "runs", console=Console(file=io.StringIO(), width=80))
     left = [str(run) for run in (tmp_path / "runs").iterdir()]
-    assert getattr(stopped.value, "__notes__", []) == [f"What there is of the run stays in {run}." for run in left]
+    words = []
+    for run in left:
+        words += [f"What there is of the run stays in {run}.", f"To go on with it: train(recipe, resume={run!r})"]
+    assert getattr(stopped.value, "__notes__", []) == words
     assert not list(tmp_path.rglob("*.tmp"))
     for run in (tmp_path / "runs").iterdir():  # only one that has trained stays
         assert (run / "metrics.jsonl").is_file() and not (run / "model").exists()

@@ -26,7 +26,6 @@ FILES = {
     "samples.jsonl",
     "pairs.jsonl",
     "report.html",
-    "checkpoints",
     "model",
 }
 
@@ -157,7 +156,7 @@ def test_memory_that_does_not_suffice_is_one_message_that_leads_to_the_ways_out(
 ):
     from dpo_recipes.training.trainer import RecipeTrainer
 
-    def train_until_full(trainer):
+    def train_until_full(trainer, **_options):
         raise error
 
     monkeypatch.setattr(RecipeTrainer, "train", train_until_full)
@@ -165,7 +164,10 @@ def test_memory_that_does_not_suffice_is_one_message_that_leads_to_the_ways_out(
         run_it(short_recipe(tiny(), pairs_file), tmp_path)
     [left] = (tmp_path / "runs").glob("*")
     assert str(caught.value).startswith(words)
-    assert str(caught.value).endswith(f"what to change, the best first. What there is of the run stays in {left}.")
+    assert str(caught.value).endswith(
+        f"what to change, the best first. What there is of the run stays in {left}. "
+        f"To go on with it: train(recipe, resume={str(left)!r})"
+    )
 
 
 @pytest.mark.slow

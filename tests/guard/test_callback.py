@@ -43,7 +43,9 @@ class Run:
         self.watch.on_step_end(self.args, self.state, self.control, model=self.model)
         self.watch.on_log(self.args, self.state, None, logs={"loss": 0.7, "grad_norm": norm})
 
-    def end(self) -> None:
+    def end(self, steps: int | None = None) -> None:
+        """The end of training, after so many steps as were planned or more."""
+        self.state.max_steps = steps or self.state.global_step
         self.watch.on_log(self.args, self.state, None, logs={"train_runtime": 1.0})
         self.watch.on_train_end(self.args, self.state, None, model=self.model)
 
@@ -92,6 +94,20 @@ def test_a_run_that_ends_before_the_fifth_step_is_judged_at_its_end():
     moved.step(1e-3, moves=1e-3)
     moved.end()
     assert moved.health.first_weights == {}
+    stopped = Run()
+    stopped.step(0.0)
+    stopped.end(steps=9)  # nothing is said of a run that may go on
+
+
+def test_a_run_that_goes_on_counts_on_and_does_not_compare_what_has_moved():
+    before = Run()
+    for _ in range(5):
+        before.step(1e-3, moves=1e-3, reward=0.2)
+    after = Run()
+    after.state.global_step = 5
+    after.state.stateful_callbacks = {"Watch": before.watch.state()}
+    after.watch.on_train_begin(after.args, after.state, None, model=after.model)
+    assert after.health == before.health and after.health.steps == 5 and not after.health.first_weights
 
 
 def test_nothing_trainable_stops_before_the_first_step():

@@ -15,6 +15,7 @@ import re
 import pytest
 import torch
 from reading_trl import SOURCE, bare_trainer, first_batch, leaning
+from transformers import Trainer
 from trl import DPOTrainer
 
 from dpo_recipes.training.trainer import RecipeTrainer
@@ -32,6 +33,9 @@ from dpo_recipes.training.trainer import RecipeTrainer
         ("_send_telemetry", ["self"]),
         ("prediction_step", ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]),
         ("_save_checkpoint", ["self", "model", "trial"]),
+        ("_load_from_checkpoint", ["self", "resume_from_checkpoint", "model"]),
+        ("_load_optimizer_and_scheduler", ["self", "checkpoint"]),
+        ("_load_rng_state", ["self", "checkpoint"]),
         ("_set_signature_columns_if_needed", ["self"]),
     ],
 )
@@ -240,3 +244,11 @@ def test_a_loss_asks_the_accelerator_for_its_device_and_to_gather_alone():
     asked = set(re.findall(r"self\.accelerator\.(\w+)", SOURCE["_compute_loss"]))
     fact = "_compute_loss asks the accelerator for device, gather and gather_for_metrics where the reference is known"
     assert asked == {"device", "gather", "gather_for_metrics", "unwrap_model"}, leaning("training/trainer.py", fact)
+
+
+def test_the_losses_of_a_run_are_summed_from_the_start_of_training_before_its_first_event():
+    source = inspect.getsource(Trainer._inner_training_loop)
+    places = [source.index(part) for part in ("self._initial_global_step = ", "self._total_loss_scalar = 0.0")]
+    assert max(places) < source.index("on_train_begin("), leaning(
+        "training/trainer.py", "_total_loss_scalar and _initial_global_step are set before on_train_begin"
+    )

@@ -1,0 +1,75 @@
+"""The checkpoint folders of a run: which of them are whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import RecipeError
+from .files import write_json
+from .full_memory import is_out_of_memory
+
+WHOLE = "whole.json"  # the last file of a checkpoint: the size in bytes of every other one
+
+
+def mark_whole(checkpoint: Path) -> None:
+    """Say, in a file that is there whole or not at all, that everything of a checkpoint has been written."""
+    write_json(checkpoint / WHOLE, _sizes(checkpoint))
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether every file of a checkpoint has the size with which it was written. RecipeError where nobody can tell."""
+    try:
+        sizes = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    except OSError as error:
+        raise RecipeError(
+            f"The checkpoint {checkpoint} cannot be read: {error.strerror}. Make it readable, or move it away."
+        ) from None
+    return sizes == _sizes(checkpoint)
+
+
+@contextmanager
+def readable(checkpoint: str | None) -> Iterator[None]:
+    """RecipeError where what is read in here of a checkpoint is damaged though its files have their size."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except Exception as error:  # of whichever library reads its file
+        if is_out_of_memory(error):
+            raise
+        raise RecipeError(
+            f"The checkpoint {checkpoint} cannot be loaded: {type(error).__name__}: {error}. Move it away, and the run "
+            "goes on from the one before."
+        ) from error
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    """Name inside the checkpoint -> bytes."""
+    sizes = {}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and path.name != WHOLE:
+            sizes[path.relative_to(checkpoint).as_posix()] = path.stat().st_size
+    return sizes
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in a folder of them, the last step first."""
+    return sorted(filter(is_whole, folder.glob("checkpoint-*")), key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which it was written."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the checkpoints that were cut short."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not is_whole(checkpoint):
+            shutil.rmtree(checkpoint, ignore_errors=True)
