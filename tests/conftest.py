@@ -67,6 +67,20 @@ def start_adapter(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def made_up_plan(monkeypatch) -> None:
+    """`check` plans memory on fake tensors, which takes most of its time: for tests of what it says of all else."""
+    from dpo_recipes.planning import memory
+
+    parts = dict.fromkeys(memory.PARTS, 0) | {"weights": 10**9}
+    plan = memory.Plan(trainable=1, total=1, moment="step", peak=10**9, **parts)
+
+    def plan_for(*_, **__):
+        return plan
+
+    monkeypatch.setattr(memory, "plan_for", plan_for)
+
+
+@pytest.fixture
 def trainer_with_reference(tiny, start_adapter, tmp_path) -> Callable[[str], tuple]:
     """trainer_with_reference(kind) -> (trainer, its Reference, a reference loaded freshly from disk)."""
     return lambda kind: make_trainer(kind, tiny(), tiny(seed=1), start_adapter, tmp_path)

@@ -479,6 +479,7 @@ def test_preview_of_a_file_that_is_not_there(dpo, mine, json_too):
     assert (code, out) == (1, "") and err.startswith("error: ") and "nowhere.jsonl" in err and err.count("\n") == 1
 
 
+@pytest.mark.usefixtures("made_up_plan")
 def test_check_exits_0_and_1_and_shows_every_finding(dpo, mine):
     code, out, err = dpo("check", "mine.py")
     assert code == 0 and "Traceback" not in err
@@ -505,6 +506,7 @@ def test_check_plans_for_one_of_several_devices(dpo, mine):
     assert "on each of 2 devices under zero3" in memory["text"]
 
 
+@pytest.mark.usefixtures("made_up_plan")
 def test_findings_fit_the_terminal_and_need_no_colour(dpo, mine, monkeypatch):
     module = importlib.import_module("dpo_recipes.commands.check")
     found = module.check(cli.catalogue.load("mine.py"))
@@ -526,6 +528,7 @@ def test_what_a_finding_quotes_is_no_markup(dpo, mine):
     assert "model='./[bold]nowhere'" in dpo("check", "mine.py", "model=./[bold]nowhere")[1]
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.parametrize("changes", [(), ("model=./nowhere",), ("max_length=16",)], ids=["pass", "missing", "cut"])
 def test_check_as_json_is_one_value_and_nothing_else(dpo, mine, changes):
     import datasets
@@ -584,6 +587,7 @@ recipe = Recipe(model={model!r}, data=Data({data!r}, reader=talking_reader), ada
 """
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["list", "show talking.py", "preview talking.py", "check talking.py --run"])
 def test_what_functions_of_a_recipe_print_does_not_mix_with_json(dpo, here, tiny, pairs_file, verb):

@@ -300,6 +300,7 @@ def test_one_row_of_lists_is_a_row(tmp_path):
         assert [sources.row_of(row) for row in picked] == rows
 
 
+@pytest.mark.usefixtures("made_up_plan")
 def test_healthy_pairs_pass_check(model, pairs_file):
     result = check(Recipe(model=model, data=Data(str(pairs_file), eval=0.2)))
     fails = [finding.text for finding in result["findings"] if finding.level == "fail" and finding.name == "pairs"]

@@ -203,6 +203,7 @@ def test_answers_that_were_rendered_stop_a_run_whoever_named_the_form(recipe, tm
     assert "was rendered before" in text and "data.allow=['special_tokens']" in text
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 def test_text_keeps_rendered_prompts_and_questions_about_templates_pass(recipe):
     kept = check(recipe(RENDERED_ROWS["Vicuna"], format="text"), console=QUIET)
@@ -218,6 +219,7 @@ def test_text_keeps_rendered_prompts_and_questions_about_templates_pass(recipe):
 # One row among many, and the way out
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 def test_one_row_that_the_template_refuses_is_dropped_and_named(recipe):
     rows = make_pairs(40)
@@ -242,6 +244,7 @@ def test_a_merged_system_message_stands_in_the_prompt(recipe):
     assert not [finding for finding in seen["findings"] if finding.level == "fail"]
 
 
+@pytest.mark.usefixtures("made_up_plan")
 def test_merging_where_the_template_has_the_role_is_said_to_change_nothing(recipe):
     found = check(recipe(with_system(make_pairs()), system="merge"), console=QUIET)
     [said] = [finding for finding in found["findings"] if finding.name == "system"]

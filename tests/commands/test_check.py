@@ -68,7 +68,7 @@ def made(tiny, files):
 
 
 @pytest.fixture
-def with_rows(made, tmp_path):
+def with_rows(made, tmp_path, made_up_plan):
     """with_rows(rows, model=..., max_dropped=...) -> a recipe on a file of these rows."""
 
     def build(rows, **changes) -> Recipe:
@@ -106,6 +106,7 @@ def test_a_healthy_recipe_passes_in_one_order_and_prints_nothing(made, capsys):
     assert json.loads(json.dumps(found)).keys() == {"findings", "data", "plan", "evaluation", "run", "pairs"}
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 def test_unusual_values_are_warnings_that_let_a_run_go_on(made, tmp_path):
     recipe = made(learning_rate=0.05, beta=20.0, trl={"max_steps": 1})
@@ -128,6 +129,7 @@ def test_the_planned_parameters_are_those_of_the_real_model(made, tmp_path, adap
     assert start.report == found["data"]
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 def test_the_plan_is_made_for_the_longest_pair_of_either_split_as_max_length_cuts_it(made, files, tmp_path):
     longest = max(len(a) + len(b) for a, b in longest_ids(made()))
@@ -150,6 +152,7 @@ def longest_ids(recipe):
     return sides
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "steps"),
@@ -226,6 +229,7 @@ def test_what_cannot_begin_is_one_fail_and_what_depends_on_it_is_skipped(made, c
     assert found["data"] is found["plan"] is found["run"] is None
 
 
+@pytest.mark.usefixtures("made_up_plan")
 def test_without_a_chat_template_the_pairs_fail_and_the_plan_is_made_for_max_length(made, tiny):
     found = check(made(model=str(tiny(template=None))), run=True)
     assert names(found) == [*BEFORE, "model", "pairs", "parameters", "memory", "pair sharing", "run"]
@@ -251,6 +255,7 @@ def test_rows_that_cannot_be_used_fail_above_the_limit(with_rows):
     assert "3 of 20 pairs (15.0%) are dropped" in of(found, "train dropped").text
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.parametrize(
     ("loss", "wrong"),
     [
@@ -265,6 +270,7 @@ def test_a_loss_that_breaks_the_kit_is_a_fail_and_the_rest_goes_on(made, loss, w
     assert wrong in of(found, f"loss {loss.__name__}").text
 
 
+@pytest.mark.usefixtures("made_up_plan")
 def test_a_loss_that_keeps_to_the_kit_passes_with_its_own_numbers(made):
     found = check(made(loss={"cdpo": 1.0, "ipo_sum": 0.5}, loss_args={"label_smoothing": 0.2}))
     passed = by_level(found, "pass")
@@ -301,7 +307,7 @@ def test_ways_out_say_what_they_save_and_the_one_that_fits_passes(made):
     assert "micro_batch_size=1 saves " in memory.text and ", at the same maths, not enough" in memory.text
 
     smaller = check(apply(recipe, ["micro_batch_size=1"]), gpu="80GB")["plan"]["peak"]
-    assert smaller < check(recipe, gpu="80GB")["plan"]["peak"]
+    assert smaller < found["plan"]["peak"]
     gpu = f"{int(smaller / 0.94)}B"
     found = check(recipe, gpu=gpu)
     best = found["plan"]["ways_out"][0]
@@ -310,6 +316,7 @@ def test_ways_out_say_what_they_save_and_the_one_that_fits_passes(made):
     assert of(again, "memory").level == "info" and again["plan"]["ways_out"] == []
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 def test_where_no_field_is_left_that_is_said(made):
     found = check(made(adapter=QLoRA(r=4), micro_batch_size=1), gpu="1KB")
@@ -380,6 +387,7 @@ def test_a_model_that_does_not_run_on_fake_tensors_is_skipped_and_still_tried(ma
     assert found["run"]["seconds"] == 0 < found["run"]["seconds_per_step"]
 
 
+@pytest.mark.usefixtures("made_up_plan")
 def test_an_adapter_that_lacks_tensors_fails_before_a_weight_is_read(made, tiny, tmp_path):
     from peft import get_peft_model
     from safetensors.torch import load_file, save_file
@@ -400,6 +408,7 @@ def test_an_adapter_that_lacks_tensors_fails_before_a_weight_is_read(made, tiny,
     assert list(failed) == ["model"] and f"Missing from its file: {first} (1 of" in failed["model"]
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 def test_a_batch_of_more_pairs_than_there_are_is_a_warning(made):
     found = check(made(global_batch_size=32, micro_batch_size=8))
@@ -410,6 +419,7 @@ def test_a_batch_of_more_pairs_than_there_are_is_a_warning(made):
 # ------------------------------------------------------------------------------------------------- what can be seen
 
 
+@pytest.mark.usefixtures("made_up_plan")
 def test_it_is_said_what_the_held_out_pairs_can_show(made):
     found = check(made())
     assert found["evaluation"]["pairs"]["count"] == 8 and "prompts" not in found["evaluation"]
@@ -422,6 +432,7 @@ def brevity(prompt: str, completion: str) -> float:
     return -len(completion)
 
 
+@pytest.mark.usefixtures("made_up_plan")
 def test_with_a_reward_it_is_said_of_the_prompts_too(made):
     found = check(made(reward=brevity))
     assert found["evaluation"]["prompts"]["count"] == 8
@@ -493,6 +504,7 @@ def test_a_plan_for_another_device_stands_beside_a_run_on_this_one(made):
     assert found["run"]["peak"] <= 1.15 * plan["here"]
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_trial_leaves_nothing_on_the_disk(made, tmp_path, monkeypatch, fails):
@@ -513,6 +525,7 @@ def interrupt(*args, **kwargs):
     raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 def test_an_adapter_that_does_not_start_at_zero_is_a_fail(made, monkeypatch):
     model = importlib.import_module("dpo_recipes.models.adapter")
@@ -529,6 +542,7 @@ def test_an_adapter_that_does_not_start_at_zero_is_a_fail(made, monkeypatch):
     assert "the policy must equal its reference, but they differ by" in of(found, "run").text
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 def test_a_loss_that_is_not_what_it_declares_is_a_fail_at_the_first_step_too(made):
     found = check(made(loss=lying), run=True)
@@ -536,6 +550,7 @@ def test_a_loss_that_is_not_what_it_declares_is_a_fail_at_the_first_step_too(mad
     assert "Before the first update the loss must be 5, but it is 1 although" in of(found, "run").text
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 def test_only_what_was_looked_at_is_said_of_the_first_step(made, tmp_path):
     mixed = check(made(loss={"sigmoid": 1.0, "sft": 0.1}, micro_batch_size=4), run=True)
@@ -565,6 +580,7 @@ def switched_on_after(make_trainer, monkeypatch):
     return make
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 def test_whatever_breaks_a_trial_is_a_fail(made, monkeypatch):
     monkeypatch.setattr(Session, "make_trainer", switched_on_after(Session.make_trainer, monkeypatch))
@@ -590,6 +606,7 @@ def test_a_bug_of_ours_outside_the_trial_is_not_hidden(made, monkeypatch):
         check(made(), run=True)
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 def test_what_does_not_fit_here_is_not_tried(made, monkeypatch):
     monkeypatch.setattr(module, "device_memory", lambda kind: 10**6)
@@ -599,6 +616,7 @@ def test_what_does_not_fit_here_is_not_tried(made, monkeypatch):
     assert by_level(check(made(), gpu="80GB", run=True), "skipped").keys() == {"run"}
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 def test_no_pairs_and_a_stream_are_not_tried(made, files):
     stream = check(made(data=Data(files[0], eval=files[1], streaming=True), trl={"max_steps": 5}), run=True)
@@ -613,7 +631,7 @@ def test_no_pairs_and_a_stream_are_not_tried(made, files):
 
 
 @pytest.fixture
-def with_tokenizer(tmp_path):
+def with_tokenizer(tmp_path, made_up_plan):
     """with_tokenizer(template, start=True) -> a model folder; `start`: a start token goes before plain text."""
 
     def build(template: str | None = CHATML, start: bool = False) -> str:
@@ -697,6 +715,7 @@ def forms(question: str, chosen: str, rejected: str) -> dict[str, dict]:
     }
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 def test_the_same_pairs_in_every_shape_are_the_same_tokens(made, tmp_path):
     rows = [
@@ -767,6 +786,7 @@ def test_length_that_tells_the_sides_apart(with_rows):
     assert "in 0.0% of the pairs" in by_level(check(with_rows(swapped)), "warn")["train length"]
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 def test_todays_date_and_an_unset_thinking_switch(made, tiny, files):
     dated = functools.partial(made, model=str(tiny(template=DATED)), max_length=192)

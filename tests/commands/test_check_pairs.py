@@ -17,6 +17,7 @@ def recipe(tiny, tmp_path):
     return recipe_for(tiny(), data=Data(str(file), eval=0.1), adapter=LoRA(r=4), learning_rate=1e-3, max_length=112)
 
 
+@pytest.mark.usefixtures("made_up_plan")
 @pytest.mark.slow
 def test_the_file_names_pairs_that_training_then_leaves_out(recipe, tmp_path):
     from dataclasses import replace
@@ -40,6 +41,7 @@ def test_the_file_names_pairs_that_training_then_leaves_out(recipe, tmp_path):
         check(recipe, pairs=file)
 
 
+@pytest.mark.usefixtures("made_up_plan")
 def test_what_fails_is_to_be_mended_first(recipe, tmp_path):
     from dataclasses import replace
 

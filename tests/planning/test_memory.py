@@ -122,7 +122,7 @@ MEASURED = {
     "sgd": Case({"hidden_size": 512, "vocab_size": 264}, {"adapter": None, "trl": {"optim": "sgd"}}),
     "tied, large vocabulary": Case(
         {"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": True, "vocab_size": 35000},
-        {"micro_batch_size": 1, "trl": OPEN},
+        {"global_batch_size": 1, "trl": OPEN},
     ),
     "bf16 weights": Case(changes={"dtype": "bfloat16", "trl": OPEN}),
     "dora, eager attention": Case(changes={"adapter": LoRA(r=4, use_dora=True), "attn_implementation": "eager"}),
@@ -166,7 +166,7 @@ def test_so_it_is_where_pairs_are_read_once(tiny, tmp_path, case):
     """For the pairs as they are: what they share, and how long either side is, decides."""
     changed, changes, device = MEASURED[case]
     folder = tiny(**{**SMALL, **changed})
-    every_pair = {**changes.get("trl", {}), "max_steps": 3}
+    every_pair = {**changes.get("trl", {}), "max_steps": 12 // changes.get("global_batch_size", 4)}
     recipe = recipe_for(folder, **{**changes, "pair_sharing": "require", "trl": every_pair})
     settings = resolve(recipe, device)
     trainer = built(recipe, folder, tmp_path, device)
