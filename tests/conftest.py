@@ -67,6 +67,12 @@ def start_adapter(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def short_answers(monkeypatch) -> None:
+    """Tiny models hardly end an answer, and the tokens that one may have take half of the time of a short run."""
+    monkeypatch.setattr("dpo_recipes.evaluation.rehearsal.MAX_NEW_TOKENS", 24)
+
+
+@pytest.fixture
 def made_up_plan(monkeypatch) -> None:
     """`check` plans memory on fake tensors, which takes most of its time: for tests of what it says of all else."""
     from dpo_recipes.planning import memory

@@ -114,6 +114,7 @@ def test_it_maps_onto_a_real_dpoconfig(path: Path, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_answers")
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "quickstart"])
 def test_it_trains_two_steps_on_its_own_architecture_and_schema(name: str, tmp_path):
     recipe = load(name)

@@ -19,6 +19,8 @@ from dpo_recipes import Recipe, RecipeError, train
 from dpo_recipes.runs import environment, folder
 from dpo_recipes.runs.unwritable import places_with_room, unwritable_reason
 
+pytestmark = pytest.mark.usefixtures("short_answers")
+
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 
 

@@ -34,6 +34,11 @@ recipe = Recipe(
 """
 
 
+@pytest.fixture(autouse=True)
+def _short_answers(short_answers) -> None:
+    """In all tests of the verbs, so that a run measured again is asked for what it was asked for at its end."""
+
+
 class Finished(NamedTuple):
     """A run, and what it has printed."""
 

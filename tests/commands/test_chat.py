@@ -57,7 +57,8 @@ def test_the_reference_is_that_of_the_run(finished, tiny, adapter):
 
 
 def test_a_system_message_is_part_of_the_conversation(run):
-    plain, systematic = (chat(run, ["Why?"], system=system, temperature=0.0) for system in (None, "Shout."))
+    settings = {"temperature": 0.0, "max_new_tokens": 24}
+    plain, systematic = (chat(run, ["Why?"], system=system, **settings) for system in (None, "Shout."))
     assert plain[0]["prompt"] == systematic[0]["prompt"] and plain != systematic
 
 
