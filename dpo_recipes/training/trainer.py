@@ -57,6 +57,7 @@ from ..runs.checkpoint_folders import mark_whole, readable
 from ..runs.full_memory import is_out_of_memory
 from ..shared_prefix import forward as shared_prefix
 from . import reference_cache
+from .memory_recovery import MemoryRecovery, of_pairs, with_fewer_at_once
 from .published_reference import Published
 
 # The Trainer's default asks for pinned memory on machines without an accelerator too.
@@ -123,6 +124,7 @@ class RecipeTrainer(DPOTrainer):
         self._fingerprint: str | None = None
         self.is_trained = False  # whether its policy has been trained elsewhere
         self.tie = 0.0  # nats: the largest rounding seen before training, within which a pair is ranked neither way
+        self.memory = MemoryRecovery(self, say)
         self.last_pairs = LastPairs(
             recipe.beta, changes_are_known=settings.reference in ("adapter off", "frozen adapter", "start weights")
         )
@@ -140,6 +142,7 @@ class RecipeTrainer(DPOTrainer):
             self.ref_model = None  # its log-probabilities are in the data now
         self.add_callback(Watch(self.health))
         self.add_callback(TrainerNumbers(self))
+        self.add_callback(self.memory)
 
     def _share_pairs(self) -> None:
         """Let policy and reference read each pair once, unless the recipe says not to; a reason why not is said once.
@@ -291,6 +294,14 @@ class RecipeTrainer(DPOTrainer):
 
     def _compute_ref_logps(self, dataset: Dataset, name: str, batch_size: int, rows: list[int]) -> np.ndarray:
         """Reference log-probabilities of some rows as TRL computes them, in nats, shape (rows, 2)."""
+
+        def compute(pairs_at_once: int) -> np.ndarray:
+            return self._compute_ref_logps_at_once(dataset, name, pairs_at_once, rows)
+
+        what = f"the reference reads the {name} pairs again"
+        return with_fewer_at_once(batch_size, compute, self.accelerator, self.say, what)
+
+    def _compute_ref_logps_at_once(self, dataset: Dataset, name: str, batch_size: int, rows: list[int]) -> np.ndarray:
         part: Any = dataset.select_columns(reference_cache.IDS)
         if rows != list(range(len(part))):
             part = part.select(rows)
@@ -340,6 +351,14 @@ class RecipeTrainer(DPOTrainer):
         return reference_cache.fingerprint(self.model, trained="default")
 
     # The loss
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """TRL's; in parts where memory does not suffice for the whole micro-batch."""
+
+        def take(part: dict[str, Any]) -> torch.Tensor:
+            return super(RecipeTrainer, self).training_step(model, part, num_items_in_batch)
+
+        return self.memory.step(inputs, take)
 
     def _set_signature_columns_if_needed(self) -> None:
         """The columns that TRL keeps: its own, the weight of a pair, and its length, by which pairs may be drawn."""
@@ -391,6 +410,8 @@ class RecipeTrainer(DPOTrainer):
         self._log_per_pair(detached_pairs)
         if return_outputs:
             return loss, result[1]
+        if self.memory.share < 1:  # a part of a micro-batch
+            return self.memory.share * loss
         return loss
 
     def _weighted_loss(self, output: Any, inputs: dict[str, Any], weights: torch.Tensor) -> Any:
@@ -403,8 +424,8 @@ class RecipeTrainer(DPOTrainer):
         total: Any = 0.0
         for weight in weights.unique():
             weighs_so = weights == weight
-            part = {name: _of_pairs(value, weighs_so) for name, value in output.items()}
-            part_of_inputs = {name: _of_pairs(value, weighs_so) for name, value in inputs.items()}
+            part = {name: of_pairs(value, weighs_so) for name, value in output.items()}
+            part_of_inputs = {name: of_pairs(value, weighs_so) for name, value in inputs.items()}
             with self._asked_again():
                 mean = super()._compute_loss(functools.partial(_answer, SimpleNamespace(**part)), part_of_inputs, False)
             total = total + weight * weighs_so.float().mean() * mean
@@ -575,11 +596,22 @@ class RecipeTrainer(DPOTrainer):
             when = f"at step {self.state.global_step}"
         elif self.state.global_step or self.is_trained:
             when = "after training"
-        try:
-            with Stage(self.console, f"Held-out pairs {when}", len(self.eval_dataset)) as self._evaluation:
-                return super().evaluate(*arguments, **options)
-        finally:
-            self._evaluation = None
+
+        def measure(pairs_at_once: int) -> dict[str, float]:
+            self.args.per_device_eval_batch_size = pairs_at_once
+            self._metrics["eval"].clear()
+            if self.recorded is not None:
+                self.recorded.clear()
+            try:
+                with Stage(self.console, f"Held-out pairs {when}", len(self.eval_dataset)) as self._evaluation:
+                    return super(RecipeTrainer, self).evaluate(*arguments, **options)
+            finally:
+                self._evaluation = None
+
+        pairs_at_once = self.args.per_device_eval_batch_size
+        return with_fewer_at_once(
+            pairs_at_once, measure, self.accelerator, self.say, "the held-out pairs are read again"
+        )
 
     def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
         """TRL's, counted."""
@@ -706,17 +738,6 @@ def refuse_coupled_losses(recipe: Recipe) -> None:
             "loss of its own to be weighted. Choose another loss, such as 'sigmoid' without sft_weight, or leave the "
             "weights out."
         )
-
-
-def _of_pairs(value: Any, chosen: torch.Tensor) -> Any:
-    """The rows of some pairs of a batch, by a flag for each, of a tensor with one row a pair, or with two as TRL's."""
-    if not isinstance(value, torch.Tensor) or not value.dim():
-        return value
-    if value.size(0) == len(chosen):
-        return value[chosen]
-    if value.size(0) == 2 * len(chosen):
-        return value[torch.cat([chosen, chosen])]
-    return value
 
 
 def _answer(output: Any, **model_inputs: Any) -> Any:
