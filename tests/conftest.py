@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from making import make_adapter, make_model, make_pairs, make_trainer, write_jsonl
+from making import SHORT_ANSWER, make_adapter, make_model, make_pairs, make_trainer, write_jsonl
 
 # Before anything imports a Hugging Face library: a cache of our own, no hub, no GPU.
-_SCRATCH = tempfile.mkdtemp(prefix="dpo-recipes-tests-")
-os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = _SCRATCH
+_SCRATCH = tempfile.TemporaryDirectory(prefix="dpo-recipes-tests-", ignore_cleanup_errors=True)
+os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = _SCRATCH.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -67,9 +67,16 @@ def start_adapter(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """A folder of its own, in which the test runs."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def short_answers(monkeypatch) -> None:
     """Tiny models hardly end an answer, and the tokens that one may have take half of the time of a short run."""
-    monkeypatch.setattr("dpo_recipes.evaluation.rehearsal.MAX_NEW_TOKENS", 24)
+    monkeypatch.setattr("dpo_recipes.evaluation.rehearsal.MAX_NEW_TOKENS", SHORT_ANSWER)
 
 
 @pytest.fixture

@@ -203,12 +203,12 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
 
 
 def write_splits(folder: Path, train: list[dict], held_out: list[dict], **changes):
-    """Data of two files: rows to train on, and rows to evaluate with."""
+    """Data of two files: rows to train on, and rows to evaluate with, unless `changes` name others."""
     from dpo_recipes import Data
 
     own = write_jsonl(folder / "train.jsonl", train)
     others = write_jsonl(folder / "eval.jsonl", held_out)
-    return Data(str(own), eval=str(others), **changes)
+    return Data(str(own), **{"eval": str(others), **changes})
 
 
 RECIPE_IMPORTS = "from dpo_recipes import Data, LoRA, QLoRA, Recipe\n"
@@ -220,6 +220,13 @@ def write_recipe(path: Path, body: str = RECIPE, head: str = RECIPE_IMPORTS) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(head + body, encoding="utf-8")
     return path
+
+
+def make_recipe(**changes):
+    """A recipe whose model m and data d are never looked at."""
+    from dpo_recipes import Data, Recipe
+
+    return Recipe(**{"model": "m", "data": Data("d"), **changes})
 
 
 def recipe_for(folder: Path, **changes):
@@ -315,6 +322,8 @@ def trainer_of(recipe, train, held_out, output: Path, *, device=None, options=No
         return cls(**arguments)
     return RecipeTrainer(recipe=recipe, settings=settings, **arguments, **more)
 
+
+SHORT_ANSWER = 24  # tokens
 
 REFERENCES = ["adapter off", "frozen adapter", "start weights", "other model"]
 

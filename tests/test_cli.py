@@ -23,10 +23,8 @@ SHIPPED = list(recipe_files())
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
+def _plain(here, monkeypatch) -> None:
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    return tmp_path
 
 
 @pytest.fixture

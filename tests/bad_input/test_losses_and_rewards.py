@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -204,9 +204,11 @@ def test_every_kind_of_a_single_number_is_one(value):
     assert finding.level == "pass"
 
 
-def test_a_slow_score_and_one_that_prints_are_told_with_what_the_evaluation_will_need(capsys):
+def test_a_slow_score_and_one_that_prints_are_told_with_what_the_evaluation_will_need(monkeypatch, capsys):
+    ticks = itertools.count(0.0, 0.01)  # seconds
+    monkeypatch.setattr("dpo_recipes.evaluation.rehearsal.time.perf_counter", lambda: next(ticks))
+
     def slow(prompt, completion):
-        time.sleep(0.01)
         print("thinking")
         return 0.0
 

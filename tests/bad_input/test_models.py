@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -13,11 +12,11 @@ from typing import Any, NamedTuple
 import forking
 import pytest
 import torch
-from making import make_model, make_tokenizer
+from making import make_model, make_tokenizer, train_in
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError, check, train
+from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError, check
 from dpo_recipes.training.session import Session
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4567\n"
@@ -186,7 +185,7 @@ def refused(tmp_path):
 
     def message(recipe: Recipe) -> str:
         with pytest.raises(RecipeError) as error:
-            train(recipe, runs=tmp_path / "runs", console=Console(file=io.StringIO()))
+            train_in(tmp_path, recipe)
         assert not any((tmp_path / "runs").glob("*"))
         said = str(error.value)
         assert len(said) < 900 and "Traceback" not in said
@@ -531,7 +530,7 @@ def test_an_adapter_names_its_base_wherever_it_is_used(tiny, recipe_on, tmp_path
     home = tmp_path / "home"
     shutil.copytree(tiny(), home / "my_model")
     monkeypatch.chdir(home)
-    run = train(recipe_on("my_model"), runs=tmp_path / "runs", console=Console(file=io.StringIO()))
+    run = train_in(tmp_path, recipe_on("my_model"))
     adapter = run.path / "model"
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
         home / "my_model"

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from making import write_recipe
@@ -15,12 +14,10 @@ from dpo_recipes import Data, LoRA, Recipe, RecipeError, apply, check, load, tra
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch) -> Path:
-    """A folder of its own, in which a few files lie that options may name."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "no.json").write_text("{'single': 'quotes'}")
-    (tmp_path / "fine.json").write_text("{}")
-    return tmp_path
+def _files(here) -> None:
+    """A few files that options may name."""
+    (here / "no.json").write_text("{'single': 'quotes'}")
+    (here / "fine.json").write_text("{}")
 
 
 @pytest.fixture

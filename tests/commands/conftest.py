@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from making import write_recipe
+from making import SHORT_ANSWER, write_recipe
 from rich.console import Console
 
 from dpo_recipes import Run, apply, load, train
+from dpo_recipes.evaluation import rehearsal
 
 RECIPE = """
 
@@ -73,7 +74,9 @@ def finished(tiny, pairs_file, tmp_path_factory) -> Callable[..., Finished]:
             recipe = load(write(folder / "mine.py", tiny(), pairs_file, adapter))
             said = io.StringIO()
             console = Console(file=said, width=300)
-            run = train(apply(recipe, changes), runs=folder / "runs", console=console)
+            with pytest.MonkeyPatch.context() as patch:  # whichever fixture asks for it first
+                patch.setattr(rehearsal, "MAX_NEW_TOKENS", SHORT_ANSWER)
+                run = train(apply(recipe, changes), runs=folder / "runs", console=console)
             made[key] = Finished(run, said.getvalue())
         return made[key]
 

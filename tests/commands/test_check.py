@@ -16,7 +16,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import CHATML, DATED, make_model, make_pairs, make_tokenizer, write_jsonl
+from making import (
+    CHATML,
+    DATED,
+    THINKING,
+    make_model,
+    make_pairs,
+    make_tokenizer,
+    make_tokenizer_with_start,
+    quiet,
+    train_in,
+    write_jsonl,
+    write_splits,
+)
 from rich.console import Console
 
 from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError, apply, train
@@ -73,9 +85,8 @@ def with_rows(made, tmp_path, made_up_plan):
 
     def build(rows, **changes) -> Recipe:
         own = {name: changes.pop(name) for name in list(changes) if name in Data.__dataclass_fields__}
-        train, held = (str(write_jsonl(tmp_path / f"{n}.jsonl", r)) for n, r in (("train", rows), ("eval", rows[:2])))
-        evaluation = write_jsonl(tmp_path / "eval.jsonl", even_pairs(4, 9)) if "prompt" in rows[0] else held
-        return made(data=Data(train, **{"eval": str(evaluation), **own}), **changes)
+        held_out = even_pairs(4, 9) if "prompt" in rows[0] else rows[:2]
+        return made(data=write_splits(tmp_path, rows, held_out, **own), **changes)
 
     return build
 
@@ -117,11 +128,12 @@ def test_unusual_values_are_warnings_that_let_a_run_go_on(made, tmp_path):
     assert f"learning_rate: {warnings['learning_rate']}" in said.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [LoRA(r=4), QLoRA(r=4), None], ids=["lora", "qlora", "full"])
 def test_the_planned_parameters_are_those_of_the_real_model(made, tmp_path, adapter):
     recipe = made(adapter=adapter)
     found = check(recipe)
-    start = Session(recipe, Console(quiet=True))
+    start = Session(recipe, quiet())
     start.read_pairs()
     counts = start.make_trainer(tmp_path, []).parameter_counts()
     assert (found["plan"]["trainable"], found["plan"]["total"]) == counts
@@ -130,7 +142,6 @@ def test_the_planned_parameters_are_those_of_the_real_model(made, tmp_path, adap
 
 
 @pytest.mark.usefixtures("made_up_plan")
-@pytest.mark.slow
 def test_the_plan_is_made_for_the_longest_pair_of_either_split_as_max_length_cuts_it(made, files, tmp_path):
     longest = max(len(a) + len(b) for a, b in longest_ids(made()))
     assert check(made())["plan"]["tokens"] == longest < 128
@@ -141,7 +152,7 @@ def test_the_plan_is_made_for_the_longest_pair_of_either_split_as_max_length_cut
 
 
 def longest_ids(recipe):
-    start = Session(recipe, Console(quiet=True))
+    start = Session(recipe, quiet())
     start.read_pairs()
     sides = [
         (row["prompt_ids"], row[f"{s}_ids"])
@@ -169,7 +180,7 @@ def test_the_planned_steps_are_those_that_the_trainer_takes(made, tmp_path, chan
     recipe = made(**changes)
     # Before the trainer is made: a DPOConfig, which check makes too, resets the state that a living trainer uses.
     assert check(recipe)["plan"]["steps"] == steps
-    start = Session(recipe, Console(quiet=True))
+    start = Session(recipe, quiet())
     start.read_pairs()
     trainer = start.make_trainer(tmp_path, [])
     batches = len(trainer.get_train_dataloader())
@@ -182,7 +193,7 @@ def test_the_planned_steps_are_those_that_the_trainer_takes(made, tmp_path, chan
 def test_what_check_says_is_what_train_does(made, tmp_path):
     recipe = made(global_batch_size=8, learning_rate=1e-3)
     found = check(recipe)
-    run = train(recipe, runs=tmp_path, console=Console(file=io.StringIO()))
+    run = train_in(tmp_path, recipe)
     assert run.data == json.loads(json.dumps(found["data"]))
     assert len([row for row in run.metrics if "loss" in row]) == found["plan"]["steps"] == 3
     assert of(found, "parameters").text.split(" train")[0] in run.reference["policy"].replace(" parameters", "")
@@ -240,7 +251,6 @@ def test_without_a_chat_template_the_pairs_fail_and_the_plan_is_made_for_max_len
     assert by_level(found, "skipped") == {"plan": "Neither the pairs nor max_length say how long a pair can be."}
 
 
-@pytest.mark.slow
 def test_rows_that_cannot_be_used_fail_above_the_limit(with_rows):
     rows = even_pairs(20)
     for row in rows[3:6]:
@@ -317,12 +327,12 @@ def test_ways_out_say_what_they_save_and_the_one_that_fits_passes(made):
 
 
 @pytest.mark.usefixtures("made_up_plan")
-@pytest.mark.slow
 def test_where_no_field_is_left_that_is_said(made):
     found = check(made(adapter=QLoRA(r=4), micro_batch_size=1), gpu="1KB")
     assert of(found, "memory").text.endswith("It does not fit. No field is left to change.")
 
 
+@pytest.mark.slow
 def test_one_of_several_devices_is_planned_with_its_share_of_the_batch(made):
     found = check(made(adapter=None, trl=OPEN), gpu="24GB", num_processes=2, engine="ddp")
     plan = found["plan"]
@@ -409,7 +419,6 @@ def test_an_adapter_that_lacks_tensors_fails_before_a_weight_is_read(made, tiny,
 
 
 @pytest.mark.usefixtures("made_up_plan")
-@pytest.mark.slow
 def test_a_batch_of_more_pairs_than_there_are_is_a_warning(made):
     found = check(made(global_batch_size=32, micro_batch_size=8))
     assert "there are 24 pairs to train on" in by_level(found, "warn")["batch"]
@@ -607,7 +616,6 @@ def test_a_bug_of_ours_outside_the_trial_is_not_hidden(made, monkeypatch):
 
 
 @pytest.mark.usefixtures("made_up_plan")
-@pytest.mark.slow
 def test_what_does_not_fit_here_is_not_tried(made, monkeypatch):
     monkeypatch.setattr(module, "device_memory", lambda kind: 10**6)
     found = check(made(), run=True)
@@ -617,7 +625,6 @@ def test_what_does_not_fit_here_is_not_tried(made, monkeypatch):
 
 
 @pytest.mark.usefixtures("made_up_plan")
-@pytest.mark.slow
 def test_no_pairs_and_a_stream_are_not_tried(made, files):
     stream = check(made(data=Data(files[0], eval=files[1], streaming=True), trl={"max_steps": 5}), run=True)
     assert by_level(stream, "skipped") == {"run": "There are no stored pairs to try."}
@@ -635,15 +642,8 @@ def with_tokenizer(tmp_path, made_up_plan):
     """with_tokenizer(template, start=True) -> a model folder; `start`: a start token goes before plain text."""
 
     def build(template: str | None = CHATML, start: bool = False) -> str:
-        from tokenizers.processors import TemplateProcessing
-
-        tokenizer = make_tokenizer(template)
-        if start:
-            tokenizer.add_special_tokens({"bos_token": "<s>"})
-            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-                single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.bos_token_id)]
-            )
         folder = make_model(tmp_path / "model")
+        tokenizer = make_tokenizer_with_start(template) if start else make_tokenizer(template)
         tokenizer.save_pretrained(folder)
         return str(folder)
 
@@ -654,12 +654,11 @@ def refused(recipe: Recipe, tmp_path: Path, finding) -> None:
     """`train` stops on what `check` fails on, with the same words, and leaves no run behind."""
     assert finding.level == "fail"
     with pytest.raises(RecipeError) as error:
-        train(recipe, runs=tmp_path / "runs", console=Console(file=io.StringIO()))
+        train_in(tmp_path, recipe)
     assert finding.text in str(error.value)
     assert not any((tmp_path / "runs").glob("*"))
 
 
-@pytest.mark.slow
 def test_a_doubled_start_token(with_rows, with_tokenizer, tmp_path):
     rows = [{"prompt": f"<s>Q{n}", "chosen": f" a{n}", "rejected": f" b{n}"} for n in range(8)]
     recipe = with_rows(rows, model=with_tokenizer(start=True), format="text", eval=0.25)
@@ -672,7 +671,6 @@ def test_a_doubled_start_token(with_rows, with_tokenizer, tmp_path):
     assert of(found, "train start_token").level == "pass"
 
 
-@pytest.mark.slow
 def test_a_doubled_start_token_in_a_template(made, with_tokenizer):
     found = check(made(model=with_tokenizer("{{ '<s><s>' }}" + CHATML, start=True)))
     assert found["data"]["train"]["start_token"]["doubled"] == 24 and of(found, "train start_token").level == "fail"
@@ -680,7 +678,6 @@ def test_a_doubled_start_token_in_a_template(made, with_tokenizer):
     assert found["data"]["train"]["start_token"]["one"] == 24 and not by_level(found, "fail")
 
 
-@pytest.mark.slow
 def test_a_missing_and_a_doubled_end_token(made, with_tokenizer, tmp_path):
     recipe = made(model=with_tokenizer(CHATML.replace("<|im_end|>'", "'")))
     finding = of(check(recipe), "train end_token")
@@ -737,7 +734,6 @@ def test_rows_of_the_wrong_shape_name_the_columns(with_rows):
     assert name == "pairs" and all(column in text for column in ("question", "good", "bad"))
 
 
-@pytest.mark.slow
 def test_pairs_that_truncation_makes_identical(with_rows, tmp_path):
     rows = even_pairs(20)
     for n in (3, 4):
@@ -766,8 +762,7 @@ def test_sides_that_lose_their_end_are_counted_with_the_length_that_would_keep_t
 
 @pytest.mark.slow
 def test_a_generation_prompt_that_opens_thinking_is_no_prefix(made, with_tokenizer, tmp_path):
-    thinking = CHATML.replace("<|im_start|>assistant\\n'", "<|im_start|>assistant\\n<think>\\n'")
-    recipe = made(model=with_tokenizer(thinking))
+    recipe = made(model=with_tokenizer(THINKING))
     finding = of(check(recipe), "train border")
     assert finding.text.startswith("24 of 24 pairs (100.0%; rows 0, 1, 2) have a prompt whose tokens change")
     assert "Its end '<think>\\n' is left out" in finding.text
@@ -776,7 +771,6 @@ def test_a_generation_prompt_that_opens_thinking_is_no_prefix(made, with_tokeniz
     assert of(check(allowed), "train border").level == "warn" and not by_level(check(allowed), "fail")
 
 
-@pytest.mark.slow
 def test_length_that_tells_the_sides_apart(with_rows):
     found = check(with_rows(make_pairs(20)))
     assert found["data"]["train"]["pick_longer_accuracy"] == found["data"]["train"]["longer_chosen"] == 1.0
@@ -787,7 +781,6 @@ def test_length_that_tells_the_sides_apart(with_rows):
 
 
 @pytest.mark.usefixtures("made_up_plan")
-@pytest.mark.slow
 def test_todays_date_and_an_unset_thinking_switch(made, tiny, files):
     dated = functools.partial(made, model=str(tiny(template=DATED)), max_length=192)
     said = [f.text for f in check(dated())["findings"] if (f.level, f.name) == ("warn", "template")]

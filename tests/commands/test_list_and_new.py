@@ -12,11 +12,7 @@ from dpo_recipes.commands.recipes import list_, new
 from dpo_recipes.errors import RecipeError, UsageError
 from dpo_recipes.recipe.catalogue import SHIPPED, find, recipe_files
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def test_list_shows_a_broken_file_as_broken(here):

@@ -56,6 +56,7 @@ def test_pairs_are_written_counted_and_ranked_by_the_reward(made, questions, tmp
     assert not prompts[0] & prompts[1]
 
 
+@pytest.mark.slow
 def test_again_is_the_same_and_ranks_anew_without_sampling(made, questions, tmp_path):
     settings = {"prompts": questions, "to": tmp_path / "own", "samples": 3}
     first = pairs(made(), **settings)
@@ -89,6 +90,7 @@ def test_a_continued_adapter_samples_with_it_on(made, questions, tmp_path, start
     assert replies[0] != replies[1]
 
 
+@pytest.mark.slow
 def test_a_model_without_a_template_gets_text(tiny, made, questions, tmp_path):
     recipe = made(model=tiny(template=None))
     pairs(recipe, prompts=questions, to=tmp_path / "own", samples=3)
@@ -96,6 +98,7 @@ def test_a_model_without_a_template_gets_text(tiny, made, questions, tmp_path):
     assert row["prompt"].startswith("Question") and isinstance(row["chosen"], str)
 
 
+@pytest.mark.slow
 def test_a_reward_model_ranks_as_it_scores(made, questions, tmp_path):
     reward_model = make_reward_model(tmp_path / "reward")
     to = tmp_path / "own"
@@ -108,6 +111,7 @@ def test_a_reward_model_ranks_as_it_scores(made, questions, tmp_path):
         assert row["chosen_reward"] > row["rejected_reward"]
 
 
+@pytest.mark.slow
 def test_what_cannot_make_pairs_is_one_message(made, questions, tmp_path):
     def refused(words: str, recipe=None, **changes) -> None:
         with pytest.raises(RecipeError, match=words):

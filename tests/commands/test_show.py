@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from dpo_recipes import Data, LoRA, Recipe, apply, show
+from making import make_recipe
+
+from dpo_recipes import LoRA, apply, show
 from dpo_recipes.recipe.resolve import Device
 
 GPU = Device("cuda", bf16=True, processes=1)
 
 
-def make(**changes: Any) -> Recipe:
-    return Recipe(**{"model": "m", "data": Data("d"), **changes})
-
-
 def test_show_leaves_out_what_is_trls_own():
-    recipe = make(
+    recipe = make_recipe(
         learning_rate=1e-6, num_train_epochs=3, micro_batch_size=8, global_batch_size=8, trl={"logging_steps": 10}
     )
     values = {name: (shown["value"], shown["default"]) for name, shown in show(recipe, GPU)["trl"].items()}
@@ -24,7 +21,7 @@ def test_show_leaves_out_what_is_trls_own():
 
 
 def test_changed_leaves_out_what_nobody_has_set():
-    recipe = apply(make(adapter=LoRA(r=8), trl={"logging_steps": 10}), ["beta=0.3", "trl.save_steps=5"])
+    recipe = apply(make_recipe(adapter=LoRA(r=8), trl={"logging_steps": 10}), ["beta=0.3", "trl.save_steps=5"])
     shown = show(recipe, GPU, changed=True)
     assert {key: entry["value"] for key, entry in shown["recipe"].items()} == {
         "model": "m",
@@ -42,7 +39,7 @@ def test_show_is_json_and_tells_the_step():
     def mine(pairs, *, beta):
         return pairs.h
 
-    shown = json.loads(json.dumps(show(make(loss={mine: 1.0, "sigmoid": 0.5}), GPU)))
+    shown = json.loads(json.dumps(show(make_recipe(loss={mine: 1.0, "sigmoid": 0.5}), GPU)))
     assert shown["recipe"]["loss"] == {"value": {"mine": 1.0, "sigmoid": 0.5}, "origin": "recipe file"}
     assert shown["recipe"]["adapter"] == {"value": None, "origin": "default"}
     assert shown["trl"]["loss_weights"] == {"value": [0.5], "default": None}
@@ -51,6 +48,6 @@ def test_show_is_json_and_tells_the_step():
         "cuda",
         "16 pairs a step = 4 pairs x 4 accumulation",
     )
-    eight = show(make(), Device("cuda", True, 8))
+    eight = show(make_recipe(), Device("cuda", True, 8))
     assert eight["step"] == "16 pairs a step = 2 pairs x 1 accumulation x 8 processes"
-    assert show(make(trl={"use_cpu": True}))["device"] == "cpu"
+    assert show(make_recipe(trl={"use_cpu": True}))["device"] == "cpu"

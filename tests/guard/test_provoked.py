@@ -9,17 +9,13 @@ import random
 
 import pytest
 import torch
-from datasets import Dataset
-from making import make_pair
+from making import make_pair, trainer_of
 
 from dpo_recipes import Data, LoRA, Recipe
 from dpo_recipes.guard.judge import Judge
-from dpo_recipes.models.adapter import peft_config
 from dpo_recipes.models.tokenizer import load_tokenizer
 from dpo_recipes.models.weights import load_weights
-from dpo_recipes.recipe.dpo_arguments import dpo_arguments
 from dpo_recipes.recipe.resolve import Device, resolve
-from dpo_recipes.training.trainer import RecipeTrainer, config
 
 PLACES = ["attic", "kitchen", "garden", "office", "cellar", "garage"]
 THINGS = ["lamp", "table", "kettle", "vase", "clock", "chair"]
@@ -78,20 +74,9 @@ def observed(taught, tmp_path):
         given = {"adapter": LoRA(r=8), "global_batch_size": 8, "micro_batch_size": 8, "max_length": 96}
         trl = {"gradient_checkpointing": False, "max_steps": steps, "per_device_eval_batch_size": 64}
         recipe = Recipe(model=str(taught), data=Data("unused"), **given | {"trl": trl} | changes)
-        settings = resolve(recipe, Device())
         held_out = make_rows(96, flipped, seed=7)
-        judge = Judge(recipe, settings, len(held_out), ignore)
-        trainer = RecipeTrainer(
-            recipe=recipe,
-            settings=settings,
-            model=load_weights(recipe, settings, str(taught)),
-            args=config(dpo_arguments(recipe, settings, str(tmp_path / "out"))),
-            train_dataset=Dataset.from_list(make_rows(pairs, flipped)),
-            eval_dataset=Dataset.from_list(held_out),
-            processing_class=load_tokenizer(recipe, str(taught)).tokenizer,
-            peft_config=peft_config(recipe.adapter),
-            callbacks=[judge],
-        )
+        judge = Judge(recipe, resolve(recipe, Device()), len(held_out), ignore)
+        trainer = trainer_of(recipe, make_rows(pairs, flipped), held_out, tmp_path, callbacks=[judge])
         trainer.held_out()
         trainer.train()
         trainer.held_out()

@@ -205,6 +205,7 @@ def sampling(tiny, tmp_path, stub) -> dict[str, Any]:
     return {"recipe": recipe, "prompts": prompts, "to": tmp_path / "own", "endpoint": Endpoint(stub.url, model="big")}
 
 
+@pytest.mark.slow
 def test_pairs_are_made_of_them_and_the_cost_is_said(sampling, stub):
     said = io.StringIO()
     report = pairs(**sampling, console=Console(file=said, width=200))
@@ -218,6 +219,7 @@ def test_pairs_are_made_of_them_and_the_cost_is_said(sampling, stub):
     assert "The endpoint was asked 100 times: 1,000 tokens read and 2,000 written." in said.getvalue()
 
 
+@pytest.mark.slow
 def test_what_was_stopped_goes_on_where_it_was_and_the_cost_is_of_both(sampling, stub, monkeypatch):
     usual, number = stub.answer, iter(range(1000))
     monkeypatch.setattr(stub, "answer", lambda path, body: usual(path, body) if next(number) < 80 else {})
@@ -234,6 +236,7 @@ def test_what_was_stopped_goes_on_where_it_was_and_the_cost_is_of_both(sampling,
     assert pairs(**sampling)["endpoint"] == report["endpoint"] and len(stub.asked) == before + 36
 
 
+@pytest.mark.slow
 def test_replies_of_another_model_are_not_mixed_in_and_rounds_need_one_that_learns(sampling):
     pairs(**sampling)
     other = {**sampling, "endpoint": Endpoint(sampling["endpoint"].url, model="small")}

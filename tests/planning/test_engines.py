@@ -204,6 +204,7 @@ def test_the_sizes_are_those_of_the_models_own_layers(tiny):
     assert (of_adapter.number, of_adapter.trained_number) == (2, 4)  # frozen in 16 bits, the adapter in 32
 
 
+@pytest.mark.slow
 def test_of_4_bit_weights_what_is_packed_is_undivided(tiny):
     model, recipe, settings = bare(tiny(), adapter=QLoRA(r=4))
     found = sizes_of(model)
@@ -213,6 +214,7 @@ def test_of_4_bit_weights_what_is_packed_is_undivided(tiny):
     assert found.undivided + found.whole - whole.adapter == whole.weights
 
 
+@pytest.mark.slow
 def test_the_worst_moment_is_that_of_a_device_whose_allocator_holds_its_share_alone(tiny, tmp_path):
     """On a model large enough for torch's segments of 20 MB, of which only the configuration is there."""
     config = AutoConfig.from_pretrained(tiny(), hidden_size=2048, intermediate_size=8192)

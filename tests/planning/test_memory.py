@@ -6,26 +6,24 @@ import gc
 import itertools
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from datasets import Dataset
-from making import make_pairs
+from making import make_pairs, trainer_of
 from peft import get_peft_model
 from transformers import AutoConfig
 
 from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError
 from dpo_recipes.models.adapter import peft_config
 from dpo_recipes.models.skeleton import skeleton
-from dpo_recipes.models.tokenizer import load_tokenizer
 from dpo_recipes.models.weights import load_weights
 from dpo_recipes.planning.memory import PARTS, plan
 from dpo_recipes.planning.packed_weights import quantization_figures
 from dpo_recipes.planning.pair_lengths import PairLength, pair_lengths
-from dpo_recipes.recipe.dpo_arguments import dpo_arguments
 from dpo_recipes.recipe.resolve import Device, resolve
-from dpo_recipes.training.trainer import RecipeTrainer, config
+from dpo_recipes.training.trainer import RecipeTrainer
 
 SMALL = {
     "hidden_size": 128,
@@ -54,22 +52,8 @@ def recipe_for(folder, **changes) -> Recipe:
     return Recipe(model=str(folder), data=Data("unused"), trl=trl, **{**given, **changes})
 
 
-def built(recipe: Recipe, folder, tmp_path, device: Device) -> RecipeTrainer:
-    settings = resolve(recipe, device)
-    second = None
-    if settings.reference in ("other model", "moving copy"):
-        second = load_weights(recipe, settings, recipe.reference or str(folder), trainable=False)
-    return RecipeTrainer(
-        recipe=recipe,
-        settings=settings,
-        model=load_weights(recipe, settings, str(folder)),
-        ref_model=second,
-        args=config(dpo_arguments(recipe, settings, str(tmp_path / "out"))),
-        train_dataset=Dataset.from_list(long_pairs(12)),
-        eval_dataset=Dataset.from_list(long_pairs(4)),
-        processing_class=load_tokenizer(recipe, str(folder)).tokenizer,
-        peft_config=peft_config(recipe.adapter),
-    )
+def built(recipe: Recipe, output: Path, device: Device) -> RecipeTrainer:
+    return trainer_of(recipe, long_pairs(12), long_pairs(4), output, device=device)
 
 
 def resident(model) -> list[torch.Tensor]:
@@ -148,7 +132,7 @@ def test_the_planned_peak_is_the_measured_one(tiny, tmp_path, case):
     bare = skeleton(recipe, settings, str(folder))
     second = skeleton(recipe, settings, str(folder), trainable=False) if moving else None
     planned = plan(bare, recipe, settings, pairs=LONG, second=second)
-    trainer = built(recipe, folder, tmp_path, device)
+    trainer = built(recipe, tmp_path, device)
     held = resident(trainer.model) + (resident(trainer.ref_model) if moving else [])
     measured = measured_peak(trainer.train, held)
     print(f"{case}: planned {planned.peak / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB, {planned}")
@@ -169,7 +153,7 @@ def test_so_it_is_where_pairs_are_read_once(tiny, tmp_path, case):
     every_pair = {**changes.get("trl", {}), "max_steps": 12 // changes.get("global_batch_size", 4)}
     recipe = recipe_for(folder, **{**changes, "pair_sharing": "require", "trl": every_pair})
     settings = resolve(recipe, device)
-    trainer = built(recipe, folder, tmp_path, device)
+    trainer = built(recipe, tmp_path, device)
     pairs = pair_lengths(trainer.train_dataset, recipe.max_length)
     planned = plan(skeleton(recipe, settings, str(folder)), recipe, settings, pairs=pairs)
     measured = measured_peak(trainer.train, resident(trainer.model))
@@ -183,7 +167,7 @@ def test_a_continued_adapter_is_planned_with_its_frozen_copy(tiny, tmp_path, sta
         recipe = recipe_for(tiny(**SMALL), adapter=adapter, trl=OPEN)
         settings = resolve(recipe, Device())
         planned = plan(skeleton(recipe, settings, str(tiny(**SMALL))), recipe, settings, pairs=LONG)
-        trainer = built(recipe, tiny(**SMALL), tmp_path, Device())
+        trainer = built(recipe, tmp_path, Device())
         assert (planned.trainable, planned.total) == trainer.parameter_counts()
         assert planned.reference == sum(p.nbytes for n, p in trainer.model.named_parameters() if ".ref." in n)
         assert planned.peak == pytest.approx(measured_peak(trainer.train, resident(trainer.model)), rel=0.01)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from making import make_pairs, write_jsonl
+from making import make_pairs, write_splits
 from rich.console import Console
 
-from dpo_recipes import Data, LoRA, Recipe
+from dpo_recipes import LoRA, Recipe
 from dpo_recipes.planning import trial_steps
 from dpo_recipes.planning.trial_steps import TIMED, try_steps
 from dpo_recipes.training.session import Session
@@ -17,15 +17,15 @@ PAIRS_A_STEP = 2
 @pytest.fixture
 def session(tiny, tmp_path) -> Session:
     """Of 12 pairs to train on, no two as long, and 6 to evaluate with."""
-    paths = {}
+    splits = []
     for split, count in (("train", 12), ("eval", 6)):
         rows = make_pairs(count, seed=count)
         for number, row in enumerate(rows):
             row["prompt"][0]["content"] = f"{split} {number} " + "word " * (5 * number % count)
-        paths[split] = str(write_jsonl(tmp_path / f"{split}.jsonl", rows))
+        splits.append(rows)
     recipe = Recipe(
         model=str(tiny()),
-        data=Data(paths["train"], eval=paths["eval"]),
+        data=write_splits(tmp_path, *splits),
         adapter=LoRA(r=4),
         global_batch_size=PAIRS_A_STEP,
         max_length=256,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 from making import RECIPE, write_recipe
@@ -12,11 +11,7 @@ from dpo_recipes import Recipe, load
 from dpo_recipes.errors import RecipeError, UsageError
 from dpo_recipes.recipe.catalogue import SHIPPED, find, recipe_files
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def test_names_are_the_files_of_both_folders_and_here_wins(here):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from making import make_recipe
 
-from dpo_recipes import Data, Recipe
 from dpo_recipes.recipe import trl_options
 from dpo_recipes.recipe.dpo_arguments import dpo_arguments
 from dpo_recipes.recipe.resolve import Device, resolve
@@ -15,12 +13,8 @@ CPU = Device("cpu", processes=1)
 GPU = Device("cuda", bf16=True, processes=1)
 
 
-def make(**changes: Any) -> Recipe:
-    return Recipe(**{"model": "m", "data": Data("d"), **changes})
-
-
 def test_the_table_names_dpoconfig_fields_only_and_all_that_are_ours():
-    config = dpo_arguments(make(), resolve(make(), GPU), "out")
+    config = dpo_arguments(make_recipe(), resolve(make_recipe(), GPU), "out")
     assert config.keys() <= trl_options.options().keys() and config["output_dir"] == "out"
     assert trl_options.OURS.keys() - {"auto_find_batch_size", "model_init_kwargs"} <= config.keys()
 
@@ -36,7 +30,7 @@ def test_the_table_names_dpoconfig_fields_only_and_all_that_are_ours():
     ],
 )
 def test_trl_gets_its_own_losses_and_weights(loss, types, weights):
-    recipe = make(loss=loss)
+    recipe = make_recipe(loss=loss)
     config = dpo_arguments(recipe, resolve(recipe, GPU), "")
     assert (config["loss_type"], config["loss_weights"]) == (types, weights)
 
@@ -50,13 +44,13 @@ def test_trl_gets_its_own_losses_and_weights(loss, types, weights):
     ],
 )
 def test_sft_weight_adds_trls_own_term_to_whatever_loss(loss, types, weights):
-    recipe = make(loss=loss, sft_weight=0.2)
+    recipe = make_recipe(loss=loss, sft_weight=0.2)
     config = dpo_arguments(recipe, resolve(recipe, GPU), "")
     assert (config["loss_type"], config["loss_weights"]) == (types, weights)
 
 
 def test_trl_options_have_the_last_word():
-    recipe = make(trl={"logging_steps": 5, "per_device_eval_batch_size": 2, "use_cpu": True})
+    recipe = make_recipe(trl={"logging_steps": 5, "per_device_eval_batch_size": 2, "use_cpu": True})
     config = dpo_arguments(recipe, resolve(recipe, GPU), "")
     assert (config["logging_steps"], config["per_device_eval_batch_size"], config["use_cpu"]) == (5, 2, True)
 
@@ -64,7 +58,7 @@ def test_trl_options_have_the_last_word():
 def test_dpoconfig_accepts_the_table(tmp_path):
     from trl import DPOConfig
 
-    recipe = make(loss={"sigmoid": 1.0, "hinge": 0.5}, trl={"lr_scheduler_type": "cosine", "warmup_steps": 0.1})
+    recipe = make_recipe(loss={"sigmoid": 1.0, "hinge": 0.5}, trl={"lr_scheduler_type": "cosine", "warmup_steps": 0.1})
     config = dpo_arguments(recipe, resolve(recipe, CPU), str(tmp_path))
     accepted = DPOConfig(**config)
     assert (accepted.loss_type, accepted.loss_weights) == (["sigmoid", "hinge"], [1.0, 0.5])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from making import make_recipe
 
-from dpo_recipes import Data, LoRA, QLoRA, Recipe
+from dpo_recipes import Data, LoRA, QLoRA
 from dpo_recipes.errors import UsageError
 from dpo_recipes.losses.trl_losses import COUPLED_LOSSES
 from dpo_recipes.recipe.dpo_arguments import dpo_arguments
@@ -16,10 +15,6 @@ CPU = Device("cpu", processes=1)
 GPU = Device("cuda", bf16=True, processes=1)
 OLD = Device("cuda", bf16=False, processes=1)  # a GPU without bf16
 MAC = Device("mps", processes=1)
-
-
-def make(**changes: Any) -> Recipe:
-    return Recipe(**{"model": "m", "data": Data("d"), **changes})
 
 
 @pytest.mark.parametrize(
@@ -41,8 +36,8 @@ def make(**changes: Any) -> Recipe:
     ],
 )
 def test_precision_by_mode(adapter, dtype, device, weights, autocast):
-    settings = resolve(make(adapter=adapter, dtype=dtype), device)
-    config = dpo_arguments(make(), settings, "")
+    settings = resolve(make_recipe(adapter=adapter, dtype=dtype), device)
+    config = dpo_arguments(make_recipe(), settings, "")
     assert (settings.weights, settings.autocast) == (weights, autocast)
     assert (config["bf16"], config["fp16"]) == (autocast == "bf16", autocast == "fp16")
     assert config["use_cpu"] is (device is CPU)
@@ -65,14 +60,14 @@ def test_precision_by_mode(adapter, dtype, device, weights, autocast):
 )
 def test_a_precision_that_does_not_exist_is_refused(changes, device, message):
     with pytest.raises(UsageError) as error:
-        resolve(make(**changes), device)
+        resolve(make_recipe(**changes), device)
     assert str(error.value) == message
 
 
 @pytest.mark.parametrize(("adapter", "rate"), [(None, 5e-7), (LoRA(), 5e-6), (QLoRA(), 5e-6)])
 def test_the_learning_rate_by_mode(adapter, rate):
-    assert resolve(make(adapter=adapter), GPU).learning_rate == rate
-    assert resolve(make(adapter=adapter, learning_rate=1e-4), GPU).learning_rate == 1e-4
+    assert resolve(make_recipe(adapter=adapter), GPU).learning_rate == rate
+    assert resolve(make_recipe(adapter=adapter, learning_rate=1e-4), GPU).learning_rate == 1e-4
 
 
 @pytest.mark.parametrize(
@@ -89,7 +84,7 @@ def test_the_learning_rate_by_mode(adapter, rate):
     ],
 )
 def test_micro_batch_and_accumulation_follow_from_the_global_batch(total, micro, processes, pairs):
-    settings = resolve(make(global_batch_size=total, micro_batch_size=micro), Device("cuda", True, processes))
+    settings = resolve(make_recipe(global_batch_size=total, micro_batch_size=micro), Device("cuda", True, processes))
     assert (settings.micro_batch_size, settings.accumulation) == pairs
     assert pairs[0] * pairs[1] * processes == total
 
@@ -105,21 +100,21 @@ def test_micro_batch_and_accumulation_follow_from_the_global_batch(total, micro,
 )
 def test_a_batch_that_does_not_divide_is_refused(total, micro, processes, message):
     with pytest.raises(UsageError) as error:
-        resolve(make(global_batch_size=total, micro_batch_size=micro), Device("cuda", True, processes))
+        resolve(make_recipe(global_batch_size=total, micro_batch_size=micro), Device("cuda", True, processes))
     assert str(error.value) == message
 
 
 @pytest.mark.parametrize("loss", sorted(COUPLED_LOSSES))
 def test_a_loss_that_couples_pairs_needs_its_micro_batch(loss):
     with pytest.raises(UsageError, match=f"loss='{loss}' depends on which pairs share a forward"):
-        resolve(make(loss=loss), GPU)
-    assert resolve(make(loss=loss, micro_batch_size=8), GPU).micro_batch_size == 8
+        resolve(make_recipe(loss=loss), GPU)
+    assert resolve(make_recipe(loss=loss, micro_batch_size=8), GPU).micro_batch_size == 8
 
 
 def test_the_remedy_of_one_field_needs_no_other():
-    assert resolve(make(sft_weight=0.1), CPU).micro_batch_size == 4
+    assert resolve(make_recipe(sft_weight=0.1), CPU).micro_batch_size == 4
     with pytest.raises(UsageError, match="loss='aot' depends on which pairs share a forward"):
-        resolve(make(loss="aot", sft_weight=0.1), CPU)
+        resolve(make_recipe(loss="aot", sft_weight=0.1), CPU)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +132,7 @@ def test_the_remedy_of_one_field_needs_no_other():
     ],
 )
 def test_who_the_reference_is(changes, reference, precompute):
-    recipe = make(**changes)
+    recipe = make_recipe(**changes)
     settings = resolve(recipe, GPU)
     assert (settings.reference, settings.precompute) == (reference, precompute)
     assert dpo_arguments(recipe, settings, "")["precompute_ref_log_probs"] is precompute

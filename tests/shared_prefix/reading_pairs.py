@@ -96,10 +96,10 @@ def batch(*pairs, width=None):
     }
 
 
-def draw(*lengths, seed=0):
+def draw(*lengths, seed=0, words=range(5, 250)):
     """One random list of tokens for each length."""
     generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randint(5, 250, (n,), generator=generator).tolist() for n in lengths)
+    return tuple(torch.randint(words.start, words.stop, (n,), generator=generator).tolist() for n in lengths)
 
 
 BATCH = batch(draw(30, 12, 7), draw(9, 20, 33, seed=1), draw(41, 3, 2, seed=2))

@@ -1,4 +1,4 @@
-"""A sample of the census of Transformers' causal language models; tests/census_architectures.py takes them all."""
+"""A sample of the census of Transformers' causal language models; census_architectures.py takes them all."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import math
 import making_trainers
 import pytest
 import torch
+from making import perturb
 from making_trainers import HELD_OUT, dpo, history
 
 from dpo_recipes import LoRA, RecipeError
@@ -96,9 +97,10 @@ def test_a_plugin_dpo_follows_trls_sigmoid_within_3e_7_at_each_step(tiny):
 
 
 def first_loss(tiny, **changes) -> tuple[float, PairLogps]:
-    """The loss of one batch after some training, and the log-probabilities it was computed from."""
+    """The loss of one batch of a policy that has moved, and the log-probabilities it was computed from."""
     trainer = build(tiny(), **changes)
-    trainer.train()
+    perturb(trainer.model, 2.0)
+    trainer.state.global_step = 1  # the start has been looked at
     trainer.model.eval()
     batch = trainer._prepare_inputs(next(iter(trainer.get_eval_dataloader())))
     trainer.recorded = []
@@ -141,7 +143,7 @@ def test_reference_free_reads_the_policy_alone(tiny):
 
 def test_pairs_hold_the_log_probabilities_that_a_plain_forward_gives(tiny):
     trainer = build(tiny())
-    trainer.train()
+    perturb(trainer.model)
     _, pairs = trainer.held_out()
     row = trainer.eval_dataset[0]
     ids = torch.tensor([row["prompt_ids"] + row["chosen_ids"]])[:, :96]

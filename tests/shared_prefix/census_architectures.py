@@ -1,9 +1,9 @@
 """Every causal language model of the installed Transformers, made tiny and read in both ways.
 
-Run it with `python tests/census_architectures.py [NAME ...]`; all of them take about two minutes. A model is shown two
-short pairs, as a first batch, and then compared with TRL's own forward on longer ones, which reach past every window:
-log-probabilities, gradients, the balancing loss of routers, and the same again with attention that Transformers
-computes without a kernel. Out of it comes one line a model:
+Run it with `python tests/shared_prefix/census_architectures.py [NAME ...]`; all of them take about two minutes. A model
+is shown two short pairs, as a first batch, and then compared with TRL's own forward on longer ones, which reach past
+every window: log-probabilities, gradients, the balancing loss of routers, and the same again with attention that
+Transformers computes without a kernel. Out of it comes one line a model:
 
     exact       the largest difference of a token's log-probability in nats, and that of all gradients, relative
     refused     before the first batch, with the reason
@@ -16,6 +16,7 @@ computes without a kernel. Out of it comes one line a model:
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import os
 import sys
@@ -28,6 +29,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from reading_pairs import SMALL_SIZES, batch, draw, gradients, off
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
@@ -37,17 +39,7 @@ from dpo_recipes.shared_prefix.forward import share, why_not
 NATS = 1e-3  # what a log-probability may differ by, as the first batch is judged by; and a gradient, relative
 MANY_PARAMETERS = 1e8  # more, and some size was not made small; parts that see or hear stay as they are
 
-SIZES = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+SIZES = SMALL_SIZES | {
     "head_dim": 8,
     "is_decoder": True,
     # Windows and chunks that are shorter than the longer pairs
@@ -132,34 +124,8 @@ class Result(NamedTuple):
 
 def pairs(*lengths: tuple[int, int, int]) -> dict[str, Any]:
     """TRL's call for pairs of random tokens, by the lengths of prompt, chosen and rejected."""
-    draw = torch.Generator().manual_seed(5)
-
-    def tokens(count: int) -> list[int]:
-        return torch.randint(3, 94, (count,), generator=draw).tolist()
-
-    chosen, rejected = [], []
-    for of_prompt, of_chosen, of_rejected in lengths:
-        prompt = tokens(of_prompt)
-        chosen.append((prompt, tokens(of_chosen)))
-        rejected.append((prompt, tokens(of_rejected)))
-
-    rows = chosen + rejected
-    width = max(len(prompt) + len(answer) for prompt, answer in rows)
-    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, -100)
-    for row, (prompt, answer) in enumerate(rows):
-        end = len(prompt) + len(answer)
-        input_ids[row, :end] = torch.tensor(prompt + answer)
-        attention_mask[row, :end] = 1
-        labels[row, len(prompt) : end] = torch.tensor(answer)
-    return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "labels": labels,
-        "fused_lm_head": True,
-        "use_cache": False,
-    }
+    tokens = draw(*itertools.chain(*lengths), seed=5, words=range(3, 94))
+    return batch(*zip(tokens[0::3], tokens[1::3], tokens[2::3], strict=True))
 
 
 FIRST = pairs((3, 2, 3), (2, 3, 1))  # within every window
@@ -311,22 +277,20 @@ def _runs(model: Any, given: dict[str, Any]) -> bool:
 
 def _differences(bare: Any, mine: Any, given: dict[str, Any]) -> tuple[float, float]:
     """(the largest of a token in nats, that of all gradients relative to their norm)."""
-    outputs, gradients = [], []
+    outputs, steps = [], []
     for model in (bare, mine):
         output = model(**given)
         total = output.log_probs.square().sum()
         if output.aux_loss is not None:
             total = total + 100 * output.aux_loss
         total.backward()
-        parts = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
-        gradients.append(torch.cat(parts).double())
-        model.zero_grad(set_to_none=True)
+        steps.append(gradients(model))
         outputs.append(output)
     theirs, ours = outputs
     nats = (ours.log_probs - theirs.log_probs).abs().max().item()
     if theirs.aux_loss is not None:
         nats = max(nats, (ours.aux_loss - theirs.aux_loss).abs().item())
-    gradient = ((gradients[1] - gradients[0]).norm() / gradients[0].norm()).item()
+    gradient = off(steps[1], steps[0])
     return nats, gradient
 
 
