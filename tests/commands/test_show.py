@@ -17,7 +17,13 @@ def test_show_leaves_out_what_is_trls_own():
         learning_rate=1e-6, num_train_epochs=3, micro_batch_size=8, global_batch_size=8, trl={"logging_steps": 10}
     )
     values = {name: (shown["value"], shown["default"]) for name, shown in show(recipe, GPU)["trl"].items()}
-    assert values == {"precompute_ref_log_probs": (True, False), "disable_tqdm": (True, False)}
+    assert values == {
+        "precompute_ref_log_probs": (True, False),
+        "disable_tqdm": (True, False),
+        # Checkpoints are written in time, and not by TRL
+        "save_strategy": ("no", "steps"),
+        "save_total_limit": (2, None),
+    }
 
 
 def test_changed_leaves_out_what_nobody_has_set():
