@@ -16,6 +16,7 @@ from ..runs import environment, files
 from ..runs.folder import Run
 from ..runs.model_card import scaled_card
 from ..runs.rebuilt import recipe_of
+from ..runs.unwritable import unwritable_reason
 from ..training.finished import policy_and_reference
 from ..training.session import Session
 
@@ -49,47 +50,12 @@ def export(
     _refuse_other_model(recipe, session, run)
     session.read_pairs()
 
-    with Stage(console, "Loading TRL"):
-        from ..evaluation.dial import beyond_the_policy
-        from ..evaluation.nearness import answer_logps, nearness
-
-    warning = beyond_the_policy([factor])
-    if warning:
-        session.say(f"dial: {warning}")
-    policy, reference, tokenizer = policy_and_reference(run, session)
-    with Stage(console, "Scaling the weights"):
-        scaled = _scaled(run, recipe, policy, reference, factor)
-    with session.autocast():
-        numbers = nearness(
-            recipe,
-            session.eval,
-            policy,
-            reference,
-            scaled.model,
-            tokenizer,
-            session.positions(),
-            factor,
-            console,
-        )
+    result: dict[str, Any] = {"run": str(run.path), "recipe": recipe.name}
     compared = session.eval.select(range(min(COMPARED, len(session.eval))))
-    with scaled.model() as model:
-        expected = answer_logps(model, compared)
-
-    result = {
-        "run": str(run.path),
-        "recipe": recipe.name,
-        "form": scaled.in_words(),
-        **numbers,
-        "warning": warning,
-        "versions": environment.installed(),
-    }
 
     def fill(where: Path) -> None:
-        nonlocal policy, reference, scaled, model
-        with Stage(console, "Writing the model"):
-            _copy_what_is_no_weight(run.path / "model", where)
-            scaled.write(where)
-        del policy, reference, scaled, model  # before another model takes their room
+        expected = _write_scaled(where, run, session, factor, compared, result)
+        result["versions"] = environment.installed()
         result["largest_difference"] = _largest_difference(where, run, session, compared, expected)
         files.write_json(where / "export.json", result)
         card = scaled_card(
@@ -102,8 +68,55 @@ def export(
         )
         files.write_text(where / "README.md", card)
 
-    files.write_folder(folder, fill)
+    try:
+        files.write_folder(folder, fill)
+    except Exception as error:  # of whichever library finds the disk full
+        reason = unwritable_reason(error)
+        if reason is None or isinstance(error, RecipeError):
+            raise
+        raise RecipeError(f"{folder} cannot be written: {reason}. Choose another place: --out FOLDER") from error
     return result
+
+
+def _write_scaled(
+    where: Path, run: Run, session: Session, factor: float, compared: Any, result: dict[str, Any]
+) -> torch.Tensor:
+    """Write the model and all that belongs to it; `result` learns how near it is.
+
+    Returns the log-probabilities that it gives to the `compared` pairs in memory, which is free of it afterwards.
+    """
+    console = session.console
+    with Stage(console, "Loading TRL"):
+        from ..evaluation.dial import beyond_the_policy
+        from ..evaluation.nearness import answer_logps, nearness
+
+    warning = beyond_the_policy([factor])
+    if warning:
+        session.say(f"dial: {warning}")
+    policy, reference, tokenizer = policy_and_reference(run, session)
+    with Stage(console, "Scaling the weights"):
+        scaled = _scaled(run, session.recipe, policy, reference, factor)
+    result["form"] = scaled.in_words()
+    with session.autocast():
+        numbers = nearness(
+            session.recipe,
+            session.eval,
+            policy,
+            reference,
+            scaled.model,
+            tokenizer,
+            session.positions(),
+            factor,
+            console,
+        )
+    result.update(numbers)
+    result["warning"] = warning
+
+    with Stage(console, "Writing the model"):
+        _copy_what_is_no_weight(run.path / "model", where)
+        scaled.write(where)
+    with scaled.model() as model:
+        return answer_logps(model, compared)
 
 
 def _factor(dial: float | None) -> float:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ..data.sources import is_path
 from ..errors import RecipeError, stop_at_fails
-from ..evaluation.held_out import METRICS, compared
+from ..evaluation.held_out import METRICS, SPREADS, compared
 from ..guard.losses import loss_findings
 from ..guard.own_rules import rule_findings
 from ..progress import Stage, TrainingBar
@@ -68,10 +68,12 @@ def train(
         from ..guard.judge import Judge, Observation
         from ..training.checkpoints import Checkpoints
         from ..training.metrics_log import MetricsLog
+        from ..training.trackers import Trackers
 
     shown_while_training = {metric.name: metric.short for metric in METRICS if metric.short}
     bar = TrainingBar(console, shown_while_training)
-    with _run_folder(recipe, Path(runs), stopped) as run, contextlib.closing(bar):
+    trackers = Trackers(session.say)
+    with _run_folder(recipe, Path(runs), stopped) as run, contextlib.closing(bar), contextlib.closing(trackers):
         # The options, the pairs, and the trainer that takes them
         session.try_options()
         session.read_pairs()
@@ -87,10 +89,12 @@ def train(
         def tell(observation: Observation) -> None:
             log.observed(observation._asdict())
             session.say(observation.sentence())
+            trackers.findings(judge.observations)
 
         judge = Judge(recipe, session.settings, len(session.eval), tell)
         checkpoints = Checkpoints(recipe.checkpoints_are_paced, session.say)
         trainer = session.make_trainer(run.path / "checkpoints", [log, judge, checkpoints])
+        trackers.follow(trainer, run.path)
         who = _policy_and_reference(trainer)
         changes.refuse_of_reference(who)
         changes.refuse_unknown()
@@ -137,6 +141,10 @@ def train(
         write_report(run.path)
         if recipe.checkpoints_are_paced:  # nobody has asked for these
             shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+        trackers.samples(samples)
+        trackers.held_out(
+            compared(before, after), {name: value for name, value in after.items() if not name.endswith(SPREADS)}
+        )
 
     console.print(comparison_table(after["pairs"], compared(before, after)))
     if judge.observations:

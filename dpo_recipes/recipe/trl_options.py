@@ -162,7 +162,7 @@ def fits_annotation(value: Any, annotation: str) -> bool:
         return False
     if type(value) is int:
         return bool(words & {"int", "float"})
-    return type(value).__name__ in words
+    return type(value).__name__ in words or repr(value) in words  # of Literal[False]
 
 
 def refuse_unusable_options(given: Mapping[str, Any], losses: Collection[str], precomputes: bool = False) -> None:

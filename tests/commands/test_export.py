@@ -198,6 +198,9 @@ def test_what_cannot_be_exported_is_one_message_and_leaves_nothing(run, tmp_path
     with pytest.raises(RecipeError, match="There is no run folder"):
         export(tmp_path / "none", dial=0.5, out=tmp_path / "x")
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(RecipeError, match="cannot be written: Not a directory. Choose another place: --out FOLDER"):
+        export(run, dial=0.5, out=tmp_path / "file" / "x", console=quiet())
 
 
 @pytest.mark.slow

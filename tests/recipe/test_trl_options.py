@@ -99,6 +99,8 @@ def test_a_package_that_is_not_there_is_a_sentence():
         ({"a": 1}, "dict[str, Any] | str | None", True),
         (["wandb"], "None | str | list[str]", True),
         (["wandb"], "str", False),
+        (False, "str | None | Literal[False]", True),
+        (True, "str | None | Literal[False]", False),
     ],
 )
 def test_a_value_fits_an_annotation_as_dpoconfig_writes_it(value, annotation, fitting):
