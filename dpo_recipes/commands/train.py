@@ -163,6 +163,7 @@ def _run_folder(recipe: Recipe, runs: Path, stopped: folder.Run | None) -> Itera
     run = stopped or folder.create(runs, recipe.name)
     with folder.in_use(run):
         remove_unfinished(run.path / "checkpoints")
+        files.remove_temporary(run.path)
         with _what_is_left_told(recipe, run, is_new=stopped is None):
             yield run
 

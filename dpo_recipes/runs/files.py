@@ -59,15 +59,31 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a temporary folder, then rename it to `path`; a failure leaves nothing behind."""
+    """Let `fill` write into a temporary folder, then rename it to `path`, in place of a folder that stands there.
+
+    A failure leaves nothing behind, and what stood there before.
+    """
     temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)  # of a process of the same number that was killed
     temporary.mkdir(parents=True)
+    before = _temporary(path.with_name(f"{path.name}.before"))
     try:
         fill(temporary)
+        if path.is_dir():
+            os.rename(path, before)
         os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what processes that were killed had begun to write in a folder, where no other writes."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _temporary(path: Path) -> Path:

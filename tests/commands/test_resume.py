@@ -204,6 +204,25 @@ def test_a_run_without_a_whole_checkpoint_begins_anew_in_its_folder(tiny, pairs_
 
 
 @pytest.mark.slow
+def test_a_run_that_was_killed_behind_its_training_trains_the_rest_again_and_replaces_the_model(stopped, monkeypatch):
+    recipe, run = stopped
+
+    def killed(*_arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as during:
+        during.setattr("dpo_recipes.evaluation.beyond_pairs.answers", killed)
+        with pytest.raises(KeyboardInterrupt) as error:
+            quietly(recipe, run.path.parent, resume=run)
+    assert error.value.__notes__[0] == f"The trained model is in {run.path / 'model'}."
+    weights = (run.path / "model" / "adapter_model.safetensors").read_bytes()
+    (run.path / ".model.77.tmp").mkdir()  # of a process that was killed
+    resumed, _ = quietly(recipe, run.path.parent, resume=run)
+    assert (resumed.path / "model" / "adapter_model.safetensors").read_bytes() == weights
+    assert not list(resumed.path.glob(".*"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_step_end_with_a_checkpoint_and_a_second_one_does_not(
     tiny, pairs_file, tmp_path, monkeypatch, number

@@ -120,3 +120,21 @@ def test_a_number_that_is_not_finite_is_null_on_disk_and_any_reader_takes_the_fi
 def test_a_number_of_numpy_stays_a_number():
     value = {"share": np.float32(0.5), "count": np.int64(3), "bad": np.float32("nan")}
     assert json.loads(files.to_json(value)) == {"share": 0.5, "count": 3, "bad": None}
+
+
+def test_a_folder_takes_the_place_of_another_and_a_failure_leaves_that(tmp_path):
+    place = tmp_path / "model"
+    files.write_folder(place, lambda where: (where / "a").write_text("first"))
+    with pytest.raises(ZeroDivisionError):
+        files.write_folder(place, lambda where: (where / "b").write_text(str(1 / 0)))
+    assert [path.name for path in place.iterdir()] == ["a"]
+    files.write_folder(place, lambda where: (where / "b").write_text("second"))
+    assert [path.name for path in place.iterdir()] == ["b"] and list(tmp_path.iterdir()) == [place]
+
+
+def test_what_a_killed_process_had_begun_is_removed(tmp_path):
+    (tmp_path / ".model.77.tmp").mkdir()
+    (tmp_path / ".data.json.77.tmp").write_text("{")
+    (tmp_path / "data.json").write_text("{}")
+    files.remove_temporary(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["data.json"]
