@@ -216,6 +216,13 @@ def show(recipe: RecipeName, changes: Changes = None, changed: Changed = False, 
     print(f"{shown['name']} on {shown['device']}: {shown['step']}\n")
     Console().print(terminal.values_table(shown["recipe"]))
     if not changed:
+        reasons = [
+            (key, entry["value"], entry["reason"]) for key, entry in shown["recipe"].items() if "reason" in entry
+        ]
+        if reasons:
+            Console().print("", terminal.choices_table(reasons), sep="\n")
+        if shown["left_open"]:
+            Console().print("", terminal.Sentence(shown["left_open"]), sep="\n")
         differences = terminal.differences_table(shown["trl"])
         Console().print("\nDifferent from TRL's defaults:", differences, sep="\n", highlight=False)
 

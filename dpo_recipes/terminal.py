@@ -65,6 +65,16 @@ def differences_table(options: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def choices_table(choices: Iterable[tuple[str, Any, str]]) -> Table:
+    """What was chosen where the recipe leaves it open, as it would be typed, and why: (key, value, reason) each."""
+    columns = (_whole("setting"), _folded("why"))
+    title = "Chosen for this device"
+    table = Table(*columns, box=None, show_header=False, padding=GAP, title=title, title_justify="left")
+    for key, value, reason in choices:
+        table.add_row(escape(f"{key}={str(value).lower()}"), Sentence(reason))
+    return table
+
+
 def findings_table(findings: Iterable[Finding]) -> Table:
     """One line for each finding, in order; the level reads without colour too."""
     table = Table.grid("", Column(style="bold"), Column(overflow="fold"), padding=GAP)

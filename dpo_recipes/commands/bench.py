@@ -17,6 +17,7 @@ from ..benchmark.lengths import PROFILES, drawn_pairs
 from ..benchmark.random_models import SIZES, make
 from ..errors import RecipeError, UsageError, nearest
 from ..formats.pair_weights import WEIGHT
+from ..planning.chosen_settings import adopt
 from ..recipe.recipe import Data, Recipe
 from ..runs import environment
 from ..training.session import Session
@@ -61,6 +62,9 @@ def bench(
         session = Session(recipe, console, with_pairs=lengths is None)
         session.check_model()
         session.try_options()
+        if lengths is None:
+            session.read_pairs()
+        chosen = adopt(session)
         micro_batch_size = session.settings.micro_batch_size
         pairs = _pairs(session, lengths, batches * micro_batch_size)
         batches = len(pairs) // micro_batch_size
@@ -74,6 +78,7 @@ def bench(
         "against": _against(against_defaults, compact_head),
         "batches": batches,
         "pairs_per_batch": micro_batch_size,
+        "chosen": [choice._asdict() for choice in chosen.choices],
         **figures,
         "versions": environment.installed(),
     }
@@ -157,7 +162,6 @@ def _pairs(session: Session, lengths: str | None, count: int) -> Any:
     recipe = session.recipe
     if lengths is not None:
         return drawn_pairs(PROFILES[lengths], count, len(session.tokenizer.tokenizer), recipe.seed)
-    session.read_pairs()
     if recipe.data.streaming:
         raise RecipeError(
             "The pairs of a stream are not all at hand: draw some with --lengths, or data.streaming=false."

@@ -17,11 +17,13 @@ from ..evaluation.rehearsal import questions, rehearsed
 from ..guard.losses import loss_findings
 from ..guard.own_rules import rule_findings
 from ..planning.amounts import USABLE, device_memory, format_memory, parse_memory
+from ..planning.chosen_settings import MOST_PAIRS, adopt, choose, of_session
 from ..planning.engines import ENGINES, Launch, launch, notes, plan_on_engine
 from ..planning.pair_lengths import PairLength, longest_pair
 from ..planning.visible_differences import visible
 from ..planning.ways_out import WayOut, ways_out
 from ..progress import Stage
+from ..recipe.choices import with_choices
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Device, here, resolve
 from ..recipe.unusual import unusual_findings
@@ -94,7 +96,9 @@ def check(
         if run:
             findings.append(Finding("skipped", "run", "it needs the model, which failed"))
         return result
-    _check_plan(session, gpu_memory, spread, result)
+    if run or pairs is not None:
+        adopt(session, tell=False)  # for this machine, which need not be the one that is planned for
+    _check_plan(session, recipe, gpu_memory, spread, result)
     findings += _sharing_findings(session)
     if run:
         _check_real_steps(session, result)
@@ -189,7 +193,9 @@ def _visible_in_words(what: str, numbers: dict[str, Any], whose: str) -> str:
 # ------------------------------------------------------------------------------------------------------------ the plan
 
 
-def _check_plan(session: Session, gpu_memory: int | None, spread: Launch | None, result: dict[str, Any]) -> None:
+def _check_plan(
+    session: Session, given: Recipe, gpu_memory: int | None, spread: Launch | None, result: dict[str, Any]
+) -> None:
     """Parameters, memory and, where it does not fit, the ways out; steps and tokens.
 
     Without its pairs, a recipe with a `max_length` is planned too.
@@ -208,9 +214,10 @@ def _check_plan(session: Session, gpu_memory: int | None, spread: Launch | None,
         device = dataclasses.replace(device, processes=spread.num_processes)
 
     try:
-        pairs = largest_pairs(session, report)
         with Stage(session.console, "Planning on fake tensors"):
-            plan = _plan(session, device, spread, memory, pairs, train_pairs=train_report.get("kept", 0))
+            recipe = _with_chosen_settings(session, given, device, spread, memory, findings)
+            pairs = largest_pairs(session, report, most=MOST_PAIRS)
+            plan = _plan(session, recipe, device, spread, memory, pairs, train_pairs=train_report.get("kept", 0))
     except Unplannable as reason:
         findings.append(Finding("skipped", "plan", str(reason)))
         return
@@ -220,16 +227,47 @@ def _check_plan(session: Session, gpu_memory: int | None, spread: Launch | None,
 
     result["plan"] = plan
     findings.append(Finding("info", "parameters", f"{plan['trainable']:,} of {plan['total']:,} train"))
-    in_16_bits = resolve(session.recipe, device).autocast is not None
+    in_16_bits = resolve(recipe, device).autocast is not None
     findings.append(_memory_finding(plan, device, in_16_bits))
     if spread is not None:
-        findings.append(_processes_finding(session.recipe, device, spread))
+        findings.append(_processes_finding(recipe, device, spread))
     if train_report.get("padded_tokens"):  # of a stream nothing is counted beforehand
         findings.append(_tokens_finding(train_report, plan["steps"]))
 
 
+def _with_chosen_settings(
+    session: Session, given: Recipe, device: Device, spread: Launch | None, memory: int, findings: list[Finding]
+) -> Recipe:
+    """The recipe with what a run on the device would choose; a finding says what, and why."""
+    planned = None
+    if spread is not None:
+        planned = functools.partial(_plan_of_one_of_several, session, device, spread)
+    chosen = choose(given, of_session(session, device, memory, planned))
+    said = [f"{choice.key}={str(choice.value).lower()} ({choice.reason})" for choice in chosen.choices]
+    if chosen.left:
+        said.append(chosen.left)
+    if said:
+        findings.append(Finding("info", "chosen", "; ".join(said)))
+    else:
+        findings.append(Finding("pass", "chosen", "the recipe leaves nothing to be chosen for the device"))
+    return with_choices(given, chosen.choices)
+
+
+def _plan_of_one_of_several(session: Session, device: Device, spread: Launch, recipe: Recipe) -> Plan:
+    from ..planning.memory import largest_pairs
+
+    pairs = largest_pairs(session, session.report, most=MOST_PAIRS)
+    return plan_on_engine(session, device, pairs, recipe, spread.engine)
+
+
 def _plan(
-    session: Session, device: Device, spread: Launch | None, memory: int, pairs: list[PairLength], train_pairs: int
+    session: Session,
+    recipe: Recipe,
+    device: Device,
+    spread: Launch | None,
+    memory: int,
+    pairs: list[PairLength],
+    train_pairs: int,
 ) -> dict[str, Any]:
     """The plan for the largest pairs on a device of so many bytes, and what to change where it does not fit.
 
@@ -244,7 +282,7 @@ def _plan(
             return plan_for(session, device, pairs, recipe)
         return plan_on_engine(session, device, pairs, recipe, spread.engine)
 
-    plan = planned(session.recipe)
+    plan = planned(recipe)
     usable = USABLE * memory
     fits = plan.peak < usable
 
@@ -252,13 +290,13 @@ def _plan(
     ways: list[WayOut] = []
     if not fits:
         ways = ways_out(
-            session.recipe,
+            recipe,
             plan.peak,
             int(usable),
             planned,
             tokens,
             on_cpu=device.kind == "cpu",
-            launches=_other_launches(session, device, spread, pairs),
+            launches=_other_launches(session, recipe, device, spread, pairs),
         )
 
     plan_here = plan if device == session.device else plan_for(session, session.device, pairs, session.recipe)
@@ -270,12 +308,13 @@ def _plan(
         "fits": fits,
         "tokens": tokens,
         "steps": length.steps(session.recipe, train_pairs),
+        "chosen": [{"key": key, "reason": reason} for key, reason in recipe.reasons.items()],
         "ways_out": [way._asdict() for way in ways],
     }
 
 
 def _other_launches(
-    session: Session, device: Device, spread: Launch | None, pairs: list[PairLength]
+    session: Session, recipe: Recipe, device: Device, spread: Launch | None, pairs: list[PairLength]
 ) -> dict[str, Callable[[], Plan]]:
     """The other engines on as many devices, and the same engine on twice as many.
 
@@ -286,7 +325,7 @@ def _other_launches(
 
     def planned(other: Launch) -> Plan:
         device_of_other = dataclasses.replace(device, processes=other.num_processes)
-        return plan_on_engine(session, device_of_other, pairs, session.recipe, other.engine)
+        return plan_on_engine(session, device_of_other, pairs, recipe, other.engine)
 
     launches: dict[str, Callable[[], Plan]] = {}
     for engine in ENGINES:

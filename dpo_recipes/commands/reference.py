@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import UsageError, stop_at_fails
+from ..planning.chosen_settings import adopt
 from ..recipe.recipe import Recipe
 from ..runs import environment
 from ..training.session import LOOKS_ONLY, Session
@@ -42,6 +43,7 @@ def reference(recipe: Recipe, *, out: Path | str, console: Console | None = None
     session.read_pairs()
     stop_at_fails(session.findings)
 
+    adopt(session, tell=False)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = session.make_trainer(Path(scratch), [], **LOOKS_ONLY)
         session.say(trainer.reference_in_words())

@@ -15,7 +15,9 @@ from ..errors import RecipeError, stop_at_fails
 from ..evaluation.held_out import METRICS, SPREADS, compared
 from ..guard.losses import loss_findings
 from ..guard.own_rules import rule_findings
+from ..planning.chosen_settings import adopt, adopt_of
 from ..progress import Stage, TrainingBar
+from ..recipe.choices import without_choices
 from ..recipe.origins import values_with_origins
 from ..recipe.recipe import QLoRA, Recipe
 from ..recipe.unusual import unusual_findings
@@ -91,6 +93,11 @@ def train(
             session.say(observation.sentence())
             trackers.findings(judge.observations)
 
+        if changes.run is None:
+            adopt(session)
+        else:
+            adopt_of(session, changes.run)
+        recipe = session.recipe
         judge = Judge(recipe, session.settings, len(session.eval), tell)
         checkpoints = Checkpoints(recipe.checkpoints_are_paced, session.say)
         trainer = session.make_trainer(run.path / "checkpoints", [log, judge, checkpoints])
@@ -123,7 +130,8 @@ def train(
             session.say(log.closing_words)
             # The model first: whatever goes wrong from here on, the training is not lost.
             with Stage(console, "Writing the model"):
-                files.write_folder(run.path / "model", lambda where: _save_model(where, trainer, session.tokenizer))
+                model = run.path / "model"  # one may be there, of a run that was stopped behind its training
+                files.write_folder(model, lambda where: _save_model(where, trainer, session.tokenizer), replace=True)
         if recipe.data.streaming:
             files.write_json(run.path / "data.json", session.report)
             console.print(data_table(session.report))
@@ -363,12 +371,14 @@ def _describe(run: folder.Run, trainer: RecipeTrainer, session: Session, who: di
     if recipe.source:
         source = recipe.source.read_text(encoding="utf-8")
     else:  # a value made in Python: a file that makes the same one
-        source = f"from dpo_recipes import Data, LoRA, QLoRA, Recipe\n\nrecipe = {recipe!r}\n"
+        source = f"from dpo_recipes import Data, LoRA, QLoRA, Recipe\n\nrecipe = {without_choices(recipe)!r}\n"
     files.write_text(run.path / "recipe.py", source)
 
     values = {}
     for field, (value, origin) in values_with_origins(recipe, trainer.settings).items():
         values[field] = {"value": value, "origin": origin}
+        if field in recipe.reasons:
+            values[field]["reason"] = recipe.reasons[field]
     files.write_json(run.path / "recipe.json", values)
     files.write_json(run.path / "trl.json", trainer.args.to_dict())
     files.write_json(run.path / "environment.json", environment.environment(recipe.seed, vars(session.device)))

@@ -10,11 +10,8 @@ from typing import Any
 
 import torch
 
+from .bound import TILE_POSITIONS
 from .live_bytes import Live
-
-# Of TRL's head, which makes logits tile by tile: `TOKEN_CHUNK_SIZE` and `_CHUNKED_LOGPROB_CHUNK_SIZE`.
-TILE_POSITIONS = 4096
-TRLS_TILE_WORDS = 32768
 
 
 class Head(torch.autograd.Function):

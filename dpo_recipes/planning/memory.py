@@ -17,8 +17,8 @@ from ..training.session import Session
 from .allocator import CachingAllocator
 from .live_bytes import Live
 from .packed_weights import count_numbers
-from .pair_lengths import PairLength, pair_lengths
-from .paper_run import pairs_a_pass, run_on_paper
+from .pair_lengths import PairLength, pair_lengths, pairs_a_pass
+from .paper_run import run_on_paper
 from .process import resident
 
 # What the parts of a sum are called, in the order in which they are shown.
@@ -107,9 +107,10 @@ def plan(
 # ------------------------------------------------------------------------------------------------------- for a recipe
 
 
-def largest_pairs(session: Session, report: dict[str, Any]) -> list[PairLength]:
+def largest_pairs(session: Session, report: dict[str, Any], most: int = 0) -> list[PairLength]:
     """The pairs of either split that need most, as many as a batch may take. Unplannable where nothing tells.
 
+    `most`: pairs in the largest batch that is thought of, where that is more than the recipe takes.
     Where the pairs are not known, such as those of a stream, one that fills max_length and shares nothing.
     """
     recipe = session.recipe
@@ -123,7 +124,7 @@ def largest_pairs(session: Session, report: dict[str, Any]) -> list[PairLength]:
         lengths += pair_lengths(split, recipe.max_length)
     if not lengths:
         lengths = [PairLength(1, 1, 1)]
-    batch = pairs_a_pass(recipe.trl, session.settings)
+    batch = max(most, pairs_a_pass(recipe.trl, session.settings.micro_batch_size))
     longest = heapq.nlargest(batch, lengths, key=lambda pair: pair.longer_row)
     most_to_read = heapq.nlargest(batch, lengths, key=lambda pair: pair.read_once)
     return [*longest, *most_to_read]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+# TRL's options for how many pairs a pass without gradients takes at once.
+BATCHES_OF_A_PASS = ("per_device_eval_batch_size", "precompute_ref_batch_size")
 
 
 class PairLength(NamedTuple):
@@ -40,3 +44,8 @@ def pair_lengths(split: Any, max_length: int | None) -> list[PairLength]:
 def longest_pair(pairs: list[PairLength]) -> int:
     """Tokens of the longest side of any pair, with its prompt."""
     return max(pair.longer_row for pair in pairs)
+
+
+def pairs_a_pass(options: Mapping[str, Any], micro_batch_size: int) -> int:
+    """How many pairs go through the model at once at most; `options` are those of DPOConfig that are set."""
+    return max(micro_batch_size, *(options.get(name) or 0 for name in BATCHES_OF_A_PASS))

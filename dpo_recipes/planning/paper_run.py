@@ -11,7 +11,6 @@ import copy
 import gc
 import heapq
 import logging
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -22,10 +21,11 @@ from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
 from ..shared_prefix.layout import Row
-from .head import TRLS_TILE_WORDS, Head
+from .bound import TRLS_TILE_WORDS
+from .head import Head
 from .live_bytes import Live
 from .packed_weights import count_numbers, is_packed, quantization_figures
-from .pair_lengths import PairLength, longest_pair
+from .pair_lengths import PairLength, longest_pair, pairs_a_pass
 
 logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # what does not run is said once, by us
 
@@ -46,14 +46,6 @@ BYTES_OF_STATES = {
     "32bit": 8,
 }
 
-# TRL's options for how many pairs a pass without gradients takes at once.
-BATCHES_OF_A_PASS = ("per_device_eval_batch_size", "precompute_ref_batch_size")
-
-
-def pairs_a_pass(options: Mapping[str, Any], settings: Settings) -> int:
-    """How many pairs go through the model at once at most; `options` are those of DPOConfig that are set."""
-    return max(settings.micro_batch_size, *(options.get(name) or 0 for name in BATCHES_OF_A_PASS))
-
 
 def run_on_paper(
     live: Live, skeleton: Any, second: Any, recipe: Recipe, settings: Settings, pairs: list[PairLength]
@@ -63,7 +55,7 @@ def run_on_paper(
     pairs_a_step = settings.micro_batch_size
     shares = recipe.pair_sharing != "off" and _can_share(skeleton)
     batch = Batch.of_largest(pairs, pairs_a_step, shares)
-    batch_of_a_pass = Batch.of_largest(pairs, pairs_a_pass(options, settings), shares)
+    batch_of_a_pass = Batch.of_largest(pairs, pairs_a_pass(options, pairs_a_step), shares)
 
     with FakeTensorMode():
         live.moment = "loading"

@@ -1,16 +1,20 @@
-"""Every value of a recipe as it was resolved, and where it came from: default, mode, recipe file or command line."""
+"""Every value of a recipe as it was resolved, and where it came from: default, mode, device, file or command line."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from ..losses.selection import name_of, own_numbers
+from .choices import CHOSEN
 from .overrides import OPEN_DICTIONARIES
 from .recipe import LoRA, Recipe
 from .resolve import Settings
 from .validation import Value, field_types
 
-Origin = Literal["default", "mode default", "recipe file", "command line"]
+Origin = Literal["default", "mode default", "chosen", "recipe file", "command line"]
+
+
+WAS_SET: tuple[Origin, ...] = ("recipe file", "command line")  # and not left at a default
 
 
 def values_with_origins(recipe: Recipe, settings: Settings) -> dict[str, tuple[Any, Origin]]:
@@ -20,14 +24,16 @@ def values_with_origins(recipe: Recipe, settings: Settings) -> dict[str, tuple[A
     for key, value in _values(recipe).items():
         left_open = value is None or value == "auto"
         if left_open and key in decided:
-            values[key] = (decided[key], "mode default")
+            values[key] = (decided[key], CHOSEN if key in recipe.reasons else "mode default")
         else:
             values[key] = (plain(value), origin(recipe, key))
     return values
 
 
 def origin(recipe: Recipe, key: str) -> Origin:
-    """Where the value of a dotted key came from: command line, recipe file or default."""
+    """Where the value of a dotted key came from: the choice for a device, command line, recipe file or default."""
+    if key in recipe.reasons:
+        return CHOSEN
     if key in recipe.cli_keys:
         return "command line"
 

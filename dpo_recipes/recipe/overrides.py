@@ -32,7 +32,10 @@ def apply(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     _refuse_two_lengths(texts)
     _refuse_to_part_what_is_made_together(recipe, values)
     changed = _with_values(recipe, adapter, values)
-    return changed.from_where(source=recipe.source, cli_keys=recipe.cli_keys.union(texts), called=recipe.called)
+    reasons = {key: reason for key, reason in recipe.reasons.items() if key not in texts}
+    return changed.from_where(
+        source=recipe.source, cli_keys=recipe.cli_keys.union(texts), called=recipe.called, reasons=reasons
+    )
 
 
 def _texts(assignments: Sequence[str]) -> dict[str, str]:

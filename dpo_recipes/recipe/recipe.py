@@ -9,10 +9,11 @@ import copy
 import inspect
 import re
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ..errors import UsageError, nearest
@@ -294,6 +295,9 @@ class Recipe(Value):
     # Where the value came from: no fields, so that they do not take part when values compare. `from_where` sets them.
     source: ClassVar[Path | None] = None  # the file it was loaded from
     cli_keys: ClassVar[frozenset[str]] = frozenset()  # what the command line changed
+    reasons: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {}
+    )  # for what was chosen for a device (choices.py), by dotted key
     called: ClassVar[str | None] = None  # its name, where its file has another, as in a run folder
 
     model: str  # hub id or folder
@@ -312,7 +316,7 @@ class Recipe(Value):
     # the optimisation
     learning_rate: Annotated[float | None, POSITIVE, LARGEST_RATE] = None  # None: 5e-7 full, 5e-6 adapters
     global_batch_size: Annotated[int, at_least(1), LARGEST_BATCH] = 16  # pairs per optimiser step, over all devices
-    # pairs per device and forward; None: the largest divisor up to 4
+    # pairs per device and forward; None: chosen for the device, and where nothing is, the largest divisor up to 4
     micro_batch_size: Annotated[int | None, at_least(1)] = None
     num_train_epochs: Annotated[float, POSITIVE, MOST_EPOCHS] = 1.0
     max_length: Annotated[int | None, at_least(2), LONGEST] = 1024  # tokens, prompt plus completion
@@ -338,7 +342,12 @@ class Recipe(Value):
     trl: dict[str, Any] = field(default_factory=dict)  # any other DPOConfig field, in TRL's spelling
 
     def from_where(
-        self, *, source: Path | None = None, cli_keys: frozenset[str] = frozenset(), called: str | None = None
+        self,
+        *,
+        source: Path | None = None,
+        cli_keys: frozenset[str] = frozenset(),
+        called: str | None = None,
+        reasons: Mapping[str, str] = MappingProxyType({}),
     ) -> Recipe:
         """An equal recipe that says where it came from."""
         recipe = copy.copy(self)
@@ -346,12 +355,13 @@ class Recipe(Value):
         object.__setattr__(recipe, "source", source)
         object.__setattr__(recipe, "cli_keys", cli_keys)
         object.__setattr__(recipe, "called", called)
+        object.__setattr__(recipe, "reasons", reasons)
         return recipe
 
     def evolve(self, *unset: str, **changes: Any) -> Recipe:
         """The same recipe, from where this one came, with some fields changed; `unset` return to their defaults."""
         changed = super().evolve(*unset, **changes)
-        return changed.from_where(source=self.source, cli_keys=self.cli_keys, called=self.called)
+        return changed.from_where(source=self.source, cli_keys=self.cli_keys, called=self.called, reasons=self.reasons)
 
     @property
     def name(self) -> str:

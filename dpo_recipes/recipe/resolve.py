@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import UsageError
 from ..losses.trl_losses import COUPLED_LOSSES, SFT
@@ -65,6 +65,15 @@ def here() -> Device:
     return Device("cpu")
 
 
+def multiplies_bf16() -> bool:
+    """Whether this machine's CPU has units for matrices in bf16: AMX, as Intel's Xeons since 2023 have it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return " amx_bf16" in file.read()
+    except OSError:
+        return False
+
+
 def _learning_rate(recipe: Recipe) -> float:
     if recipe.learning_rate is not None:
         return recipe.learning_rate
@@ -87,6 +96,8 @@ def _reference(recipe: Recipe) -> str:
 def _precision(recipe: Recipe, device: Device) -> tuple[str, str | None]:
     """The dtype of the base weights, and of autocast where there is any."""
     if recipe.dtype == "auto":
+        if "dtype" in recipe.reasons:  # chosen for a CPU
+            device = replace(device, bf16=True)
         return _automatic_precision(recipe.adapter, device)
     if recipe.dtype == "float32":
         return "float32", None

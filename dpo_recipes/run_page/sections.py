@@ -185,12 +185,18 @@ def data_report(run: Contents) -> Html:
 
 def recipe_values(run: Contents) -> Html:
     """Every value of the resolved recipe with its origin; those that nobody has set to be opened."""
-    rows = [(key, plain(entry["value"]), entry["origin"]) for key, entry in run.recipe.items()]
+    rows = [(key, plain(entry["value"]), _origin(entry)) for key, entry in run.recipe.items()]
     given = [row for row in rows if row[2] != "default"]
     defaults = [row for row in rows if row[2] == "default"]
     header = ("field", "value", "origin")
     opened = element("details", joined([element("summary", f"{len(defaults)} defaults"), table(defaults, header)]))
     return joined([table(given, header), opened if defaults else ""])
+
+
+def _origin(entry: dict[str, Any]) -> str:
+    """Where a value came from, and of a chosen one why."""
+    reason = entry.get("reason")
+    return f"{entry['origin']}: {reason}" if reason else entry["origin"]
 
 
 def why_they_may_differ(runs: Sequence[Contents]) -> Html:

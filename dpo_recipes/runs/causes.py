@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ..recipe.choices import CHOSEN
 from .folder import Run
 
 # Values of a recipe that say how a run computed, and leave what it computed alone.
@@ -35,13 +36,14 @@ def causes(runs: Sequence[Run]) -> list[Cause]:
         *_differing("reference", "reference", [_reference(run) for run in runs]),
     ]
     recipes = [_recipe_values(run) for run in runs]
+    chosen = {name for run in runs for name, entry in run.recipe.items() if entry["origin"] == CHOSEN}
     has_same_pairs = not any(cause.kind == "pairs" for cause in found)
     of_the_machine: list[Cause] = []
     for name in _names(recipes):
         if name in SAID_ELSEWHERE or (has_same_pairs and name in RESULT_OF_THE_DATA):
             continue
         differing = _differing("recipe", name, [values.get(name) for values in recipes])
-        if name in OF_THE_MACHINE:
+        if name in OF_THE_MACHINE or name in chosen:
             of_the_machine += [cause._replace(kind="machine") for cause in differing]
         else:
             found += differing

@@ -58,10 +58,10 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, "".join(lines))
 
 
-def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a temporary folder, then rename it to `path`, in place of a folder that stands there.
+def write_folder(path: Path, fill: Callable[[Path], None], *, replace: bool = False) -> None:
+    """Let `fill` write into a temporary folder, then rename it to `path`; a failure leaves nothing behind.
 
-    A failure leaves nothing behind, and what stood there before.
+    OSError where a folder stands there, unless it is to be replaced; then a failure leaves that.
     """
     temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)  # of a process of the same number that was killed
@@ -69,7 +69,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     before = _temporary(path.with_name(f"{path.name}.before"))
     try:
         fill(temporary)
-        if path.is_dir():
+        if replace and path.is_dir():
             os.rename(path, before)
         os.rename(temporary, path)
     finally:

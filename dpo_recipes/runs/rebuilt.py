@@ -8,7 +8,8 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..recipe.catalogue import load
-from ..recipe.origins import values_with_origins
+from ..recipe.choices import CHOSEN, Choice, with_choices
+from ..recipe.origins import WAS_SET, origin, values_with_origins
 from ..recipe.overrides import apply
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import here, resolve
@@ -55,6 +56,7 @@ def recipe_of(run: Run) -> Recipe:
     recipe = apply(recipe, assignments(resolved))
     named = FOLDER_NAME.fullmatch(run.path.resolve().name)
     recipe = recipe.from_where(source=path, cli_keys=recipe.cli_keys, called=named["recipe"] if named else None)
+    recipe = with_choices_of(run, recipe)
     _refuse_differences(recipe, run)
     return recipe
 
@@ -72,22 +74,38 @@ def assignments(resolved: dict[str, dict[str, Any]]) -> list[str]:
     return assignments
 
 
+def with_choices_of(run: Run, recipe: Recipe) -> Recipe:
+    """A run's recipe with what was chosen for the device when the run began, but for what the recipe sets itself.
+
+    A run of an older version has chosen nothing.
+    """
+    choices = []
+    for key, entry in run.recipe.items():
+        if entry["origin"] == CHOSEN and origin(recipe, key) not in WAS_SET:
+            choices.append(Choice(key, entry["value"], entry["reason"]))
+    return with_choices(recipe, choices)
+
+
 def differences(run: Run, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (value of the run, value that the recipe has today), of all values that differ.
 
     An option that only one of them gives is a difference, None in the other. A field that only one of them knows is
-    none: the run is then of another version of this package.
+    none: the run is then of another version of this package. What was chosen for the run's device is none either, as
+    long as nobody sets it.
     """
     then = {key: entry["value"] for key, entry in run.recipe.items()}
+    chosen = {key for key, entry in run.recipe.items() if entry.get("origin") == CHOSEN}
     now = {}
-    for key, (value, _origin) in values_with_origins(recipe, resolve(recipe, here())).items():
+    for key, (value, came_from) in values_with_origins(recipe, resolve(recipe, here())).items():
         now[key] = json.loads(to_json(value))
+        if came_from in WAS_SET:
+            chosen.discard(key)
 
     different = {}
     for key in {**then, **now}:
         is_option = key.startswith(OPTIONS)
         is_known_to_both = key in then and key in now
-        if (is_option or is_known_to_both) and then.get(key) != now.get(key):
+        if key not in chosen and (is_option or is_known_to_both) and then.get(key) != now.get(key):
             different[key] = (then.get(key), now.get(key))
     return different
 

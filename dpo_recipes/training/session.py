@@ -27,6 +27,7 @@ from ..formats.pair_weights import WEIGHT
 from ..losses.trl_losses import COUPLED_LOSSES
 from ..models.model_folder import base_of_adapter, refuse_adapter_folder, refuse_model_folder
 from ..progress import Stage
+from ..recipe.choices import ORDER
 from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import here, resolve
@@ -272,7 +273,7 @@ class Session:
         """How many tokens policy and reference reach, prompt and answer together; None where nothing limits them."""
         from ..models.limits import longest_usable
 
-        reaches = [longest_usable(self._config(path)) for path in (self.model_path, self.reference_path) if path]
+        reaches = [longest_usable(self.config(path)) for path in (self.model_path, self.reference_path) if path]
         return min([reach for reach in reaches if reach is not None], default=None)
 
     def _compare_with_positions(self) -> None:
@@ -281,13 +282,11 @@ class Session:
 
         longest = max([0, *self.train["length"], *self.eval["length"]])
         try:
-            refuse_longer_pairs(
-                longest, f"A pair of {longest:,} tokens", self._config(self.model_path), self.model_path
-            )
+            refuse_longer_pairs(longest, f"A pair of {longest:,} tokens", self.config(self.model_path), self.model_path)
         except RecipeError as error:
             self.findings.append(Finding("fail", "positions", str(error)))
 
-    def _config(self, path: str) -> Any:
+    def config(self, path: str) -> Any:
         """The configuration of the model or of the reference."""
         from transformers import AutoConfig
 
@@ -458,7 +457,11 @@ class Session:
         counted = self.report.get("train", {})
         if not counted.get("padded_tokens"):
             return ""
-        return f"That is {counted['padded_tokens']:,} tokens an epoch, in place of {counted['shared_tokens']:,}."
+        # As they are drawn; by length within a step fewer are padding.
+        at_most = "at most " if ORDER in self.recipe.reasons else ""
+        return (
+            f"That is {at_most}{counted['padded_tokens']:,} tokens an epoch, in place of {counted['shared_tokens']:,}."
+        )
 
     def _empty_stream(self) -> RecipeError:
         reasons = [f"{reason}: {drop['count']:,}" for reason, drop in self.report["train"]["dropped"].items()]

@@ -50,6 +50,7 @@ from ..losses.trl_losses import COUPLED_LOSSES
 from ..models.base_model import without_adapters
 from ..models.weights import not_finite
 from ..progress import Stage
+from ..recipe.choices import ORDER
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
 from ..runs import environment
@@ -57,12 +58,14 @@ from ..runs.checkpoint_folders import mark_whole, readable
 from ..runs.full_memory import is_out_of_memory
 from ..shared_prefix import forward as shared_prefix
 from . import reference_cache
+from .by_length import ByLengthWithinSteps, longest_first, places_before
 from .memory_recovery import MemoryRecovery, of_pairs, with_fewer_at_once
 from .published_reference import Published
 
 # The Trainer's default asks for pinned memory on machines without an accelerator too.
 warnings.filterwarnings("ignore", message=".*pin_memory.* no accelerator is found", category=UserWarning)
 
+SIDES = ("chosen_ids", "rejected_ids")
 SHOWN_OF_A_BAD_PAIR = 2000  # characters of each side
 MOVING_REFERENCE = "reference.safetensors"  # in a checkpoint
 
@@ -130,6 +133,7 @@ class RecipeTrainer(DPOTrainer):
         )
         self.cost_of_reading_twice = cost_of_reading_twice
         self._why_not_shared: list[str] = []  # known before the first batch
+        self._eval_order: list[int] | None = None  # of the held-out pairs, where it is not their own
         self._read_once: list[Any] = []  # the models that were asked to, policy and reference
 
         super().__init__(**arguments)  # which may already compute the reference
@@ -189,9 +193,30 @@ class RecipeTrainer(DPOTrainer):
     def _send_telemetry(self) -> None:
         """Nothing is sent unless asked."""
 
-    def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
-        """In order, however training pairs are drawn: numbers before and after are compared pair by pair."""
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Any:
+        """In order, however training pairs are drawn: numbers before and after are compared pair by pair.
+
+        Where pairs are padded, by length; `held_out` puts what it gives into the order of the pairs again.
+        """
+        self._eval_order = None
+        if self._pads_pairs_of_their_own() and len(eval_dataset) == len(self.eval_dataset):
+            self._eval_order = longest_first(self._lengths(eval_dataset))
+            return self._eval_order
         return SequentialSampler(eval_dataset)
+
+    def _pads_pairs_of_their_own(self) -> bool:
+        """Whether pairs are padded because the model cannot read them once, and none depends on its neighbours."""
+        coupled = bool(self.recipe.loss_names & COUPLED_LOSSES)
+        return bool(self._why_not_shared) and not coupled and not self.aux_loss_enabled
+
+    def _lengths(self, pairs: Dataset) -> list[int]:
+        """Tokens of the longer row of each pair, as max_length cuts it."""
+        column = self.args.length_column_name
+        if column in pairs.column_names:
+            lengths = list(pairs[column])
+        else:
+            lengths = [len(pair["prompt_ids"]) + max(len(pair[side]) for side in SIDES) for pair in pairs]
+        return [min(length, self.args.max_length or length) for length in lengths]
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         """Pairs that are tokenised already are taken as they are; TRL's own tokenising would drop rows in silence."""
@@ -269,8 +294,15 @@ class RecipeTrainer(DPOTrainer):
         return steps * args.gradient_accumulation_steps
 
     def get_train_dataloader(self) -> Any:
-        """The Trainer's. A run reads no pair whose reference has not been computed: then nothing is trained."""
-        loader = super().get_train_dataloader()
+        """The Trainer's. A run reads no pair whose reference has not been computed: then nothing is trained.
+
+        Where that was chosen, the pairs of a step come by length.
+        """
+        loader: Any = super().get_train_dataloader()
+        if ORDER in self.recipe.reasons:
+            drawn = loader.batch_sampler.sampler
+            lengths = self._lengths(self.train_dataset)
+            loader.batch_sampler.sampler = ByLengthWithinSteps(drawn, lengths, self.recipe.global_batch_size)
         if self._rows_with_reference is not None:
             batches = self._batches_of_a_part_of_an_epoch(loader)
             if batches is None or not _rows_drawn(loader, batches) <= self._rows_with_reference:
@@ -303,8 +335,11 @@ class RecipeTrainer(DPOTrainer):
 
     def _compute_ref_logps_at_once(self, dataset: Dataset, name: str, batch_size: int, rows: list[int]) -> np.ndarray:
         part: Any = dataset.select_columns(reference_cache.IDS)
-        if rows != list(range(len(part))):
-            part = part.select(rows)
+        order = list(range(len(rows)))
+        if self._pads_pairs_of_their_own():
+            order = longest_first(self._lengths(dataset.select(rows)))
+        if [rows[place] for place in order] != list(range(len(part))):
+            part = part.select([rows[place] for place in order])
 
         # TRL's own cache takes stale numbers for new ones (another ld_alpha, say): each time it gets a new place.
         with tempfile.TemporaryDirectory() as folder:
@@ -316,6 +351,7 @@ class RecipeTrainer(DPOTrainer):
             finally:
                 self._reference_pass = None
             logps = np.stack([computed["ref_chosen_logps"][:], computed["ref_rejected_logps"][:]], axis=1)
+            logps = logps[places_before(order)]
             self.accelerator.wait_for_everyone()  # before the folder goes
         return logps
 
@@ -677,7 +713,11 @@ class RecipeTrainer(DPOTrainer):
             metrics = self.evaluate()
         batches = self.recorded
         self.recorded = None
-        return {name.removeprefix("eval_"): value for name, value in metrics.items()}, _joined(batches)
+        pairs = _joined(batches)
+        if self._eval_order is not None:
+            places = torch.tensor(places_before(self._eval_order))
+            pairs = pairs.map(lambda values: values[places])
+        return {name.removeprefix("eval_"): value for name, value in metrics.items()}, pairs
 
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, all) parameters; 4-bit weights count as the numbers they hold, a reference copy not at all."""

@@ -44,7 +44,7 @@ SPLIT = ["dropped", "truncated", "border", "lost_text", "special_tokens", "start
 BEFORE = ["versions", "recipe"]
 PAIRS = ["model", "template", "rendering", *(f"{split} {name}" for split in ("train", "eval") for name in SPLIT)]
 SEEN = ["evaluation"]  # what the held-out pairs can show
-PLAN = ["parameters", "memory", "tokens", "pair sharing"]
+PLAN = ["chosen", "parameters", "memory", "tokens", "pair sharing"]
 RUN = ["step 0", "peak memory", "time"]
 
 
@@ -194,7 +194,10 @@ def test_what_check_says_is_what_train_does(made, tmp_path):
     recipe = made(global_batch_size=8, learning_rate=1e-3)
     found = check(recipe)
     run = train_in(tmp_path, recipe)
-    assert run.data == json.loads(json.dumps(found["data"]))
+    told = run.data
+    for split in ("train", "eval"):
+        assert len(told[split].pop("sha256")) == 64  # which a run that goes on compares, and check does not need
+    assert told == json.loads(json.dumps(found["data"]))
     assert len([row for row in run.metrics if "loss" in row]) == found["plan"]["steps"] == 3
     assert of(found, "parameters").text.split(" train")[0] in run.reference["policy"].replace(" parameters", "")
 
@@ -243,7 +246,7 @@ def test_what_cannot_begin_is_one_fail_and_what_depends_on_it_is_skipped(made, c
 @pytest.mark.usefixtures("made_up_plan")
 def test_without_a_chat_template_the_pairs_fail_and_the_plan_is_made_for_max_length(made, tiny):
     found = check(made(model=str(tiny(template=None))), run=True)
-    assert names(found) == [*BEFORE, "model", "pairs", "parameters", "memory", "pair sharing", "run"]
+    assert names(found) == [*BEFORE, "model", "pairs", "chosen", "parameters", "memory", "pair sharing", "run"]
     assert "has no chat template" in by_level(found, "fail")["pairs"]
     assert by_level(found, "skipped") == {"run": NEEDS["run"]}
     assert found["plan"]["tokens"] == 128 and found["plan"]["steps"] == 0

@@ -126,9 +126,9 @@ def test_a_folder_takes_the_place_of_another_and_a_failure_leaves_that(tmp_path)
     place = tmp_path / "model"
     files.write_folder(place, lambda where: (where / "a").write_text("first"))
     with pytest.raises(ZeroDivisionError):
-        files.write_folder(place, lambda where: (where / "b").write_text(str(1 / 0)))
+        files.write_folder(place, lambda where: (where / "b").write_text(str(1 / 0)), replace=True)
     assert [path.name for path in place.iterdir()] == ["a"]
-    files.write_folder(place, lambda where: (where / "b").write_text("second"))
+    files.write_folder(place, lambda where: (where / "b").write_text("second"), replace=True)
     assert [path.name for path in place.iterdir()] == ["b"] and list(tmp_path.iterdir()) == [place]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dpo_recipes import Data, LoRA, Recipe
+from dpo_recipes import Data, LoRA, Recipe, apply
+from dpo_recipes.recipe.choices import Choice, with_choices
 from dpo_recipes.recipe.origins import values_with_origins
 from dpo_recipes.recipe.resolve import here, resolve
 from dpo_recipes.runs.files import write_json
@@ -34,3 +35,13 @@ def test_a_field_of_another_version_is_no_difference(tmp_path):
     recipe = Recipe(model="m", data=Data("d"))
     run = run_of(recipe, tmp_path, of_another_version={"value": 3})
     assert differences(run, recipe) == {}
+
+
+def test_what_was_chosen_for_a_device_differs_only_from_what_somebody_sets(tmp_path):
+    recipe = Recipe(model="m", data=Data("d"))
+    chosen = with_choices(recipe, [Choice("trl.gradient_checkpointing", False, "it fits")])
+    entry = {"value": False, "origin": "chosen", "reason": "it fits"}
+    run = run_of(chosen, tmp_path, **{"trl.gradient_checkpointing": entry})
+    assert differences(run, recipe) == differences(run, chosen) == {}
+    set_now = apply(recipe, ["trl.gradient_checkpointing=true"])
+    assert differences(run, set_now) == {"trl.gradient_checkpointing": (False, True)}

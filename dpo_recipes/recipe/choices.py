@@ -1,0 +1,52 @@
+"""What was chosen for a device, of the settings that a recipe leaves open and that leave its maths alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from .recipe import Recipe
+
+CHOSEN: Literal["chosen"] = "chosen"  # the origin of such a value
+# A choice that no field of the recipe could hold, as 16 bits with weights of 32: `resolve` reads that it was made.
+PRECISION = "dtype"
+# Where it was chosen, and not set, the pairs of a step come by length.
+ORDER = "trl.train_sampling_strategy"
+
+
+class Choice(NamedTuple):
+    """A setting that nobody has set."""
+
+    key: str  # as on the command line: micro_batch_size, trl.gradient_checkpointing
+    value: Any
+    reason: str
+
+
+def with_choices(recipe: Recipe, choices: Sequence[Choice]) -> Recipe:
+    """The recipe with its open settings as they were chosen, which says of them why."""
+    trl = dict(recipe.trl)
+    fields: dict[str, Any] = {}
+    for choice in choices:
+        if choice.key == PRECISION:
+            continue
+        owner, _, name = choice.key.rpartition(".")
+        if owner == "trl":
+            trl[name] = choice.value
+        else:
+            fields[name] = choice.value
+    if trl:
+        fields["trl"] = trl
+    return _marked(recipe.evolve(**fields), recipe, {choice.key: choice.reason for choice in choices})
+
+
+def without_choices(recipe: Recipe) -> Recipe:
+    """The recipe as it was before anything was chosen for a device."""
+    trl = {name: value for name, value in recipe.trl.items() if f"trl.{name}" not in recipe.reasons}
+    fields = [key for key in recipe.reasons if not key.startswith("trl.") and key != PRECISION]
+    if not trl:
+        return _marked(recipe.evolve("trl", *fields), recipe, {})
+    return _marked(recipe.evolve(*fields, trl=trl), recipe, {})
+
+
+def _marked(changed: Recipe, recipe: Recipe, reasons: dict[str, str]) -> Recipe:
+    return changed.from_where(source=recipe.source, cli_keys=recipe.cli_keys, called=recipe.called, reasons=reasons)
