@@ -12,12 +12,12 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # Public name -> the module it lives in and its name there. Imported on first use: `import dpo_recipes` is quick.
 _PUBLIC = {
     "Recipe": ("recipe.recipe", "Recipe"),
-    "Data": ("recipe.recipe", "Data"),
-    "LoRA": ("recipe.recipe", "LoRA"),
-    "QLoRA": ("recipe.recipe", "QLoRA"),
-    "RewardModel": ("recipe.recipe", "RewardModel"),
-    "Endpoint": ("recipe.recipe", "Endpoint"),
-    "JudgeEndpoint": ("recipe.recipe", "JudgeEndpoint"),
+    "Data": ("recipe.data", "Data"),
+    "LoRA": ("recipe.adapters", "LoRA"),
+    "QLoRA": ("recipe.adapters", "QLoRA"),
+    "RewardModel": ("recipe.judges", "RewardModel"),
+    "Endpoint": ("recipe.judges", "Endpoint"),
+    "JudgeEndpoint": ("recipe.judges", "JudgeEndpoint"),
     "PairLogps": ("losses.pair_logps", "PairLogps"),
     "conformance": ("losses.conformance", "conformance"),
     "load": ("recipe.catalogue", "load"),

@@ -25,7 +25,8 @@ from .commands import recipes as recipe_files
 from .errors import Finding, RecipeError, UsageError, nearest
 from .planning.engines import ENGINES
 from .recipe import catalogue, overrides
-from .recipe.recipe import PREPARED, Endpoint, JudgeEndpoint, Recipe, RewardModel
+from .recipe.judges import Endpoint, JudgeEndpoint, RewardModel
+from .recipe.recipe import PREPARED, Recipe
 from .runs.files import to_json
 from .runs.resumption import LAST
 

@@ -84,7 +84,7 @@ def make_tokenizer(texts: list[str]):
 def ours(path: Path, tokenizer) -> dict:
     from dpo_recipes.data import preference_dataset as data
     from dpo_recipes.data import tokenize as tokens
-    from dpo_recipes.recipe.recipe import Data
+    from dpo_recipes.recipe.data import Data
 
     read = data.read(Data(str(path), eval=0.01), {str(path): 1.0})
     how = {"text": read.text, "max_length": 1024, "ends": {tokenizer.eos_token_id}, "drop_truncated": False}

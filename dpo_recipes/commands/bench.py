@@ -18,7 +18,8 @@ from ..benchmark.random_models import SIZES, make
 from ..errors import RecipeError, UsageError, nearest
 from ..formats.pair_weights import WEIGHT
 from ..planning.chosen_settings import adopt
-from ..recipe.recipe import Data, Recipe
+from ..recipe.data import Data
+from ..recipe.recipe import Recipe
 from ..runs import environment
 from ..training.session import Session
 

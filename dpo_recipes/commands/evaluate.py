@@ -12,8 +12,11 @@ from rich.console import Console
 from ..errors import RecipeError, UsageError, stop_at_fails
 from ..models.model_folder import base_of_adapter
 from ..progress import Stage
+from ..recipe.adapters import LoRA
+from ..recipe.data import Data
+from ..recipe.judges import JudgeEndpoint, RewardModel
 from ..recipe.overrides import apply
-from ..recipe.recipe import Data, JudgeEndpoint, LoRA, Recipe, RewardModel
+from ..recipe.recipe import Recipe
 from ..run_page.page import write_report
 from ..runs import files, folder
 from ..runs.rebuilt import recipe_of

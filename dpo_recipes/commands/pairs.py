@@ -19,7 +19,8 @@ from ..errors import RecipeError, UsageError
 from ..evaluation.rehearsal import number_of
 from ..losses.selection import name_of
 from ..progress import Stage
-from ..recipe.recipe import Endpoint, JudgeEndpoint, Recipe, RewardModel
+from ..recipe.judges import Endpoint, JudgeEndpoint, RewardModel
+from ..recipe.recipe import Recipe
 from ..runs import files
 from ..terminal import pairs_table
 from ..training.session import Session

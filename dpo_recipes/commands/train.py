@@ -17,9 +17,10 @@ from ..guard.losses import loss_findings
 from ..guard.own_rules import rule_findings
 from ..planning.chosen_settings import adopt, adopt_of
 from ..progress import Stage, TrainingBar
+from ..recipe.adapters import QLoRA
 from ..recipe.choices import without_choices
 from ..recipe.origins import values_with_origins
-from ..recipe.recipe import QLoRA, Recipe
+from ..recipe.recipe import Recipe
 from ..recipe.unusual import unusual_findings
 from ..run_page.page import write_report
 from ..runs import environment, files, folder, resumption

@@ -11,7 +11,7 @@ from ..formats.oddities import ALL_SCORE_COLUMNS
 from ..formats.pair_weights import WEIGHT
 from ..formats.readers import FORMATS, PAIR, PASSED_ON, Reading, may_hold_question
 from ..formats.several_replies import Pairing
-from ..recipe.recipe import Data
+from ..recipe.data import Data
 from ..runs.source_hash import source_hash
 from . import sources
 from .parts import Part, may_be_rendered

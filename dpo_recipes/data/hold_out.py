@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import RecipeError
-from ..recipe.recipe import Data
+from ..recipe.data import Data
 from .batches import counted
 from .drop_reasons import EXCLUDED
 from .excluded import read_excluded

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import RecipeError
 from ..formats.messages import Row
 from ..formats.recognise import choose_format
-from ..recipe.recipe import Data
+from ..recipe.data import Data
 from . import sources
 from .read_row import row_name
 from .sources import Span

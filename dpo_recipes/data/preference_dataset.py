@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..formats.messages import Row
-from ..recipe.recipe import Data
+from ..recipe.data import Data
 from .excluded import read_excluded
 from .hold_out import contradictions, fingerprint, hold_out, near_duplicates, near_prompts, without_excluded
 from .keys import NO_KEYS, distinct

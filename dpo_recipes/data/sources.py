@@ -21,7 +21,7 @@ from textwrap import shorten
 from typing import Any
 
 from ..errors import RecipeError, nearest
-from ..recipe.recipe import FILE_SUFFIXES, Data
+from ..recipe.data import FILE_SUFFIXES, Data
 from ..runs.source_hash import source_hash
 from ..runs.unwritable import UNWRITABLE
 from . import other_files

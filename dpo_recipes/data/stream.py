@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import RecipeError
 from ..formats.messages import Row
-from ..recipe.recipe import Data
+from ..recipe.data import Data
 from .drop_reasons import EXCLUDED, HARMLESS, IN_EVALUATION, count_drop
 from .explicit_rows import USED_UP, reading_arguments
 from .keys import is_among

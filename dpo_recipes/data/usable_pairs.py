@@ -13,7 +13,7 @@ from ..formats.oddities import ODDITIES
 from ..formats.pair_weights import WEIGHT
 from ..formats.readers import PASSED_ON
 from ..formats.rendered import ADVICE, RENDERED_BEFORE
-from ..recipe.recipe import Data
+from ..recipe.data import Data
 from .batches import Tally, batches, counted, kept_pairs
 from .drop_reasons import DUPLICATE, HARMLESS, IN_EVALUATION, OUTSIDE_SHARE
 from .explicit_rows import USED_UP, explicit_rows

@@ -14,7 +14,8 @@ from ..models.generate import generate
 from ..models.reference import Reference
 from ..models.reward_model import Scorer
 from ..progress import Stage
-from ..recipe.recipe import JudgeEndpoint, Recipe, RewardModel
+from ..recipe.judges import JudgeEndpoint, RewardModel
+from ..recipe.recipe import Recipe
 from ..terminal import print_line
 from ..training.trainer import RecipeTrainer
 from .frontier import best_reward_at_kl

@@ -15,7 +15,7 @@ from rich.console import Console
 from ..errors import RecipeError
 from ..models.endpoint import Bill, Client
 from ..progress import Stage
-from ..recipe.recipe import JudgeEndpoint
+from ..recipe.judges import JudgeEndpoint
 
 AT_ONCE = 8  # requests that wait for an answer at the same time
 MAX_TOKENS = 512  # of a verdict, which is one letter, and of what a model may think before it

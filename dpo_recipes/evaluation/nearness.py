@@ -12,7 +12,8 @@ from rich.console import Console
 from ..models.generate import generate, padded
 from ..models.reference import Reference
 from ..progress import Stage
-from ..recipe.recipe import JudgeEndpoint, Recipe
+from ..recipe.judges import JudgeEndpoint
+from ..recipe.recipe import Recipe
 from .answers import Replies, Said, kl_along, logits_of, said_of, scorer_of, tokens_of_a_batch
 from .dial import answers_of_reference, beta_at, dialled_answers
 from .held_out import Numbers

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from ..data.replies import Messages, question
 from ..errors import Finding, RecipeError
 from ..losses.selection import name_of
-from ..recipe.recipe import JudgeEndpoint, Recipe, RewardModel
+from ..recipe.judges import JudgeEndpoint, RewardModel
+from ..recipe.recipe import Recipe
 from .judge_endpoint import Judge
 from .unrelated_texts import unrelated_texts
 

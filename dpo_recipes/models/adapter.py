@@ -19,7 +19,7 @@ from safetensors import safe_open
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import RecipeError, nearest
-from ..recipe.recipe import LoRA
+from ..recipe.adapters import LoRA
 from .loading_errors import reason_of
 from .model_folder import refuse_adapter_folder
 

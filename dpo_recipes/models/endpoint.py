@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from ..data.replies import Messages, Reply
 from ..errors import RecipeError, nearest
-from ..recipe.recipe import Endpoint
+from ..recipe.judges import Endpoint
 
 TIMEOUT = 300.0  # seconds, of one request
 TRIES = 5  # of one request

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from ..data.replies import Messages
 from ..errors import RecipeError
-from ..recipe.recipe import RewardModel
+from ..recipe.judges import RewardModel
 from .checkpoint import refuse_other_weights, without_load_report
 from .generate import Progress, padded
 from .limits import longest_usable

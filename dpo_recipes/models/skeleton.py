@@ -13,7 +13,8 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.quantizers import AutoHfQuantizer
 
-from ..recipe.recipe import LoRA, Recipe
+from ..recipe.adapters import LoRA
+from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
 from .adapter import cast_as_trl, lora_config, refuse_targets
 from .loading_errors import explained

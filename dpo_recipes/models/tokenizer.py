@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 
 from ..data.chat_template import pin_date, unread_kwargs
 from ..errors import RecipeError
-from ..recipe.recipe import Data, Recipe
+from ..recipe.data import Data
+from ..recipe.recipe import Recipe
 from .loading_errors import explained
 
 

@@ -15,7 +15,8 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from ..errors import RecipeError
-from ..recipe.recipe import QLoRA, Recipe
+from ..recipe.adapters import QLoRA
+from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
 from .adapter import continue_adapter, refuse_targets
 from .checkpoint import load_checkpoint

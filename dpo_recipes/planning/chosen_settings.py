@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..losses.trl_losses import COUPLED_LOSSES
 from ..progress import Stage
+from ..recipe.adapters import QLoRA
 from ..recipe.choices import ORDER, PRECISION, Choice, with_choices
-from ..recipe.recipe import QLoRA, Recipe
+from ..recipe.recipe import Recipe
 from ..recipe.resolve import Device, multiplies_bf16, resolve
 from ..runs.folder import Run
 from ..runs.rebuilt import with_choices_of

@@ -17,7 +17,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UsageError, nearest
-from ..recipe.recipe import QLoRA, Recipe
+from ..recipe.adapters import QLoRA
+from ..recipe.recipe import Recipe
 from ..recipe.resolve import Device, resolve
 
 if TYPE_CHECKING:

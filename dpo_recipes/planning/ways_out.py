@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import RecipeError
 from ..losses.trl_losses import COUPLED_LOSSES
+from ..recipe.adapters import QLoRA
 from ..recipe.overrides import apply
-from ..recipe.recipe import QLoRA, Recipe
+from ..recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from .memory import Plan

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import RecipeError, UsageError, nearest
+from .data import FILE_SUFFIXES
 from .overrides import where_it_belongs
-from .recipe import FILE_SUFFIXES, Recipe
+from .recipe import Recipe
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _IN_WHEEL = _PACKAGE / "shipped"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from ..losses.selection import name_of, own_numbers
+from .adapters import LoRA
 from .choices import CHOSEN
 from .overrides import OPEN_DICTIONARIES
-from .recipe import LoRA, Recipe
+from .recipe import Recipe
 from .resolve import Settings
 from .validation import Value, field_types
 

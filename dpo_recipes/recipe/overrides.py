@@ -11,7 +11,9 @@ from typing import Any
 
 from ..errors import UsageError, nearest
 from . import trl_options
-from .recipe import FILE_SUFFIXES, PREPARED, RULES, Data, LoRA, QLoRA, Recipe
+from .adapters import LoRA, QLoRA
+from .data import FILE_SUFFIXES, Data
+from .recipe import PREPARED, RULES, Recipe
 from .validation import field_types, has_type, must_be, union_members
 
 ADAPTERS: dict[str, type[LoRA] | None] = {"none": None, "lora": LoRA, "qlora": QLoRA}

@@ -6,40 +6,23 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import re
-import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import date, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from ..errors import UsageError, nearest
-from ..formats.messages import problem_of_template_kwargs
-from ..formats.readers import FORMATS
 from ..losses.plugins import Loss
 from ..losses.selection import function_of, name_of, own_numbers, refuse_impossible_losses
 from ..losses.trl_losses import LIKELIHOOD_LOSSES, SFT, SMOOTHED_LOSSES, TRL_LOSSES
+from .adapters import LoRA, QLoRA
+from .data import Data
+from .judges import JudgeEndpoint, RewardModel
 from .trl_options import refuse_unusable_options
-from .validation import POSITIVE, Limit, Value, at_least, at_most, not_below
+from .validation import POSITIVE, Limit, Value, at_least, at_most, not_below, refuse_another_signature
 
 PREPARED = "{prepared}"  # in `model` and `data.path`: the folder that the recipe's `prepare` fills
-
-# The names of the rows of FORMATS. mypy takes no Literal that is computed; to it a name is any text.
-if TYPE_CHECKING:
-    Format = str
-else:
-    Format = Literal[tuple(FORMATS)]
-
-# The endings of files of rows that are read: these also where they are compressed, as .jsonl.gz, and parquet.
-TEXT_SUFFIXES = (".json", ".jsonl", ".csv")
-COMPRESSED = (".gz", ".xz", ".zst")
-FILE_SUFFIXES = (*TEXT_SUFFIXES, *(text + packing for packing in COMPRESSED for text in TEXT_SUFFIXES), ".parquet")
-
-# Stops of the data report, by name.
-STOPS = ("border", "start_token", "end_token", "special_tokens", "lost_text", "truncated", "contradictions")
 
 # Rules of the guard about the log of a run, by name, and the levels at which they are told.
 RULES = (
@@ -57,209 +40,6 @@ RULES = (
     "entropy_collapse",
 )
 RULE_LEVELS = ("off", "note", "warning", "stop")
-
-
-# The limits of Data's fields.
-
-WRITTEN = date(2026, 11, 21)  # when this line was: a clock that shows an earlier day, as without a battery, is wrong
-
-
-def _is_share(value: float) -> bool:
-    return 0 <= value <= 1
-
-
-def _are_shares_of_paths(mix: dict[str, float]) -> bool:
-    return all(0 < share <= 1 for share in mix.values())
-
-
-def _is_split_or_share(value: str | float) -> bool:
-    if isinstance(value, str):  # what is meant for a share, or for nothing at all, is no name of a split
-        return not value.endswith("%") and value.lower() not in ("none", "true", "false")
-    return 0 < value < 1
-
-
-def _is_past_iso_date(text: str) -> bool:
-    try:
-        day = date.fromisoformat(text)
-    except ValueError:
-        return False
-    today_somewhere = date.today() + timedelta(days=1)  # east of here it may be tomorrow
-    latest = max(today_somewhere, WRITTEN)
-    return day.isoformat() == text and day <= latest  # Python reads 20250708 too
-
-
-def _is_jinja(template: str) -> bool:
-    return "{{" in template or "{%" in template
-
-
-def _are_stops(names: list[str]) -> bool:
-    return set(names) <= set(STOPS)
-
-
-SHARE = Limit(_is_share, "a share in [0, 1]")
-SHARES_OF_PATHS = Limit(_are_shares_of_paths, "paths with the share of their pairs to use, in (0, 1]")
-SPLIT_OR_SHARE = Limit(_is_split_or_share, "a split, a file, or the share to hold out, between 0 and 1")
-ISO_DATE = Limit(_is_past_iso_date, "a date that is not in the future, as YYYY-MM-DD, such as 2025-07-08")
-JINJA = Limit(
-    _is_jinja,
-    "Jinja, with {{ ... }} or {% ... %}. The name of a file is not read; in a recipe file its text is "
-    "Path('template.jinja').read_text(), on the command line data.chat_template=\"$(cat template.jinja)\".",
-)
-KNOWN_STOPS = Limit(_are_stops, f"a list of findings to allow: {', '.join(STOPS)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data(Value):
-    """Preference pairs: a hub id, a local json, jsonl, csv or parquet file, or a folder of files named after splits."""
-
-    path: str | None = field(default=None, kw_only=False)
-    # several of these: path -> share of its pairs to use
-    mix: Annotated[dict[str, float], SHARES_OF_PATHS] = field(default_factory=dict)
-    train: str = "train"  # split, or a slice of one: "train[:1000]"
-    eval: Annotated[str | float, SPLIT_OR_SHARE] = 0.05  # a split, or the share of the train pairs to hold out
-    subset: str | None = None  # configuration name on the hub
-    data_dir: str | None = None  # folder inside the hub data set
-    revision: str | None = None  # branch, tag or commit of the hub data set
-    format: Format | None = None  # None: recognised from the columns
-    reader: Callable[[dict[str, Any]], Any] | None = None  # row -> prompt, chosen, rejected; or None to drop it
-    streaming: bool = False  # read while training, from a set too large to store
-    chat_template: Annotated[str | None, JINJA] = None  # for a base model that has none
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # e.g. {"enable_thinking": False}
-    template_date: Annotated[str | None, ISO_DATE] = None  # for templates that print today's date
-    # "merge": a system message goes before the first question where the chat template has no such role
-    system: Literal["keep", "merge"] = "keep"
-    # of several replies to one prompt: each over each worse one; the best over the worst; the best over one drawn
-    pairing: Literal["all", "best_worst", "best_random"] = "all"
-    turns: Literal["last", "all"] = "last"  # of whole conversations: a pair of the last, or of each that differs
-    drop_truncated: bool = False  # drop pairs of which max_length cuts a side, with its end token
-    max_dropped: Annotated[float, SHARE] = 0.05  # of rows that may be unusable before the run is refused
-    # a folder of reference log-probabilities of these pairs, as `dpo-recipes reference` writes it
-    reference: str | None = None
-    exclude: str | None = None  # a file of pairs not to train on, as `check --pairs` writes it
-    # stops of the data report that do not stop this run
-    allow: Annotated[list[str], KNOWN_STOPS] = field(default_factory=list)
-
-    def refuse_contradictions(self) -> None:
-        has_path, has_mix = self.path is not None, bool(self.mix)
-        if has_path == has_mix:
-            raise UsageError("Data(path) or Data(mix={path: share}): one of the two.")
-        if self.format and self.reader:
-            raise UsageError("data.format does nothing beside data.reader, which reads the rows itself.")
-        _refuse_another_signature("reader(row)", self.reader, "row")
-        problem = problem_of_template_kwargs(self.chat_template_kwargs)
-        if problem:
-            raise UsageError(f"data.chat_template_kwargs {problem}")
-
-    @property
-    def paths(self) -> dict[str, float]:
-        """Path -> share of its pairs to use."""
-        return self.mix or {str(self.path): 1.0}
-
-    @property
-    def name(self) -> str:
-        return " + ".join(self.paths)
-
-
-# The limits of LoRA's fields.
-
-
-def _is_below_one(value: float) -> bool:
-    return 0 <= value < 1
-
-
-def _are_modules(names: str | list[str]) -> bool:
-    if isinstance(names, str):
-        return names not in ("all_linear", "lm_head")  # with a hyphen it is PEFT's word for all
-    return bool(names) and all(names) and not {"all_linear", "lm_head"}.intersection(names)
-
-
-BELOW_ONE = Limit(_is_below_one, "in [0, 1)")
-MODULES = Limit(
-    _are_modules, "'all-linear' or names of modules; never the head, whose weight TRL reads past any adapter"
-)
-
-
-HIGHEST_RANK = at_most(16384, "no adapter is wider than the layers that it changes; published ranks are 4 to 256")
-LARGEST_SCALE = 256  # alpha / r, by which the adapter's output is multiplied; published ones are 0.25 to 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoRA(Value):
-    """Train a low-rank adapter (2106.09685); the reference is the base model with the adapter disabled."""
-
-    r: Annotated[int, at_least(1), HIGHEST_RANK] = 16
-    alpha: Annotated[int | None, at_least(1)] = None  # None: twice the rank
-    dropout: Annotated[float, BELOW_ONE] = 0.0  # acts only with trl={"disable_dropout": False}
-    target_modules: Annotated[str | list[str], MODULES] = "all-linear"
-    use_rslora: bool = False
-    use_dora: bool = False
-    continue_from: str | None = None  # folder of an adapter to train on; the reference is then its frozen copy
-
-    def refuse_contradictions(self) -> None:
-        if self.alpha is not None and self.alpha > LARGEST_SCALE * self.r:
-            raise UsageError(
-                f"adapter.alpha={self.alpha} over adapter.r={self.r} scales the adapter by {self.alpha / self.r:g}: "
-                f"at most {LARGEST_SCALE} can be meant, and 2 is usual, which is what alpha=None stands for."
-            )
-        if self.continue_from is None:
-            return
-        # How the base is quantised is the one thing that an adapter does not bring.
-        brought = self.given - {"continue_from", "double_quant"}
-        if brought:
-            raise UsageError(f"adapter.{min(brought)} cannot stand beside continue_from: that adapter brings its own.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class QLoRA(LoRA):
-    """LoRA over a base quantised to 4-bit NF4 with bf16 compute (2305.14314)."""
-
-    double_quant: bool = True
-
-
-# The limits of what judges answers.
-
-
-def _is_web_address(url: str) -> bool:
-    return re.fullmatch(r"https?://[^/\s?#]+[^\s?#]*", url) is not None
-
-
-WEB_ADDRESS = Limit(_is_web_address, "the address of an OpenAI-compatible endpoint, such as https://host/v1")
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardModel(Value):
-    """A reward model as the recipe's `reward`: a sequence classifier with one output, a folder or a hub id."""
-
-    path: str = field(kw_only=False)
-    revision: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint(Value):
-    """A model behind an OpenAI-compatible endpoint, such as one that vLLM serves."""
-
-    url: Annotated[str, WEB_ADDRESS] = field(kw_only=False)  # up to and with /v1
-    model: str  # as the endpoint names it
-    api_key_env: str | None = None  # the environment variable that holds the key; None: no key is sent
-
-    def refuse_contradictions(self) -> None:
-        host = urllib.parse.urlsplit(self.url).hostname or ""
-        kind = type(self).__name__
-        if self.api_key_env is not None and self.url.startswith("http://") and host not in LOCAL_HOSTS:
-            raise UsageError(f"{kind}.url={self.url!r} would carry the key unencrypted: write https://.")
-        if urllib.parse.urlsplit(self.url).username is not None:
-            raise UsageError(f"{kind}.url holds a name or a password: api_key_env names where the key is.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgeEndpoint(Endpoint):
-    """A model behind an OpenAI-compatible endpoint as the recipe's `reward`: it compares answers two by two.
-
-    The held-out prompts that are asked, and both models' answers to them, are sent there.
-    """
-
-    criterion: str = "Prefer the answer that helps the person who asks more, and that is correct."
 
 
 # The limits of Recipe's fields.
@@ -295,9 +75,8 @@ class Recipe(Value):
     # Where the value came from: no fields, so that they do not take part when values compare. `from_where` sets them.
     source: ClassVar[Path | None] = None  # the file it was loaded from
     cli_keys: ClassVar[frozenset[str]] = frozenset()  # what the command line changed
-    reasons: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {}
-    )  # for what was chosen for a device (choices.py), by dotted key
+    # For what was chosen for a device (choices.py), by dotted key.
+    reasons: ClassVar[Mapping[str, str]] = MappingProxyType({})
     called: ClassVar[str | None] = None  # its name, where its file has another, as in a run folder
 
     model: str  # hub id or folder
@@ -452,14 +231,14 @@ class Recipe(Value):
             raise UsageError(
                 f"{PREPARED} in model, data.path or reference goes with a `prepare` that fills it: both or neither."
             )
-        _refuse_another_signature("prepare(folder, seed)", self.prepare, "folder", "seed")
+        refuse_another_signature("prepare(folder, seed)", self.prepare, "folder", "seed")
 
     def _refuse_scores(self) -> None:
         if not isinstance(self.reward, Value):
-            _refuse_another_signature("reward(prompt, completion)", self.reward, "prompt", "completion")
+            refuse_another_signature("reward(prompt, completion)", self.reward, "prompt", "completion")
         for name, measure in self.measures.items():
             _refuse_name_of_a_measure(name)
-            _refuse_another_signature(f"measures[{name!r}](prompt, completion)", measure, "prompt", "completion")
+            refuse_another_signature(f"measures[{name!r}](prompt, completion)", measure, "prompt", "completion")
 
     def _refuse_sft_twice(self) -> None:
         if self.sft_weight is None:
@@ -476,7 +255,7 @@ class Recipe(Value):
         for name, rule in self.rules.items():
             if callable(rule):
                 _refuse_name_of_a_rule(name)
-                _refuse_another_signature(f"rules[{name!r}](rows, run)", rule, "rows", "run")
+                refuse_another_signature(f"rules[{name!r}](rows, run)", rule, "rows", "run")
             elif name not in RULES:
                 raise UsageError(
                     f"Recipe.rules has {name!r}, and there is no such rule.{nearest(name, RULES)} Known: "
@@ -567,15 +346,3 @@ def _refuse_name_of_a_rule(name: str) -> None:
         raise UsageError(f"rules[{name!r}]: the guard has a rule of that name. Give your function another one.")
     if not name.strip() or not name.isprintable():
         raise UsageError(f"rules[{name!r}]: the name is shown when the rule speaks. Choose one that can be read.")
-
-
-def _refuse_another_signature(written: str, function: Callable[..., Any] | None, *arguments: str) -> None:
-    """Refuse a function that cannot be called as it will be, perhaps hours later."""
-    if function is None:
-        return
-    try:
-        inspect.signature(function).bind(*arguments)
-    except ValueError:
-        return  # one written in C has no signature to ask
-    except TypeError as error:
-        raise UsageError(f"{written}: {error}.") from None

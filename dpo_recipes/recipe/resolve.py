@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import UsageError
 from ..losses.trl_losses import COUPLED_LOSSES, SFT
-from .recipe import LoRA, QLoRA, Recipe
+from .adapters import LoRA, QLoRA
+from .recipe import Recipe
 
 
 def processes() -> int:

@@ -11,7 +11,8 @@ import math
 from ..errors import Finding
 from ..losses.plugins import PLUGIN_LOSSES
 from ..losses.trl_losses import TRL_LOSSES, USUAL_BETA, Usual
-from .recipe import LoRA, Recipe
+from .adapters import LoRA
+from .recipe import Recipe
 
 # Optimizers whose learning rates are like AdamW's. Of others, such as sgd or lion, no usual rate is known here.
 LIKE_ADAMW = ("adamw_torch", "adamw_apex", "adamw_8bit", "adamw_bnb", "adamw_anyprecision", "paged_adamw", "rmsprop")

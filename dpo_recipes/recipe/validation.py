@@ -6,6 +6,7 @@ A field declares its type and, where not every value of that type will do, its l
 
 from __future__ import annotations
 
+import inspect
 import math
 import types
 import typing
@@ -190,3 +191,15 @@ def _listed_words(hint: Any) -> list[str]:
         if typing.get_origin(member) is Literal:
             words += [word for word in typing.get_args(member) if isinstance(word, str)]
     return words
+
+
+def refuse_another_signature(written: str, function: Callable[..., Any] | None, *arguments: str) -> None:
+    """Refuse a function that cannot be called as it will be, perhaps hours later."""
+    if function is None:
+        return
+    try:
+        inspect.signature(function).bind(*arguments)
+    except ValueError:
+        return  # one written in C has no signature to ask
+    except TypeError as error:
+        raise UsageError(f"{written}: {error}.") from None

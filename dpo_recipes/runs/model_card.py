@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..recipe.recipe import QLoRA, Recipe
+from ..recipe.adapters import QLoRA
+from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
 
 

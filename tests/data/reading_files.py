@@ -11,7 +11,7 @@ from making import said, user
 
 from dpo_recipes.data import preference_dataset as data
 from dpo_recipes.errors import RecipeError
-from dpo_recipes.recipe.recipe import Data
+from dpo_recipes.recipe.data import Data
 
 
 def save(path: Path, rows: list[dict]) -> str:

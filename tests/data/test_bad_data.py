@@ -21,7 +21,7 @@ from making import write_jsonl
 from dpo_recipes.data import preference_dataset as data
 from dpo_recipes.errors import RecipeError
 from dpo_recipes.formats.readers import FORMATS
-from dpo_recipes.recipe.recipe import Data
+from dpo_recipes.recipe.data import Data
 
 GOOD = [{"prompt": f"q{i:02}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(30)]
 

@@ -23,7 +23,7 @@ from dpo_recipes.data.findings import (
     oddity_findings,
     split_findings,
 )
-from dpo_recipes.recipe.recipe import STOPS as MAY_BE_ALLOWED
+from dpo_recipes.recipe.data import STOPS as MAY_BE_ALLOWED
 
 
 def judge(part, allow=(), max_dropped=0.05, max_length=64):

@@ -47,7 +47,7 @@ def test_the_fingerprint_is_of_the_rows_alone(tmp_path):
     path = save(tmp_path / "a.jsonl", three(12))
     code = (
         "import sys; from dpo_recipes.data import preference_dataset as data; "
-        "from dpo_recipes.recipe.recipe import Data; "
+        "from dpo_recipes.recipe.data import Data; "
         "print(data.read(Data(sys.argv[1]), {sys.argv[1]: 1.0}).report['fingerprint'])"
     )
     env = {**os.environ, "PYTHONHASHSEED": "5", "HF_HOME": str(tmp_path / "elsewhere")}

@@ -21,7 +21,7 @@ from reading_files import (
 
 from dpo_recipes.data import preference_dataset as data
 from dpo_recipes.errors import RecipeError
-from dpo_recipes.recipe.recipe import Data
+from dpo_recipes.recipe.data import Data
 
 # Splits and slices
 

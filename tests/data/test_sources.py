@@ -11,7 +11,7 @@ import pytest
 
 from dpo_recipes.data import preference_dataset, read_row, sources
 from dpo_recipes.errors import RecipeError
-from dpo_recipes.recipe.recipe import Data
+from dpo_recipes.recipe.data import Data
 from dpo_recipes.runs import source_hash
 
 ROWS = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", "n": i} for i in range(10)]

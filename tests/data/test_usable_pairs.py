@@ -9,7 +9,7 @@ from making import said, user
 from reading_files import HH, NO_TRANSCRIPT, conversations, only_drop, pairs_of, read, refused, save, three
 
 from dpo_recipes.data import preference_dataset as data
-from dpo_recipes.recipe.recipe import Data
+from dpo_recipes.recipe.data import Data
 
 # Several pairs of one row
 

@@ -15,8 +15,8 @@ from dpo_recipes.formats.messages import Drop, messages
 from dpo_recipes.formats.pair import pair_of_replies
 from dpo_recipes.formats.readers import FORMATS, Format, explicit_pair
 from dpo_recipes.formats.recognise import choose_format
-from dpo_recipes.recipe import recipe
-from dpo_recipes.recipe.recipe import Data
+from dpo_recipes.recipe import data as data_of_recipe
+from dpo_recipes.recipe.data import Data
 
 
 def human(text):
@@ -508,7 +508,7 @@ def test_every_form_has_a_row_of_each_set_that_it_is_seen_in():
 
 
 def test_every_format_a_recipe_may_name_has_a_row():
-    assert tuple(FORMATS) == get_args(recipe.Format)
+    assert tuple(FORMATS) == get_args(data_of_recipe.Format)
 
 
 def test_a_new_form_is_one_function_and_one_row(tmp_path, monkeypatch):
@@ -527,7 +527,7 @@ def test_a_new_form_is_one_function_and_one_row(tmp_path, monkeypatch):
         seen_in=("forum.example",),
     )
     monkeypatch.setitem(FORMATS, "forum", new_format)
-    monkeypatch.setattr(recipe, "Format", Literal[tuple(FORMATS)])  # as at the next import
+    monkeypatch.setattr(data_of_recipe, "Format", Literal[tuple(FORMATS)])  # as at the next import
     rows = [
         {"title": "Tea?", "a": "Yes.", "b": "No.", "votes_a": 5, "votes_b": 2},
         {"title": "Milk?", "a": "Yes.", "b": "No.", "votes_a": 0, "votes_b": 2},

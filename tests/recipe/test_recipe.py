@@ -314,7 +314,7 @@ def test_a_clock_that_is_behind_makes_no_date_of_a_recipe_wrong(monkeypatch):
         def today(cls) -> date:
             return cls(1970, 1, 1)
 
-    monkeypatch.setattr("dpo_recipes.recipe.recipe.date", Clock)
+    monkeypatch.setattr("dpo_recipes.recipe.data.date", Clock)
     assert Data("d", template_date="2025-07-08").template_date == "2025-07-08"
     with pytest.raises(UsageError, match="not in the future"):
         Data("d", template_date="2999-01-01")
