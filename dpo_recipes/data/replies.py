@@ -16,6 +16,9 @@ class Reply:
     ended: bool  # False: cut off by the cap on new tokens
 
 
+Replies = list[list[Reply]]  # shape (prompts, samples)
+
+
 def question(prompt: Messages) -> str:
     """What a reward function gets as its prompt: the content of the last user message."""
     for message in reversed(prompt):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from ..data.replies import Messages, Reply
+from ..data.replies import Messages, Replies, Reply
 from ..losses.selection import name_of
 from ..models.generate import generate
 from ..models.reference import Reference
@@ -22,13 +22,10 @@ from .frontier import best_reward_at_kl
 from .held_out import BeforeAfter, Numbers
 from .intervals import mean_and_error, share_interval
 from .judge_endpoint import judge_answers
-from .kl import Logits, sequence_kl
+from .kl import kl_to_reference
 from .rehearsal import Questions, Score, draws, number_of, prompt_text, questions
 
-Replies = list[list[Reply]]  # shape (prompts, samples)
 GRAM = 4  # tokens of the runs that are looked for a second time
-
-LARGEST_LOGITS = 2**27  # numbers of a batch's logits in the KL: half a gigabyte in 32 bits, for each of two models
 
 
 def answers(
@@ -55,10 +52,9 @@ def answers(
         trainer.processing_class,
         asked.ids,
         console=console,
-        max_new_tokens=asked.max_new_tokens,
-        seed=recipe.seed,
         samples=counts.policy,
         reference_samples=counts.reference,
+        **how_asked(recipe, asked),
     )
 
     kl = kl_to_reference(trainer.model, reference, asked.ids, policy_replies, console)
@@ -148,11 +144,23 @@ def side_by_side(
 ) -> tuple[Replies, Replies]:
     """(replies of the reference, replies of the policy), from `generate` with the same inputs, settings and seed."""
     console = console or Console(quiet=True)
-    with reference.model() as model, Stage(console, "Answers of the reference", unit="answers") as stage:
-        reference_replies = generate(model, *inputs, samples=reference_samples, progress=stage.show, **settings)
-    with Stage(console, "Answers of the policy", unit="answers") as stage:
-        policy_replies = generate(policy, *inputs, samples=samples, progress=stage.show, **settings)
+    with reference.model() as model:
+        reference_replies = drawn(
+            model, *inputs, words="Answers of the reference", console=console, samples=reference_samples, **settings
+        )
+    policy_replies = drawn(policy, *inputs, words="Answers of the policy", console=console, samples=samples, **settings)
     return reference_replies, policy_replies
+
+
+def drawn(model: Any, *inputs: Any, words: str, console: Console, **settings: Any) -> Replies:
+    """What `generate` makes of these inputs and settings; `words` say on the console what is counted."""
+    with Stage(console, words, unit="answers") as stage:
+        return generate(model, *inputs, progress=stage.show, **settings)
+
+
+def how_asked(recipe: Recipe, asked: Questions) -> dict[str, Any]:
+    """The settings of `generate` that are the same for every model: with one seed all draw the same random numbers."""
+    return {"max_new_tokens": asked.max_new_tokens, "seed": recipe.seed}
 
 
 # ---------------------------------------------------------------------------------------------------- the texts alone
@@ -194,69 +202,6 @@ def repeated_share(reply: Reply) -> float:
     if not runs:
         return 0.0
     return 1 - len(set(runs)) / len(runs)
-
-
-# ------------------------------------------------------------------------------------------------------------- the KL
-
-
-def kl_to_reference(
-    policy: Any, reference: Reference, ids: list[list[int]], replies: Replies, console: Console | None = None
-) -> torch.Tensor:
-    """The KL along every reply of the policy, nats: float64 of shape (prompts, samples)."""
-
-    def policy_logits(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return logits_of(policy, input_ids, attention_mask)
-
-    def reference_logits(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        with reference.model() as model:
-            return logits_of(model, input_ids, attention_mask)
-
-    return kl_along(policy, policy_logits, reference_logits, ids, replies, console or Console(quiet=True))
-
-
-def kl_along(
-    model: Any,
-    policy_logits: Logits,
-    reference_logits: Logits,
-    ids: list[list[int]],
-    replies: Replies,
-    console: Console,
-) -> torch.Tensor:
-    """`sequence_kl` of every reply, nats: float64 of shape (prompts, samples); `model` is in eval mode meanwhile."""
-    prompts_ids: list[list[int]] = []
-    replies_ids: list[list[int]] = []
-    for prompt, sampled in zip(ids, replies, strict=True):
-        prompts_ids += [prompt] * len(sampled)
-        replies_ids += [reply.token_ids for reply in sampled]
-
-    was_training = model.training
-    model.eval()
-    try:
-        with Stage(console, "KL to the reference", unit="answers") as stage:
-            kl = sequence_kl(
-                policy_logits,
-                reference_logits,
-                prompts_ids,
-                replies_ids,
-                batch_tokens=tokens_of_a_batch(model),
-                progress=stage.show,
-            )
-    finally:
-        model.train(was_training)
-    return kl.double().view(len(ids), -1)
-
-
-def tokens_of_a_batch(model: Any) -> int:
-    """How many positions, padding with them, whose logits may be held at once."""
-    config = getattr(model, "config", None)
-    vocabulary = getattr(config.get_text_config(), "vocab_size", None) if config is not None else None
-    return LARGEST_LOGITS // (vocabulary or 1)
-
-
-def logits_of(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """(batch, length, vocabulary) of tokens and their mask, wherever these are."""
-    output = model(input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device))
-    return output.logits
 
 
 # --------------------------------------------------------------------------------------------------------- the reward

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ..models.generate import generate
+from ..data.replies import Replies
 from ..models.guided import guided_by
 from ..models.reference import Reference
-from ..progress import Stage
 from ..recipe.recipe import Recipe
 from ..terminal import print_line
 from ..training.trainer import RecipeTrainer
-from .answers import Replies, kl_along, logits_of, said_of, scorer_of
+from .answers import drawn, how_asked, said_of, scorer_of
 from .held_out import Numbers
+from .kl import kl_along
+from .logits import lent_logits, logits_of
 from .rehearsal import Questions, draws, questions
 
 
@@ -78,15 +79,15 @@ def answers_of_reference(
     recipe: Recipe, asked: Questions, reference: Reference, tokenizer: Any, console: Console
 ) -> Replies:
     """What the reference answers, with the random numbers that every other model is asked with."""
-    with reference.model() as model, Stage(console, "Answers of the reference", unit="answers") as stage:
-        return generate(
+    with reference.model() as model:
+        return drawn(
             model,
             tokenizer,
             asked.ids,
+            words="Answers of the reference",
+            console=console,
             samples=draws(recipe).reference,
-            max_new_tokens=asked.max_new_tokens,
-            seed=recipe.seed,
-            progress=stage.show,
+            **how_asked(recipe, asked),
         )
 
 
@@ -100,17 +101,16 @@ def dialled_answers(
     console: Console,
 ) -> tuple[Replies, torch.Tensor]:
     """(answers drawn with the dial at `factor`, their KL to the reference in nats: (prompts, samples))."""
-    with Stage(console, f"Answers at dial {factor:g}", unit="answers") as stage:
-        replies = generate(
-            policy,
-            tokenizer,
-            asked.ids,
-            samples=draws(recipe).policy,
-            max_new_tokens=asked.max_new_tokens,
-            seed=recipe.seed,
-            guide=guided_by(reference.model, factor),
-            progress=stage.show,
-        )
+    replies = drawn(
+        policy,
+        tokenizer,
+        asked.ids,
+        words=f"Answers at dial {factor:g}",
+        console=console,
+        samples=draws(recipe).policy,
+        guide=guided_by(reference.model, factor),
+        **how_asked(recipe, asked),
+    )
     return replies, _kl(policy, reference, factor, asked.ids, replies, console)
 
 
@@ -118,10 +118,7 @@ def _kl(
     policy: Any, reference: Reference, factor: float, ids: list[list[int]], replies: Replies, console: Console
 ) -> torch.Tensor:
     """The KL to the reference along every reply, of the distributions that it was drawn from: (prompts, samples)."""
-
-    def reference_logits(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        with reference.model() as model:
-            return logits_of(model, input_ids, attention_mask)
+    reference_logits = lent_logits(reference.model)
 
     def dialled_logits(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         of_policy = logits_of(policy, input_ids, attention_mask).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -12,9 +13,9 @@ from ..models.generate import Progress, padded
 from ..models.reference import Reference
 from ..progress import Stage
 from ..recipe.recipe import Recipe
-from .answers import logits_of, tokens_of_a_batch
 from .held_out import BeforeAfter, Numbers
-from .kl import Logits, batches, summed_kl
+from .kl import batches, summed_kl
+from .logits import Logits, lent_logits, logits_of, tokens_of_a_batch
 
 LONGEST = 1024  # tokens of a text that are read
 
@@ -39,13 +40,8 @@ def forgetting(
     if not rows:
         return BeforeAfter({}, {})
 
-    def policy_logits(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return logits_of(policy, input_ids, attention_mask)
-
-    def reference_logits(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        with reference.model() as model:
-            return logits_of(model, input_ids, attention_mask)
-
+    policy_logits = functools.partial(logits_of, policy)
+    reference_logits = lent_logits(reference.model)
     was_training = policy.training
     policy.eval()
     try:

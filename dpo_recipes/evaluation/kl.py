@@ -2,15 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from typing import Any
 
 import torch
+from rich.console import Console
 
+from ..data.replies import Replies
 from ..errors import RecipeError
 from ..models.generate import Progress, padded
+from ..models.reference import Reference
+from ..progress import Stage
+from .logits import Logits, lent_logits, logits_of, tokens_of_a_batch
 
-# (input_ids, attention_mask), both (batch, length) -> logits (batch, length, vocabulary)
-Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+def kl_to_reference(
+    policy: Any, reference: Reference, ids: list[list[int]], replies: Replies, console: Console | None = None
+) -> torch.Tensor:
+    """The KL along every reply of the policy, nats: float64 of shape (prompts, samples)."""
+    policy_logits = functools.partial(logits_of, policy)
+    reference_logits = lent_logits(reference.model)
+    return kl_along(policy, policy_logits, reference_logits, ids, replies, console or Console(quiet=True))
+
+
+def kl_along(
+    model: Any,
+    policy_logits: Logits,
+    reference_logits: Logits,
+    ids: list[list[int]],
+    replies: Replies,
+    console: Console,
+) -> torch.Tensor:
+    """`sequence_kl` of every reply, nats: float64 of shape (prompts, samples); `model` is in eval mode meanwhile."""
+    prompts_ids, replies_ids = ids_of_each(ids, replies)
+    was_training = model.training
+    model.eval()
+    try:
+        with Stage(console, "KL to the reference", unit="answers") as stage:
+            kl = sequence_kl(
+                policy_logits,
+                reference_logits,
+                prompts_ids,
+                replies_ids,
+                batch_tokens=tokens_of_a_batch(model),
+                progress=stage.show,
+            )
+    finally:
+        model.train(was_training)
+    return kl.double().view(len(ids), -1)
+
+
+def ids_of_each(ids: list[list[int]], replies: Replies) -> tuple[list[list[int]], list[list[int]]]:
+    """(the prompt of each reply, the reply), as token ids, one behind the other."""
+    prompts_ids: list[list[int]] = []
+    replies_ids: list[list[int]] = []
+    for prompt, sampled in zip(ids, replies, strict=True):
+        prompts_ids += [prompt] * len(sampled)
+        replies_ids += [reply.token_ids for reply in sampled]
+    return prompts_ids, replies_ids
 
 
 @torch.no_grad()

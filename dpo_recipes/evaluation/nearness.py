@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from ..models.generate import generate, padded
+from ..data.replies import Replies
+from ..models.generate import padded
 from ..models.reference import Reference
 from ..progress import Stage
 from ..recipe.judges import JudgeEndpoint
 from ..recipe.recipe import Recipe
-from .answers import Replies, Said, kl_along, logits_of, said_of, scorer_of, tokens_of_a_batch
+from .answers import Said, drawn, how_asked, said_of, scorer_of
 from .dial import answers_of_reference, beta_at, dialled_answers
 from .held_out import Numbers
 from .intervals import mean_and_error
-from .kl import batches, summed_kl
+from .kl import batches, ids_of_each, kl_along, summed_kl
+from .logits import Lend, lent_logits, logits_of, tokens_of_a_batch
 from .rehearsal import Questions, draws, questions
-
-Lent = Callable[[], AbstractContextManager[Any]]  # lends a model for a forward, as Reference.model does
 
 PAIRS = 128  # held-out pairs that are read, at most
 OTHERS = ("exported", "policy", "reference")  # what the exact dial is compared with, token by token
@@ -32,7 +30,7 @@ def nearness(
     held_out: Any,
     policy: Any,
     reference: Reference,
-    exported: Lent,
+    exported: Lend,
     tokenizer: Any,
     positions: int | None,
     factor: float,
@@ -60,7 +58,7 @@ def nearness(
         result |= {"prompts": len(asked.prompts), "exact": exact.after, "exported": said.after}
         result |= _reward_difference(exact, said)
 
-        prompts, answers = _flat(asked.ids, exact_replies)
+        prompts, answers = ids_of_each(asked.ids, exact_replies)
         result["along_answers"] = _distances(
             policy, reference, exported, prompts, answers, factor, "Tokens of the answers", console
         )
@@ -75,7 +73,7 @@ def nearness(
 
 
 def _answers_of(
-    exported: Lent,
+    exported: Lend,
     recipe: Recipe,
     asked: Questions,
     policy: Any,
@@ -84,26 +82,18 @@ def _answers_of(
     console: Console,
 ) -> tuple[Replies, torch.Tensor]:
     """(answers of the exported model, their KL to the reference in nats: (prompts, samples))."""
-    with exported() as model, Stage(console, "Answers of the export", unit="answers") as stage:
-        replies = generate(
+    with exported() as model:
+        replies = drawn(
             model,
             tokenizer,
             asked.ids,
+            words="Answers of the export",
+            console=console,
             samples=draws(recipe).policy,
-            max_new_tokens=asked.max_new_tokens,
-            seed=recipe.seed,
-            progress=stage.show,
+            **how_asked(recipe, asked),
         )
-
-    def exported_logits(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        with exported() as model:
-            return logits_of(model, input_ids, attention_mask)
-
-    def reference_logits(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        with reference.model() as model:
-            return logits_of(model, input_ids, attention_mask)
-
-    return replies, kl_along(policy, exported_logits, reference_logits, asked.ids, replies, console)
+    kl = kl_along(policy, lent_logits(exported), lent_logits(reference.model), asked.ids, replies, console)
+    return replies, kl
 
 
 def _reward_difference(exact: Said, exported: Said) -> Numbers:
@@ -114,21 +104,11 @@ def _reward_difference(exact: Said, exported: Said) -> Numbers:
     return mean_and_error("reward_difference", differences.unsqueeze(1))
 
 
-def _flat(ids: list[list[int]], replies: Replies) -> tuple[list[list[int]], list[list[int]]]:
-    """(the prompt of each reply, the reply), as token ids."""
-    prompts: list[list[int]] = []
-    answers: list[list[int]] = []
-    for prompt, sampled in zip(ids, replies, strict=True):
-        prompts += [prompt] * len(sampled)
-        answers += [reply.token_ids for reply in sampled]
-    return prompts, answers
-
-
 @torch.no_grad()
 def _distances(
     policy: Any,
     reference: Reference,
-    exported: Lent,
+    exported: Lend,
     prompts: list[list[int]],
     answers: list[list[int]],
     factor: float,

@@ -57,8 +57,8 @@ PLUGIN_LOSSES: dict[str, Loss] = {
 }
 
 
-# The value where policy and reference agree, at h = 0. A loss of one's own declares it in the same way: a function of
-# beta and the loss's own numbers. `reference_free` declares none, as its value there depends on the policy.
+# The value where policy and reference agree, at h = 0. A loss of one's own declares it as its attribute `at_start`: a
+# function of beta and the loss's own numbers. `reference_free` declares none, as its value there depends on the policy.
 
 
 def _cdpo_at_start(beta: float, **numbers: Any) -> float:
@@ -69,5 +69,9 @@ def _ipo_sum_at_start(beta: float, **numbers: Any) -> float:
     return 1 / (2 * beta) ** 2
 
 
-cdpo.at_start = _cdpo_at_start  # type: ignore[attr-defined]
-ipo_sum.at_start = _ipo_sum_at_start  # type: ignore[attr-defined]
+def _declare(loss: Any, at_start: Callable[..., float]) -> None:
+    loss.at_start = at_start
+
+
+_declare(cdpo, at_start=_cdpo_at_start)
+_declare(ipo_sum, at_start=_ipo_sum_at_start)

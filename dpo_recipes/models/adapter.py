@@ -187,7 +187,8 @@ def refuse_unfit_adapter_file(skeleton: Any, folder: str) -> None:
     if not os.path.isfile(file):  # of the hub, or in another format: it is looked at when it is loaded
         return
     with safe_open(file, framework="pt") as tensors:
-        shapes = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118, which it needs
+        names = tensors.keys()  # the file itself is no iterable
+        shapes = {name: list(tensors.get_slice(name).get_shape()) for name in names}
     in_file = {name: shape for name, shape in shapes.items() if ".lora_A." in name or ".lora_B." in name}
     wanted = {
         name.replace(".default.", "."): list(parameter.shape)

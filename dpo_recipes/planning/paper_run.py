@@ -212,12 +212,11 @@ def _on_fake_tensors(skeleton: Any, live: Live, part: str = "") -> Any:
 
     for name, parameter in skeleton.named_parameters():
         own_part = part or _part_of(name)
-        fake_parameter = torch.nn.Parameter(fake(parameter, own_part), parameter.requires_grad)
+        fake_parameter: Any = torch.nn.Parameter(fake(parameter, own_part), parameter.requires_grad)
         copies[id(parameter)] = fake_parameter
         for tensor in quantization_figures(parameter):
             fake(tensor, own_part)
-        quant_state = copy.deepcopy(getattr(parameter, "quant_state", None), copies)
-        fake_parameter.quant_state = quant_state  # type: ignore[attr-defined]
+        fake_parameter.quant_state = copy.deepcopy(getattr(parameter, "quant_state", None), copies)
     for buffer in skeleton.buffers():
         fake(buffer, part or "weights")
     return copy.deepcopy(skeleton, copies)

@@ -38,8 +38,9 @@ def split_attention(kernel: Callable[..., Any], kind: Kind) -> Callable[..., Any
             return kernel(*args, **given)
         return _attend(kernel, kind, pair_row, *args, **given)
 
-    attention.reads_pairs = True  # type: ignore[attr-defined]
-    return attention
+    splitting: Any = attention
+    splitting.reads_pairs = True
+    return splitting
 
 
 def _attend(
