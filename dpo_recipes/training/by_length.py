@@ -1,7 +1,7 @@
 """Pairs by their length, where a batch is padded to its longest: without a change of what is learned or measured.
 
 Leans on TRL 1.16: a step of the Trainer takes the pairs of consecutive micro-batches, in the order of the sampler that
-stands behind the loader's `batch_sampler`.
+stands behind the loader's `batch_sampler`; `length_column_name` names the column of lengths.
 """
 
 from __future__ import annotations
@@ -39,6 +39,17 @@ class ByLengthWithinSteps:
         """Told by the loader: each epoch has an order of its own."""
         if hasattr(self.drawn, "set_epoch"):
             self.drawn.set_epoch(epoch)
+
+
+def lengths(pairs: Any, args: Any) -> list[int]:
+    """Tokens of the longer row of each tokenised pair, as max_length of a DPOConfig cuts it."""
+    if args.length_column_name in pairs.column_names:
+        whole = list(pairs[args.length_column_name])
+    else:
+        whole = [len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) for pair in pairs]
+    if args.max_length is None:
+        return whole
+    return [min(length, args.max_length) for length in whole]
 
 
 def longest_first(lengths: Sequence[int]) -> list[int]:

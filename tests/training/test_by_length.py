@@ -13,7 +13,7 @@ from test_same_maths import steps_of
 from torch.utils.data import RandomSampler
 
 from dpo_recipes.recipe.choices import Choice, with_choices
-from dpo_recipes.training import trainer as ours
+from dpo_recipes.training import pair_reading
 from dpo_recipes.training.by_length import ByLengthWithinSteps, longest_first, places_before
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -71,7 +71,7 @@ def test_what_was_ordered_comes_back_as_it_was():
 
 def padded(tiny, monkeypatch, *, by_length: bool, **changes):
     """A trainer whose model cannot read pairs once, on pairs of very different lengths."""
-    monkeypatch.setattr(ours.shared_prefix, "share", lambda *_, **__: "it is a test")
+    monkeypatch.setattr(pair_reading.shared_prefix, "share", lambda *_, **__: "it is a test")
     rows = make_pairs(28)
     for number, row in enumerate(rows):
         row["chosen"][0]["content"] += " and" * (number * 7 % 20)

@@ -70,7 +70,7 @@ def test_where_nothing_is_computed_beforehand_nothing_is_said(tiny):
 def test_how_the_numbers_came_about_is_said_in_words(tiny):
     trainer = build(tiny(), train=PAIRS[:8], held_out=PAIRS[8:12])
     assert trainer.reference_in_words() == "Reference log-probabilities of train and eval pairs: computed."
-    trainer.reference_cache = {"train": "computed 5 of 8", "eval": "hit"}
+    trainer.reference_pass.how_of_split = {"train": "computed 5 of 8", "eval": "hit"}
     said = "Reference log-probabilities of train pairs: computed 5 of 8. Of eval pairs: found in the cache."
     assert trainer.reference_in_words() == said
 

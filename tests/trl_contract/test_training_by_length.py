@@ -39,3 +39,8 @@ def test_a_step_takes_consecutive_micro_batches(tiny, tmp_path):
     batches = [{"number": number} for number in range(5)]
     samples, _ = trainer.get_batch_samples(iter(batches), 3, trainer.args.device)
     assert samples == batches[:3], leaning("training/by_length.py", "a step takes the micro-batches as they come")
+
+
+def test_a_column_of_lengths_has_a_name_in_the_options(tiny, tmp_path):
+    name = bare_trainer(tiny, tmp_path).args.length_column_name
+    assert name == "length", leaning("training/by_length.py", "length_column_name, as our pairs have it")
