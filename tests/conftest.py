@@ -80,6 +80,16 @@ def short_answers(monkeypatch) -> None:
 
 
 @pytest.fixture
+def waits(monkeypatch) -> list[float]:
+    """The seconds that the client of an endpoint would have waited."""
+    from dpo_recipes.models import endpoint
+
+    waited: list[float] = []
+    monkeypatch.setattr(endpoint, "_pause", lambda stopped, seconds: waited.append(seconds))
+    return waited
+
+
+@pytest.fixture
 def made_up_plan(monkeypatch) -> None:
     """`check` plans memory on fake tensors, which takes most of its time: for tests of what it says of all else."""
     from dpo_recipes.planning import memory

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+KEY = "sk-do-not-tell-anybody"
 
-class Stub:
+
+class Stub(ABC):
     """It answers POST with `answer(path, body)`, a JSON value or bytes, and GET models with `models`.
 
     `failures` are statuses and headers that it answers with first, and then repeats the key.
@@ -54,11 +57,15 @@ class Stub:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 64  # of those that ask at once; who finds no place waits for a second
+
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
+    @abstractmethod
     def answer(self, path: str, body: dict[str, Any]) -> Any:
-        raise NotImplementedError
+        """A JSON value or bytes, for what was posted to a path."""
 
 
 @contextmanager

@@ -101,6 +101,7 @@ def test_a_lora_adapter_adds_so_much_of_what_it_added(run, half, tiny):
     assert config_of(folder) == config_of(run.path / "model")
 
 
+@pytest.mark.slow
 def test_how_near_it_is_is_measured_against_the_exact_dial(run, half, tmp_path):
     _, result = half
     with few_short_answers():
@@ -118,6 +119,7 @@ def test_how_near_it_is_is_measured_against_the_exact_dial(run, half, tmp_path):
     assert result["reward_difference"] == pytest.approx(difference, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_at_1_it_is_the_policy_itself_and_nothing_is_apart(run, tiny, tmp_path):
     result = exported(run, dial=1, out=tmp_path / "whole")
     written, policy = loaded_plainly(tmp_path / "whole", tiny()), loaded_plainly(run.path / "model", tiny())
@@ -126,6 +128,7 @@ def test_at_1_it_is_the_policy_itself_and_nothing_is_apart(run, tiny, tmp_path):
     assert result["exported"]["kl"] == pytest.approx(result["exact"]["kl"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_beyond_1_it_warns_and_the_card_says_so(run, tmp_path):
     console = quiet()
     exported(run, dial=1.5, out=tmp_path / "beyond", console=console)

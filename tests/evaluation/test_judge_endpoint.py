@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from making import recipe_for
+from asking_models import ASKED, pairs_with_prompts_of, with_held_out_prompts
+from making import perturb, recipe_for
 from rich.console import Console
-from serving import Stub, served
-from test_rehearsal import pairs_with_prompts_of
+from serving import KEY, Stub, served
 
 from dpo_recipes import JudgeEndpoint, RecipeError
 from dpo_recipes.errors import UsageError
+from dpo_recipes.evaluation.answers import answers
 from dpo_recipes.evaluation.judge_endpoint import Judge, judge_answers
 from dpo_recipes.evaluation.rehearsal import rehearsed
-from dpo_recipes.models import endpoint
 
-KEY = "sk-do-not-tell-anybody"
+pytestmark = pytest.mark.usefixtures("waits")
 
 
 class JudgeStub(Stub):
@@ -47,14 +47,6 @@ class JudgeStub(Stub):
 def stub() -> Iterator[JudgeStub]:
     with served(JudgeStub()) as stub:
         yield stub
-
-
-@pytest.fixture(autouse=True)
-def waits(monkeypatch) -> list[float]:
-    """The seconds that the client would have waited."""
-    waited: list[float] = []
-    monkeypatch.setattr(endpoint, "_pause", lambda stopped, seconds: waited.append(seconds))
-    return waited
 
 
 def judge_of(stub: JudgeStub, **values: Any) -> JudgeEndpoint:
@@ -161,11 +153,6 @@ def test_before_training_a_judge_is_asked_once(stub):
 
 
 def test_answers_of_both_models_are_judged_and_the_cost_is_said(stub, trainer_with_reference):
-    from making import perturb
-    from test_answers import ASKED, with_held_out_prompts
-
-    from dpo_recipes.evaluation.answers import answers
-
     trainer, reference, _ = trainer_with_reference("adapter off")
     with_held_out_prompts(trainer, ASKED)
     perturb(trainer.model, size=2.0)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from making import recipe_for, write_jsonl
 from rich.console import Console
-from serving import Stub, served
+from serving import KEY, Stub, served
 
 from dpo_recipes import Data, Endpoint, LoRA
 from dpo_recipes.commands.pairs import pairs
@@ -19,7 +19,7 @@ from dpo_recipes.errors import RecipeError, UsageError
 from dpo_recipes.models import endpoint
 from dpo_recipes.models.endpoint import Client, sampled
 
-KEY = "sk-do-not-tell-anybody"
+pytestmark = pytest.mark.usefixtures("waits")
 
 
 class Sampler(Stub):
@@ -47,14 +47,6 @@ class Sampler(Stub):
 def stub() -> Iterator[Sampler]:
     with served(Sampler()) as stub:
         yield stub
-
-
-@pytest.fixture(autouse=True)
-def waits(monkeypatch) -> list[float]:
-    """The seconds that the client would have waited."""
-    waited: list[float] = []
-    monkeypatch.setattr(endpoint, "_pause", lambda stopped, seconds: waited.append(seconds))
-    return waited
 
 
 def replies_of(stub: Stub, prompts: list, samples: int = 3, **changes: Any) -> tuple[list, Client, list]:

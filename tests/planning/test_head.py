@@ -27,7 +27,7 @@ class Kernel:
         (1000, 256, 32000, torch.float32, False, False),
         (2000, 64, 300, torch.float32, False, True),
         (9000, 512, 50000, torch.bfloat16, False, False),
-        (9000, 512, 128000, torch.bfloat16, True, True),
+        pytest.param(9000, 512, 128000, torch.bfloat16, True, True, marks=pytest.mark.slow),
         (64, 2048, 40000, torch.bfloat16, False, True),
         (5000, 128, 64000, torch.float32, True, True),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import math
 from datetime import date
 from pathlib import Path
@@ -108,6 +109,16 @@ def run(recipe: Recipe) -> tuple[Any, ...]:
     return settings, dpo_arguments(recipe, settings, "")
 
 
+@functools.cache
+def words_read_in(folder: str) -> set[Any]:
+    """The attributes that the code of a folder reads, and the constants that stand in it."""
+    words = set()
+    for file in (PACKAGE / folder).glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            words.add(getattr(node, "attr", getattr(node, "value", None)))
+    return words
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_field_changes_the_run_or_is_read(field):
     value, beside, where = ACTS[field]
@@ -127,9 +138,7 @@ def test_every_field_changes_the_run_or_is_read(field):
     if where == "run":
         assert run(changed) != run(make(**beside))
     else:
-        trees = [ast.parse(file.read_text(encoding="utf-8")) for file in (PACKAGE / where).glob("*.py")]
-        read = {getattr(n, "attr", getattr(n, "value", None)) for tree in trees for n in ast.walk(tree)}
-        assert name in read, f"{where} does not read {field}"
+        assert name in words_read_in(where), f"{where} does not read {field}"
 
 
 @pytest.mark.parametrize("cls", [Recipe, Data, LoRA, QLoRA])

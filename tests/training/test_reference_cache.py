@@ -162,6 +162,7 @@ def test_the_same_weights_from_elsewhere_hit(tiny, tmp_path, how):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_a_change_of_the_reference_misses(tiny, forwards, changes):
     build(tiny())
     forwards.clear()
@@ -171,6 +172,7 @@ def test_a_change_of_the_reference_misses(tiny, forwards, changes):
     assert build(tiny()).reference_cache == HIT  # and both are kept
 
 
+@pytest.mark.slow
 def test_other_weights_or_another_config_miss(tiny, tmp_path):
     build(tiny())
     assert build(tiny(seed=1)).reference_cache["train"] == "computed"
@@ -195,6 +197,7 @@ def test_other_pairs_miss_and_known_ones_are_found_in_any_order_subset_and_split
     assert build(tiny(), mixed, PAIRS[:4]).reference_cache == HIT
 
 
+@pytest.mark.slow
 def test_as_many_new_and_rechecked_pairs_as_there_are_pairs_do_not_get_mixed_up(tiny, cache):
     build(tiny(), PAIRS[:RECHECKED])
     second = build(tiny(), PAIRS[: 3 * RECHECKED])
@@ -318,7 +321,11 @@ def spoil(path: Path, how: str) -> None:
         path.write_bytes({"empty": b"", "cut": data[:-5], "half": data[: 28 * 5], "flipped": data[:-1] + b"\0"}[how])
 
 
-@pytest.mark.parametrize("how", ["empty", "cut", "half", "flipped", "foreign"])
+ONE_QUICK_WAY = "cut"
+OTHER_WAYS = ["empty", "half", "flipped", "foreign"]
+
+
+@pytest.mark.parametrize("how", [ONE_QUICK_WAY, *(pytest.param(how, marks=pytest.mark.slow) for how in OTHER_WAYS)])
 def test_a_damaged_file_is_removed_and_its_pairs_are_computed(tiny, cache, forwards, how):
     first = build(tiny())
     evaluation, train = files(cache)
@@ -353,6 +360,7 @@ def test_numbers_that_the_model_does_not_give_are_rebuilt(tiny, cache, forwards)
     assert build(tiny()).reference_cache == HIT
 
 
+@pytest.mark.slow
 def test_one_wrong_row_of_eight_is_seen_and_rounding_is_not(tiny, cache):
     pairs = PAIRS[:RECHECKED]
     first = build(tiny(), pairs)
