@@ -13,9 +13,9 @@ from ..formats.readers import FORMATS, PAIR, PASSED_ON, Reading, may_hold_questi
 from ..formats.several_replies import Pairing
 from ..recipe.data import Data
 from ..runs.source_hash import source_hash
-from . import sources
 from .parts import Part, may_be_rendered
 from .read_row import KEYS, NEAR, ODD, OF_ROW, read_rows
+from .rows_of_files import RAW
 
 # Columns that nothing reads any more once the pairs are chosen. The key of a pair stays, by which it can be named.
 USED_UP = ["dropped", "found", "prompt_key", "swapped_key", *NEAR, *ODD, *OF_ROW]
@@ -26,7 +26,7 @@ def explicit_rows(part: Part, data: Data, num_proc: int | None, seed: int) -> An
     from datasets import Features, Json, Value
 
     raw = part.raw
-    if not data.reader and sources.RAW not in raw.column_names:
+    if not data.reader and RAW not in raw.column_names:
         reads = FORMATS[part.form].reads
         raw = raw.select_columns([name for name in raw.column_names if name in reads or _is_looked_at(name)])
     kind = Value("string") if part.form == "text" else Json()
@@ -58,7 +58,7 @@ def _is_looked_at(column: str) -> bool:
 def _cache_key(raw: Any, part: Part, data: Data, seed: int) -> str:
     """The name under which datasets finds the pairs of a part again."""
     # All that decides what a row becomes. What data.parts finds of a part is in the key itself: its rows, its form.
-    code = source_hash("formats", "data.sources", "data.explicit_rows", "data.read_row")
+    code = source_hash("formats", "data.sources", "data.rows_of_files", "data.explicit_rows", "data.read_row")
     # What a user's function reads beside the row no cache can know: it is asked anew in every run.
     reader = secrets.token_hex() if data.reader else None
     key = [raw._fingerprint, reading_arguments(part, data, seed), code, reader]

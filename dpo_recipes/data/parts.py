@@ -13,6 +13,7 @@ from ..formats.recognise import choose_format
 from ..recipe.data import Data
 from . import sources
 from .read_row import row_name
+from .rows_of_files import row_of
 from .sources import Span
 
 SAMPLE = 100  # rows of a part from which its form is recognised
@@ -101,7 +102,7 @@ def recognise_forms(parts: list[Part], data: Data) -> list[str]:
     if data.reader:
         return notes
     for part in parts:
-        sample = [sources.row_of(row) for row in islice(part.raw, SAMPLE)]
+        sample = [row_of(row) for row in islice(part.raw, SAMPLE)]
         part.form = choose_format(
             sample,
             part.where,

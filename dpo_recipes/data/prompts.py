@@ -11,6 +11,7 @@ from ..formats.messages import Drop, Row, is_empty, malformed, messages, text
 from . import sources
 from .read_row import row_name
 from .replies import Messages
+from .rows_of_files import row_of
 
 # Where a row has its prompt: the first of these columns that it has.
 TEXT_COLUMNS = ("prompt", "question", "instruction")
@@ -62,7 +63,7 @@ def _rows(path: str) -> list[Messages]:
     prompts: list[Messages] = []
     for number, example in enumerate(rows):
         try:
-            prompts.append(_prompt_of(sources.row_of(example)))
+            prompts.append(_prompt_of(row_of(example)))
         except Drop as drop:
             row = row_name(number, "", spans)
             raise RecipeError(f"{path}, row {row}: {drop}. Correct the row, or delete it.") from None

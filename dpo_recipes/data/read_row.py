@@ -11,7 +11,7 @@ from ..errors import RecipeError
 from ..formats.messages import Drop, Row
 from ..formats.oddities import odd_bits
 from ..formats.readers import PAIR, PASSED_ON, Pair, Reading, explicit_pairs, is_repeated_header
-from . import sources
+from .rows_of_files import row_of
 from .sources import Span
 
 BY_READER = "dropped by the reader"
@@ -50,7 +50,7 @@ def read_row(
     and what was found.
     """
     name = row_name(number, label, spans)
-    raw = sources.row_of(example)
+    raw = row_of(example)
     row: Row | None = raw
     if reader and not is_repeated_header(raw):
         row = _read_by_user(reader, raw, f"{where}, row {name}: data.reader")

@@ -21,6 +21,7 @@ from rich.console import Console
 from dpo_recipes import Data, Recipe, apply, check, cli, train
 from dpo_recipes.data import preference_dataset, sources
 from dpo_recipes.data.findings import oddity_findings
+from dpo_recipes.data.rows_of_files import row_of
 from dpo_recipes.errors import RecipeError
 
 ROWS = [{"prompt": f"q{number:02}", "chosen": f"good {number}", "rejected": f"bad {number}"} for number in range(30)]
@@ -297,7 +298,7 @@ def test_one_row_of_lists_is_a_row(tmp_path):
     for path in (write_jsonl(tmp_path / "p.jsonl", rows), tmp_path / "q.json"):
         path.write_text(json.dumps(rows[0]))
         picked, _ = sources.pick(sources.files_of(str(path)), "", str(path))
-        assert [sources.row_of(row) for row in picked] == rows
+        assert [row_of(row) for row in picked] == rows
 
 
 @pytest.mark.usefixtures("made_up_plan")

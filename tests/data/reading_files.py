@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from making import said, user
 
 from dpo_recipes.data import preference_dataset as data
+from dpo_recipes.data.rows_of_files import row_of
 from dpo_recipes.errors import RecipeError
 from dpo_recipes.recipe.data import Data
 
@@ -85,3 +87,19 @@ def only_drop(found) -> tuple[str, dict]:
     ((reason, entry),) = found.report["train"]["dropped"].items()
     assert all(row["prompt"] for row in pairs_of(found))
     return reason, entry
+
+
+# Rows by which it shows which of them were picked.
+NUMBERED = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", "n": i} for i in range(10)]
+
+
+def written(path, rows=NUMBERED):
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def numbers(picked) -> list[int]:
+    rows, spans = picked
+    assert sum(count for _, _, count in spans) == len(rows)
+    return [row_of(row)["n"] for row in rows]

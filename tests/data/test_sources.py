@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import shutil
 
 import datasets
 import pytest
+from reading_files import NUMBERED, numbers, written
 
 from dpo_recipes.data import preference_dataset, read_row, sources
 from dpo_recipes.errors import RecipeError
 from dpo_recipes.recipe.data import Data
 from dpo_recipes.runs import source_hash
-
-ROWS = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", "n": i} for i in range(10)]
-
-
-def written(path, rows=ROWS):
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return path
-
-
-def numbers(picked) -> list[int]:
-    rows, spans = picked
-    assert sum(count for _, _, count in spans) == len(rows)
-    return [sources.row_of(row)["n"] for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +59,7 @@ def test_the_files_of_a_folder_by_split(tmp_path):
 
 def test_a_split_in_parts_is_read_in_their_order(tmp_path):
     for part in (2, 0, 1):
-        written(tmp_path / f"train-{part:05}-of-00003.jsonl", ROWS[part : part + 1])
+        written(tmp_path / f"train-{part:05}-of-00003.jsonl", NUMBERED[part : part + 1])
     assert numbers(sources.pick(sources.files_of(str(tmp_path)), "train", "here")) == [0, 1, 2]
 
 
@@ -93,12 +78,6 @@ def test_a_split_that_lacks_a_part_is_refused(tmp_path, parts):
         written(tmp_path / f"train-{part}.jsonl")
     with pytest.raises(RecipeError, match=r"are not one whole split 'train'\. Keep one file, or all the parts"):
         sources.files_of(str(tmp_path))
-
-
-def test_a_space_after_a_comma_is_no_part_of_a_cell(tmp_path):
-    (tmp_path / "a.csv").write_text('prompt, chosen, rejected\n"q, 0", "yes ""a"" ", no 0\n')
-    (row,) = sources.pick(sources.files_of(str(tmp_path / "a.csv")), "", "a.csv")[0]
-    assert sources.row_of(row) == {"prompt": "q, 0", "chosen": 'yes "a" ', "rejected": "no 0"}
 
 
 @pytest.mark.parametrize(
@@ -136,30 +115,8 @@ def test_a_spec_that_selects_nothing_is_refused(tmp_path, spec, words):
     assert words in str(caught.value)
 
 
-def test_rows_arrive_as_they_were_written(tmp_path):
-    odd = [
-        {"x": 1},
-        {"x": "1"},
-        {"x": None, "y": [1, "a", {}]},
-        {"x": 1.5, "z": "\ud83d"},
-        {"x": True},
-        {"x": "\u2028"},
-    ]
-    path = written(tmp_path / "p.jsonl", odd)
-    assert [sources.row_of(row) for row in sources.pick({"": [path]}, "", "p")[0]] == odd
-    (tmp_path / "q.json").write_text(json.dumps(odd, indent=2))
-    assert [sources.row_of(row) for row in sources.pick({"": [tmp_path / "q.json"]}, "", "q")[0]] == odd
-
-
-def test_a_changed_file_is_read_anew(tmp_path):
-    path = written(tmp_path / "p.jsonl")
-    assert numbers(sources.pick({"": [path]}, "", "p")) == [*range(10)]
-    written(path, ROWS[::-1])
-    assert numbers(sources.pick({"": [path]}, "", "p")) == [*range(9, -1, -1)]
-
-
 def test_a_saved_dataset_is_read_from_where_it_lies(tmp_path):
-    datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict(train=datasets.Dataset.from_list(NUMBERED)).save_to_disk(tmp_path / "saved")
     splits = sources.files_of(str(tmp_path / "saved"))
     assert list(splits) == ["train"] and numbers(sources.pick(splits, "train[:2]", "saved")) == [0, 1]
 
@@ -186,14 +143,15 @@ def test_only_the_code_that_reads_a_row_makes_the_cached_pairs_stale(tmp_path, m
         return len(read_anew)
 
     try:
-        assert rows_read_after_a_change_of("data/explicit_rows.py") == len(ROWS)
-        assert rows_read_after_a_change_of("data/read_row.py") == len(ROWS)
+        assert rows_read_after_a_change_of("data/explicit_rows.py") == len(NUMBERED)
+        assert rows_read_after_a_change_of("data/read_row.py") == len(NUMBERED)
         assert rows_read_after_a_change_of("data/hold_out.py") == 0
         assert rows_read_after_a_change_of("cli.py") == 0
         assert rows_read_after_a_change_of("recipe/overrides.py") == 0
-        assert rows_read_after_a_change_of("formats/readers.py") == len(ROWS)
-        assert rows_read_after_a_change_of("formats/messages.py") == len(ROWS)
-        assert rows_read_after_a_change_of("data/sources.py") == len(ROWS)
+        assert rows_read_after_a_change_of("formats/readers.py") == len(NUMBERED)
+        assert rows_read_after_a_change_of("formats/messages.py") == len(NUMBERED)
+        assert rows_read_after_a_change_of("data/sources.py") == len(NUMBERED)
+        assert rows_read_after_a_change_of("data/rows_of_files.py") == len(NUMBERED)
         assert rows_read_after_a_change_of("training/trainer.py") == 0
     finally:
         source_hash.source_hash.cache_clear()
