@@ -390,7 +390,7 @@ def compare(runs: FinishedRuns, as_json: AsJson = False) -> None:
         _print_json(result)
         return
 
-    from .evaluation.held_out import difference_rows, rows_of_runs
+    from .evaluation.closing_table import difference_rows, rows_of_runs
 
     console = Console()
     for letter, run in zip(terminal.LETTERS, runs, strict=False):
@@ -499,7 +499,7 @@ def evaluate(
         _stop_over_budget(result)
         return
 
-    from .evaluation.held_out import compared
+    from .evaluation.closing_table import compared
 
     sides = ("reference", "policy") if run is None else ("before", "after")
     rows = compared(result["before"], result["after"])

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from ..data.sources import is_path
 from ..errors import RecipeError, stop_at_fails
-from ..evaluation.held_out import METRICS, SPREADS, compared
+from ..evaluation.closing_table import compared
+from ..evaluation.held_out import METRICS, SPREADS
 from ..guard.losses import loss_findings
 from ..guard.own_rules import rule_findings
 from ..planning.chosen_settings import adopt, adopt_of

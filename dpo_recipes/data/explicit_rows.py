@@ -9,7 +9,8 @@ from typing import Any
 
 from ..formats.oddities import ALL_SCORE_COLUMNS
 from ..formats.pair_weights import WEIGHT
-from ..formats.readers import FORMATS, PAIR, PASSED_ON, Reading, may_hold_question
+from ..formats.raw_row import Reading, may_hold_question
+from ..formats.readers import FORMATS, PAIR, PASSED_ON
 from ..formats.several_replies import Pairing
 from ..recipe.data import Data
 from ..runs.source_hash import source_hash

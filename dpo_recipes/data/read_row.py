@@ -10,7 +10,8 @@ from typing import Any
 from ..errors import RecipeError
 from ..formats.messages import Drop, Row
 from ..formats.oddities import odd_bits
-from ..formats.readers import PAIR, PASSED_ON, Pair, Reading, explicit_pairs, is_repeated_header
+from ..formats.raw_row import Pair, Reading, explicit_pairs, is_repeated_header
+from ..formats.readers import PAIR, PASSED_ON
 from .rows_of_files import row_of
 from .sources import Span
 

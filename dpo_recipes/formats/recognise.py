@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from ..errors import RecipeError, nearest_name
 from .messages import Drop, Row
-from .readers import FORMATS, PAIR, explicit_pair
+from .raw_row import explicit_pair
+from .readers import FORMATS, PAIR
 from .rendered import ADVICE, RENDERED_BEFORE
 
 Pairs = dict[int, Row]  # place in the sample -> the pair that is read there

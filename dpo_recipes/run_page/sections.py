@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..evaluation.held_out import METRICS, compared, difference_rows
+from ..evaluation.closing_table import compared, difference_rows
+from ..evaluation.held_out import METRICS
 from ..runs.causes import causes
 from ..runs.folder import Run
 from ..runs.model_card import reading_in_words

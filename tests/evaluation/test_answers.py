@@ -16,7 +16,7 @@ from rich.console import Console
 from dpo_recipes import RecipeError, train
 from dpo_recipes.data.replies import Reply
 from dpo_recipes.evaluation.answers import _texts, answers, repeated_share, rewarded, side_by_side
-from dpo_recipes.evaluation.held_out import compared
+from dpo_recipes.evaluation.closing_table import compared
 from dpo_recipes.evaluation.intervals import mean_and_error
 from dpo_recipes.evaluation.kl import kl_to_reference
 

@@ -7,7 +7,7 @@ from making import said, system, user
 
 from dpo_recipes.formats.messages import Drop
 from dpo_recipes.formats.pair import pair_of_conversations, pair_of_replies, pairs_of_turns, shared_start
-from dpo_recipes.formats.readers import explicit_pair
+from dpo_recipes.formats.raw_row import explicit_pair
 
 CALL = said("", tool_calls=[{"type": "function", "function": {"name": "clock"}}])
 RESULT = {"role": "tool", "content": "noon"}

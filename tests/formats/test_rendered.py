@@ -6,7 +6,7 @@ import pytest
 from making import make_pair, message
 
 from dpo_recipes.formats.messages import Drop
-from dpo_recipes.formats.readers import explicit_pair
+from dpo_recipes.formats.raw_row import explicit_pair
 from dpo_recipes.formats.rendered import FAMILIES, rendered_by
 
 EXAMPLES = {family.name: family.example for family in FAMILIES}

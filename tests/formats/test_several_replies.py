@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 
 from dpo_recipes.formats.messages import Drop
-from dpo_recipes.formats.readers import Reading, explicit_pairs
+from dpo_recipes.formats.raw_row import Reading, explicit_pairs
 from dpo_recipes.formats.several_replies import Pairing
 
 
