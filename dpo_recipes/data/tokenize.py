@@ -1,18 +1,17 @@
 """Pairs -> token ids, exactly those that TRL would make; without the pairs that can teach nothing.
 
-Leans on TRL 1.16: `DPOTrainer._prepare_dataset` and the truncation of its collator, step for step.
+Leans on TRL 1.16: where `DPOTrainer._prepare_dataset` parts prompt and completions, and the truncation of its collator.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections import Counter
 from datetime import date
-from functools import cache
 from importlib.metadata import version
-from itertools import chain, takewhile
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from ..errors import RecipeError
 from ..runs.source_hash import source_hash
 from .batches import Tally, batches, kept_pairs
 from .drop_reasons import count_drop, count_drops
+from .pair_ids import REFUSED, render, rendered_strings, row_of_batch, sequences
 from .report import FIGURES, NO_LIMIT, Counts, Figures, figures_of, split_report
 from .template_trial import lost_text
 
@@ -32,7 +32,6 @@ SAME_WHEN_CUT = "identical after truncation"
 SAME_WHEN_RENDERED = "identical after the chat template"
 LOSES_END = "truncated: a side loses its end token"
 DROP_REASONS = ("", PROMPT_FILLS, SAME_WHEN_CUT, SAME_WHEN_RENDERED, LOSES_END)
-REFUSED = "the chat template refuses it"
 
 READ = ("row", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs")  # columns
 PAIRS_OF_A_BATCH = 1000  # are stored together, where each batch costs memory as long as it is mapped
@@ -180,8 +179,8 @@ def _left_out_text(pairs: Any, changed: Tally, tokenizer: Any, text: bool) -> st
     if not changed.first:
         return None
     rows = pairs.select(changed.first[:1])[:]
-    rendered, _ = _render(rows, tokenizer, text)
-    [prompt_alone], _, _ = _sequences(rendered, tokenizer, text)
+    rendered, _ = render(rows, tokenizer, text)
+    [prompt_alone], _, _ = sequences(rendered, tokenizer, text)
     return tokenizer.decode(prompt_alone[rows["prompt_tokens"][0] :])[:200]
 
 
@@ -190,7 +189,7 @@ def _first_lost_text(pairs: Any, losing: Tally, tokenizer: Any) -> str | None:
     if not losing.first:
         return None
     row = pairs[losing.first[0]]
-    return lost_text(row, _rendered_strings(row, tokenizer))
+    return lost_text(row, rendered_strings(row, tokenizer))
 
 
 # ----------------------------------------------------------------------------------------------------- a batch of pairs
@@ -221,9 +220,8 @@ def _stream(
     reasons = _drop_reasons(figures, max_length, drop_truncated)
     for pair in np.flatnonzero(reasons):
         count_drop(dropped, DROP_REASONS[reasons[pair]], batch["row"][pair])
-    kept = np.flatnonzero(reasons == 0)
-    columns = {**batch, **tokenized}
-    return {name: [column[pair] for pair in kept] for name, column in columns.items()}
+    is_kept = reasons == 0
+    return {name: list(itertools.compress(column, is_kept)) for name, column in (batch | tokenized).items()}
 
 
 def _tokenize_columns(*columns: list, names: list[str], **how_to_tokenize: Any) -> dict[str, list]:
@@ -246,15 +244,20 @@ def _tokenize(batch: dict[str, list], *, tokenizer: Any, text: bool, ends: set[i
     """
     columns: dict[str, list] = {name: [] for name in (*IDS, "length", *FIGURES, "refusal")}
     control_tokens = _control_tokens(tokenizer)
-    rendered, refusals = _render(batch, tokenizer, text)
-    prompts, with_chosen, with_rejected = _sequences(rendered, tokenizer, text)
+    rendered, refusals = render(batch, tokenizer, text)
+    prompts, with_chosen, with_rejected = sequences(rendered, tokenizer, text)
     for pair, prompt in enumerate(prompts):
         border = min(_common_tokens(prompt, with_chosen[pair]), _common_tokens(prompt, with_rejected[pair]))
         chosen = with_chosen[pair][border:]
         rejected = with_rejected[pair][border:]
         chosen_ends = _end_tokens(chosen, tokenizer, ends)
         rejected_ends = _end_tokens(rejected, tokenizer, ends)
-        messages = [] if text else [*batch["prompt"][pair], *batch["chosen"][pair], *batch["rejected"][pair]]
+        messages: list[dict[str, Any]] = []
+        loses_text = False
+        if not text:
+            messages = [*batch["prompt"][pair], *batch["chosen"][pair], *batch["rejected"][pair]]
+            is_rendered = not refusals[pair]
+            loses_text = is_rendered and bool(lost_text(row_of_batch(batch, pair), rendered[pair]))
         values = {
             "prompt_ids": prompt[:border],
             "chosen_ids": chosen,
@@ -269,127 +272,12 @@ def _tokenize(batch: dict[str, list], *, tokenizer: Any, text: bool, ends: set[i
             "fewest_ends": min(chosen_ends.total(), rejected_ends.total()),
             "most_ends": max([0, *chosen_ends.values(), *rejected_ends.values()]),
             "control_tokens": int(_hold_control_token(messages, control_tokens)),
-            "lost_text": int(not text and not refusals[pair] and bool(lost_text(_row(batch, pair), rendered[pair]))),
+            "lost_text": int(loses_text),
             "refusal": refusals[pair],
         }
         for name, column in columns.items():
             column.append(values[name])
     return columns
-
-
-def _row(batch: dict[str, list], pair: int) -> dict[str, Any]:
-    return {name: column[pair] for name, column in batch.items()}
-
-
-def _render(batch: dict[str, list], tokenizer: Any, text: bool) -> tuple[list[list[str]], list[str]]:
-    """(the three strings of each pair: prompt, prompt with chosen, prompt with rejected; why the template refuses it).
-
-    Of a pair that is refused the strings are empty, and of any other the reason is.
-    """
-    strings: list[list[str]] = []
-    refusals: list[str] = []
-    for pair in range(len(batch["row"])):
-        row = _row(batch, pair)
-        refusal = ""
-        try:
-            strings.append(_plain_strings(row, tokenizer) if text else _rendered_strings(row, tokenizer))
-        except Exception as error:  # of Jinja, or of whatever a template does to a row that it does not expect
-            strings.append(["", "", ""])
-            words = str(error) or type(error).__name__
-            refusal = f"{REFUSED}: {words.rstrip('.')[:200]}"
-        refusals.append(refusal)
-    return strings, refusals
-
-
-def _sequences(strings: list[list[str]], tokenizer: Any, text: bool) -> tuple[list, list, list]:
-    """The ids of the prompts, of the prompts with chosen, and of the prompts with rejected."""
-    ids = None if text else _ids_of_parts(strings, tokenizer)
-    if ids is None:
-        ids = _ids(list(chain.from_iterable(strings)), tokenizer, text)
-    return ids[0::3], ids[1::3], ids[2::3]
-
-
-def _ids(strings: list[str], tokenizer: Any, text: bool) -> list[list[int]]:
-    # A template writes the special tokens itself; plain text gets those that the tokenizer adds.
-    tokenized = tokenizer(strings, add_special_tokens=text, return_attention_mask=False, verbose=False)
-    return tokenized["input_ids"]
-
-
-def _ids_of_parts(strings: list[list[str]], tokenizer: Any) -> list[list[int]] | None:
-    """The ids of all strings, where what the three of a pair share is tokenised once; None where nothing can be shared.
-
-    They should never be others than those of the whole strings, which is looked at in the first pair; for a tokenizer
-    that differs there nothing is saved.
-    """
-    marks = _marks(tokenizer)
-    starts = [_shared_start(of_pair, marks) for of_pair in strings]
-    if not any(starts):
-        return None
-    beginnings = [of_pair[0][:start] for of_pair, start in zip(strings, starts, strict=True)]
-    endings = [string[start:] for of_pair, start in zip(strings, starts, strict=True) for string in of_pair]
-    ids_of_beginnings = _ids(beginnings, tokenizer, text=False)
-    ids_of_endings = _ids(endings, tokenizer, text=False)
-    ids = [ids_of_beginnings[place // 3] + ending for place, ending in enumerate(ids_of_endings)]
-    if ids[:3] != _ids(strings[0], tokenizer, text=False):
-        return None
-    return ids
-
-
-def _marks(tokenizer: Any) -> tuple[str, ...]:
-    """Texts of special tokens at which a text can be cut: the ids of both parts are those of the whole.
-
-    The tokenizers library looks for such tokens first, and tokenises what stands between them part by part. Not with a
-    token that takes white space before it too, that must be a word of its own, or that is looked for in normalised
-    text.
-    """
-    if not tokenizer.is_fast or getattr(tokenizer, "split_special_tokens", False):
-        return ()
-    added = tokenizer.added_tokens_decoder.values()
-    plain = [token for token in added if token.special and not (token.lstrip or token.single_word or token.normalized)]
-    return _never_overlapped(tuple(token.content for token in plain), tuple(token.content for token in added))
-
-
-@cache
-def _never_overlapped(marks: tuple[str, ...], tokens: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the marks in whose place none of the tokens can be found: none begins with another's end."""
-    ends = {token[place:] for token in tokens for place in range(len(token))}
-    free = []
-    for mark in marks:
-        starts = {mark[:size] for size in range(1, len(mark))}
-        stands_in_others = any(mark in token and mark != token for token in tokens)
-        if not stands_in_others and not starts & ends:
-            free.append(mark)
-    return tuple(free)
-
-
-def _shared_start(strings: list[str], marks: tuple[str, ...]) -> int:
-    """Where the last of the marks in a prompt begins, if both sides go on from there; 0 where nothing is shared."""
-    prompt, *sides = strings
-    start = max([0, *(prompt.rfind(mark) for mark in marks)])
-    if all(side.startswith(prompt[:start]) for side in sides):
-        return start
-    return 0
-
-
-def _plain_strings(row: dict[str, Any], tokenizer: Any) -> list[str]:
-    """Prompt, prompt with chosen, prompt with rejected. As in TRL, an end token follows a side that has none."""
-    end = tokenizer.eos_token
-    sides = [row[side].removesuffix(end) + end for side in ("chosen", "rejected")]
-    return [row["prompt"], row["prompt"] + sides[0], row["prompt"] + sides[1]]
-
-
-def _rendered_strings(row: dict[str, Any], tokenizer: Any) -> list[str]:
-    """Prompt, prompt with chosen, prompt with rejected, as the chat template writes them."""
-    tools = row.get("tools")
-    options = {
-        "tools": json.loads(tools) if isinstance(tools, str) else tools,
-        **(row.get("chat_template_kwargs") or {}),
-        "tokenize": False,
-    }
-    with_chosen = tokenizer.apply_chat_template(row["prompt"] + row["chosen"], **options)
-    with_rejected = tokenizer.apply_chat_template(row["prompt"] + row["rejected"], **options)
-    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **options)
-    return [prompt, with_chosen, with_rejected]
 
 
 # ------------------------------------------------------------------------------------------------ what is counted of it
@@ -408,7 +296,7 @@ def _common_tokens(ids: list[int], other: list[int]) -> int:
 
 def _start_tokens(ids: list[int], tokenizer: Any) -> int:
     """How many start tokens a sequence starts with."""
-    return len(list(takewhile(lambda token: token == tokenizer.bos_token_id, ids)))
+    return len(list(itertools.takewhile(lambda token: token == tokenizer.bos_token_id, ids)))
 
 
 def _end_tokens(side: list[int], tokenizer: Any, ends: set[int]) -> Counter[int]:
@@ -470,7 +358,7 @@ def _key(pairs: Any, tokenizer: Any, text: bool, ends: set[int]) -> str:
         sorted(ends),
         "strftime_now" in template and date.today(),  # it prints the day, so its tokens are others tomorrow
         FIGURES,
-        source_hash("data.tokenize", "data.template_trial"),
+        source_hash("data.tokenize", "data.pair_ids", "data.template_trial"),
         version("tokenizers"),
         version("transformers"),
     ]

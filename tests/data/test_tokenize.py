@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from datetime import date
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,10 +29,10 @@ from making import (
     tokenize_pairs,
     write_jsonl,
 )
-from tokenizers import AddedToken
 from trl import DPOTrainer
 
 from dpo_recipes import RecipeError
+from dpo_recipes.data import pair_ids
 from dpo_recipes.data import tokenize as tokens
 from dpo_recipes.data.chat_template import pin_date
 
@@ -93,7 +92,10 @@ def by_trl(pairs, tokenizer, max_length=None):
 
 
 def ids(found):
-    return [[row[name] for name in tokens.IDS] for row in found]
+    of_pairs = []
+    for row in found:
+        of_pairs.append([row[name] for name in tokens.IDS])
+    return of_pairs
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,36 +159,14 @@ def test_a_prompt_is_tokenised_once_for_both_sides_where_special_tokens_cut_it_o
     tokens._tokenize({"row": ["0"] * 5, **make_dataset(rows).to_dict()}, tokenizer=Watched(), text=False, ends={1})
     questions = [row["prompt"][0]["content"] for row in rows]
     whole_pair = 3  # the first pair, which is tokenised as TRL does too, to compare
-    assert [sum(question in text for text in asked) for question in questions] == [1 + whole_pair, 1, 1, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("options", "others", "cuts"),
-    [
-        ({}, [], True),
-        ({"rstrip": True}, [], True),
-        ({"lstrip": True}, [], False),
-        ({"single_word": True}, [], False),
-        ({"normalized": True}, [], False),
-        ({}, ["x<m"], False),  # which begins before "<mark>" and ends in it
-        ({}, ["<mark>s"], False),
-        ({}, ["x<n"], True),
-    ],
-)
-def test_a_text_is_cut_only_at_a_token_that_is_always_found_there(options, others, cuts):
-    tokenizer = make_tokenizer("{% for m in messages %}<mark>{{ m['content'] }} {% endfor %}")
-    mark = AddedToken("<mark>", **{"special": True, "normalized": False, **options})
-    tokenizer.add_special_tokens({"additional_special_tokens": [mark]})
-    tokenizer.add_tokens([AddedToken(other, normalized=False) for other in others])
-    assert ("<mark>" in tokens._marks(tokenizer)) == cuts
-    texts = ["a <mark> bx", "a <mark> bx<mark> c", "a <mark> bx<mark>s"]
-    for text in texts:
-        strings = [text + "<mark>", text + "<mark> yes", text + "<mark>no"]
-        assert list(chain(*tokens._sequences([strings], tokenizer, text=False))) == tokenizer(strings)["input_ids"]
+    times = []
+    for question in questions:
+        times.append(sum(question in text for text in asked))
+    assert times == [1 + whole_pair, 1, 1, 1, 1]
 
 
 def test_where_cutting_changes_the_ids_a_batch_is_tokenised_whole(monkeypatch):
-    monkeypatch.setattr(tokens, "_marks", lambda tokenizer: ("e",))  # in the middle of words
+    monkeypatch.setattr(pair_ids, "_marks", lambda tokenizer: ("e",))  # in the middle of words
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["hen"])
     rows = [make_pair("when then", "a", "b"), make_pair("hen", "a", "b")]

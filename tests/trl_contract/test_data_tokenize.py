@@ -1,4 +1,4 @@
-"""What data/tokenize.py repeats of TRL's tokenising, so that the ids are exactly TRL's.
+"""What data/tokenize.py repeats of TRL's parting and cutting of a pair, so that the ids are exactly TRL's.
 
 Read again: `DPOTrainer._prepare_dataset` whole, and the truncation in `DataCollatorForPreference`.
 tests/data/test_tokenize.py compares the ids with those that TRL makes.
@@ -14,10 +14,6 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("if not is_conversational(first_example):", "an end token is added to text alone"),
-        ('if not example["chosen"].endswith(eos_token):', "and only where the text has none"),
-        ("add_generation_prompt=True", "the prompt of a conversation ends as if an answer followed"),
-        ('{"tools": tools, **example.get("chat_template_kwargs", {})}', "what a row gives to the template"),
         ("common_prefix_length(prompt_ids, prompt_chosen_ids)", "completions start where one leaves the prompt"),
         ('output["prompt_ids"] = prompt_ids[:prompt_len]', "and the prompt's end is left out there"),
         ('len(example["prompt_ids"]) < args.max_length', "a prompt that fills max_length drops the pair"),
