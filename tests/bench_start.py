@@ -112,11 +112,9 @@ def main(turns: int = 3) -> None:
                 seconds[name].append(first_step(code, Path(folder)))
                 cpu, wall = seconds[name][-1]
                 print(f"turn {turn + 1}, {name}: CPU {cpu:.2f} s, wall {wall:.1f} s", flush=True)
-    medians = {
-        name: [statistics.median(values) for values in zip(*times, strict=True)] for name, times in seconds.items()
-    }
     for place, kind in enumerate(("CPU", "wall")):
-        ours, trl = medians["ours"][place], medians["TRL"][place]
+        ours = statistics.median(times[place] for times in seconds["ours"])
+        trl = statistics.median(times[place] for times in seconds["TRL"])
         print(f"{kind}: ours {ours:.2f} s, TRL {trl:.2f} s, ratio {ours / trl:.2f}")
 
 

@@ -59,7 +59,10 @@ def hh_rlhf(n: int) -> list[dict]:
 
 def plain_text(n: int) -> list[dict]:
     """Rows as one writes them by hand: three strings."""
-    return [{name: row[name][0]["content"] for name in ("prompt", "chosen", "rejected")} for row in make_pairs(n)]
+    rows = []
+    for row in make_pairs(n):
+        rows.append({name: row[name][0]["content"] for name in ("prompt", "chosen", "rejected")})
+    return rows
 
 
 SCHEMAS = {

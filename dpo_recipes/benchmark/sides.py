@@ -62,7 +62,8 @@ def _move_away(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             spread = parameter.detach().float().std(correction=0).item()
-            shift = torch.randn(parameter.shape, generator=generator) * (0.01 * spread or 0.001)
+            size = 0.01 * spread if spread else 0.001
+            shift = size * torch.randn(parameter.shape, generator=generator)
             parameter.data += shift.to(parameter)
 
 

@@ -217,13 +217,17 @@ def _refuse_all_rows(value: dict[str, Any]) -> None:
         if key in KEYS_OF_ROWS and isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
             raise ValueError(f"its rows stand under the key {key!r}: write that list alone")
     columns = [value[column] for column in value if column in ("prompt", "chosen", "rejected")]
-    are_lists = all(isinstance(column, list) and all(isinstance(cell, str) for cell in column) for column in columns)
+    are_lists = all(_is_list_of_texts(column) for column in columns)
     are_numbered = all(isinstance(column, dict) and "0" in column for column in columns)
     if len(columns) > 1 and (are_lists or are_numbered):
         raise ValueError(
             "it is one object of columns, where rows are read. From pandas: "
             "to_json('pairs.jsonl', orient='records', lines=True)"
         )
+
+
+def _is_list_of_texts(column: Any) -> bool:
+    return isinstance(column, list) and all(isinstance(cell, str) for cell in column)
 
 
 def row_of(example: dict[str, Any]) -> dict[str, Any]:

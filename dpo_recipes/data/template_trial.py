@@ -96,9 +96,10 @@ def trial_findings(trial: Trial) -> list[Finding]:
     """What should be known of a rendering. What a template refuses is said where the pairs are counted."""
     if trial.refusal:
         return []
+    white_space = "strips" if trial.strips else "keeps"
     text = (
         f"Behind an answer the chat template writes {trial.behind_answer!r}; a system message it {trial.system}; white "
-        f"space around a text it {'strips' if trial.strips else 'keeps'}."
+        f"space around a text it {white_space}."
     )
     return [Finding("pass", "rendering", text)]
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ..data.replies import Messages, Replies, Reply
 from ..losses.selection import name_of
-from ..models.generate import generate
+from ..models.generate import Guide, generate
 from ..models.reference import Reference
 from ..models.reward_model import Scorer
 from ..progress import Stage
@@ -52,9 +52,10 @@ def answers(
         trainer.processing_class,
         asked.ids,
         console=console,
+        max_new_tokens=asked.max_new_tokens,
+        seed=recipe.seed,
         samples=counts.policy,
         reference_samples=counts.reference,
-        **how_asked(recipe, asked),
     )
 
     kl = kl_to_reference(trainer.model, reference, asked.ids, policy_replies, console)
@@ -144,23 +145,38 @@ def side_by_side(
 ) -> tuple[Replies, Replies]:
     """(replies of the reference, replies of the policy), from `generate` with the same inputs, settings and seed."""
     console = console or Console(quiet=True)
-    with reference.model() as model:
-        reference_replies = drawn(
-            model, *inputs, words="Answers of the reference", console=console, samples=reference_samples, **settings
-        )
-    policy_replies = drawn(policy, *inputs, words="Answers of the policy", console=console, samples=samples, **settings)
+    with reference.model() as model, Stage(console, "Answers of the reference", unit="answers") as stage:
+        reference_replies = generate(model, *inputs, samples=reference_samples, progress=stage.show, **settings)
+    with Stage(console, "Answers of the policy", unit="answers") as stage:
+        policy_replies = generate(policy, *inputs, samples=samples, progress=stage.show, **settings)
     return reference_replies, policy_replies
 
 
-def drawn(model: Any, *inputs: Any, words: str, console: Console, **settings: Any) -> Replies:
-    """What `generate` makes of these inputs and settings; `words` say on the console what is counted."""
+def drawn(
+    model: Any,
+    tokenizer: Any,
+    recipe: Recipe,
+    asked: Questions,
+    samples: int,
+    words: str,
+    console: Console,
+    guide: Guide | None = None,
+) -> Replies:
+    """A model's answers to what is asked; with the recipe's seed every model draws with the same random numbers.
+
+    `words` say on the console what is counted.
+    """
     with Stage(console, words, unit="answers") as stage:
-        return generate(model, *inputs, progress=stage.show, **settings)
-
-
-def how_asked(recipe: Recipe, asked: Questions) -> dict[str, Any]:
-    """The settings of `generate` that are the same for every model: with one seed all draw the same random numbers."""
-    return {"max_new_tokens": asked.max_new_tokens, "seed": recipe.seed}
+        return generate(
+            model,
+            tokenizer,
+            asked.ids,
+            samples=samples,
+            max_new_tokens=asked.max_new_tokens,
+            seed=recipe.seed,
+            guide=guide,
+            progress=stage.show,
+        )
 
 
 # ---------------------------------------------------------------------------------------------------- the texts alone

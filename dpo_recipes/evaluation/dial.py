@@ -15,7 +15,7 @@ from ..models.reference import Reference
 from ..recipe.recipe import Recipe
 from ..terminal import print_line
 from ..training.trainer import RecipeTrainer
-from .answers import drawn, how_asked, said_of, scorer_of
+from .answers import drawn, said_of, scorer_of
 from .held_out import Numbers
 from .kl import kl_along
 from .logits import lent_logits, logits_of
@@ -80,15 +80,8 @@ def answers_of_reference(
 ) -> Replies:
     """What the reference answers, with the random numbers that every other model is asked with."""
     with reference.model() as model:
-        return drawn(
-            model,
-            tokenizer,
-            asked.ids,
-            words="Answers of the reference",
-            console=console,
-            samples=draws(recipe).reference,
-            **how_asked(recipe, asked),
-        )
+        samples = draws(recipe).reference
+        return drawn(model, tokenizer, recipe, asked, samples, "Answers of the reference", console)
 
 
 def dialled_answers(
@@ -101,16 +94,9 @@ def dialled_answers(
     console: Console,
 ) -> tuple[Replies, torch.Tensor]:
     """(answers drawn with the dial at `factor`, their KL to the reference in nats: (prompts, samples))."""
-    replies = drawn(
-        policy,
-        tokenizer,
-        asked.ids,
-        words=f"Answers at dial {factor:g}",
-        console=console,
-        samples=draws(recipe).policy,
-        guide=guided_by(reference.model, factor),
-        **how_asked(recipe, asked),
-    )
+    guide = guided_by(reference.model, factor)
+    samples = draws(recipe).policy
+    replies = drawn(policy, tokenizer, recipe, asked, samples, f"Answers at dial {factor:g}", console, guide)
     return replies, _kl(policy, reference, factor, asked.ids, replies, console)
 
 

@@ -13,7 +13,7 @@ from ..models.reference import Reference
 from ..progress import Stage
 from ..recipe.judges import JudgeEndpoint
 from ..recipe.recipe import Recipe
-from .answers import Said, drawn, how_asked, said_of, scorer_of
+from .answers import Said, drawn, said_of, scorer_of
 from .dial import answers_of_reference, beta_at, dialled_answers
 from .held_out import Numbers
 from .intervals import mean_and_error
@@ -83,15 +83,8 @@ def _answers_of(
 ) -> tuple[Replies, torch.Tensor]:
     """(answers of the exported model, their KL to the reference in nats: (prompts, samples))."""
     with exported() as model:
-        replies = drawn(
-            model,
-            tokenizer,
-            asked.ids,
-            words="Answers of the export",
-            console=console,
-            samples=draws(recipe).policy,
-            **how_asked(recipe, asked),
-        )
+        samples = draws(recipe).policy
+        replies = drawn(model, tokenizer, recipe, asked, samples, "Answers of the export", console)
     kl = kl_along(policy, lent_logits(exported), lent_logits(reference.model), asked.ids, replies, console)
     return replies, kl
 

@@ -171,10 +171,11 @@ def _look_alike(chosen: list[Message], rejected: list[Message]) -> bool:
     openings = [_seen_text(side[0]["content"][:OPENING]).split(" ")[:-1] for side in (chosen, rejected)]
     if any(word != other for word, other in zip(*openings, strict=False)):
         return False  # which is quick, and so with nearly all pairs
-    sides = [
-        [{**message, "content": _seen_text(message["content"])} for message in side] for side in (chosen, rejected)
-    ]
-    return sides[0] == sides[1]
+    return _as_seen(chosen) == _as_seen(rejected)
+
+
+def _as_seen(side: list[Message]) -> list[Message]:
+    return [{**message, "content": _seen_text(message["content"])} for message in side]
 
 
 def _seen_text(text: str) -> str:

@@ -16,7 +16,10 @@ def without_weights(messages: list[Message]) -> list[Message]:
     """The messages as a chat template sees them."""
     if not any(OF_MESSAGE in message for message in messages):
         return messages
-    return [{key: value for key, value in message.items() if key != OF_MESSAGE} for message in messages]
+    without = []
+    for message in messages:
+        without.append({key: value for key, value in message.items() if key != OF_MESSAGE})
+    return without
 
 
 def weight_of_row(raw: Row) -> float:

@@ -82,7 +82,9 @@ def choose_format(
 
     best = max(pairs, key=lambda form: len(pairs[form]))
     if not pairs[best]:
-        drops = {form: [result for result in results[form] if isinstance(result, Drop)] for form in results}
+        drops: dict[str, list[Drop]] = {}
+        for form, of_form in results.items():
+            drops[form] = [result for result in of_form if isinstance(result, Drop)]
         raise _no_form(sample, where, named, drops, row_names)
     if best == "text" and not named:
         _refuse_a_misspelt_prompt(sample, where)

@@ -86,11 +86,14 @@ def _shown(value: Any) -> str:
 
 def _read(file: Path) -> list[list[Reply]]:
     """The replies to the prompts of one part."""
+    replies = []
     try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-        return [[Reply(**reply) for reply in row["replies"]] for row in rows]
+        for line in file.read_text(encoding="utf-8").split("\n"):
+            if line:
+                replies.append([Reply(**reply) for reply in json.loads(line)["replies"]])
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"{file} is damaged: {error}. Delete it, and its replies are sampled again.") from None
+    return replies
 
 
 def _seed_of_part(seed: int, part: int) -> int:

@@ -101,7 +101,8 @@ def _typed_values(recipe: Recipe, adapter: LoRA | None, texts: Mapping[str, str]
         elif key in types:
             values[key] = _field_value(key, texts[key], types[key])
         elif owner == "adapter" and name in field_types(QLoRA):
-            raise UsageError(f"{key} has nothing to act on: add adapter={'qlora' if adapter else 'lora'}.")
+            missing = "qlora" if adapter else "lora"
+            raise UsageError(f"{key} has nothing to act on: add adapter={missing}.")
         else:
             hint = where_it_belongs(key) or " `dpo-recipes show RECIPE` lists them all."
             raise UsageError(f"{key} is not a field of the recipe.{hint}")

@@ -25,7 +25,11 @@ from dpo_recipes.data.rows_of_files import row_of
 from dpo_recipes.errors import RecipeError
 
 ROWS = [{"prompt": f"q{number:02}", "chosen": f"good {number}", "rejected": f"bad {number}"} for number in range(30)]
-COLUMNS = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+COLUMNS = {
+    "prompt": [row["prompt"] for row in ROWS],
+    "chosen": [row["chosen"] for row in ROWS],
+    "rejected": [row["rejected"] for row in ROWS],
+}
 
 
 def lines(rows: list[dict]) -> bytes:
@@ -34,7 +38,10 @@ def lines(rows: list[dict]) -> bytes:
 
 def renamed(**names: str) -> bytes:
     """The rows with some columns under other names."""
-    return lines([{names.get(column, column): value for column, value in row.items()} for row in ROWS])
+    rows = []
+    for row in ROWS:
+        rows.append({names.get(column, column): value for column, value in row.items()})
+    return lines(rows)
 
 
 def all_with(**values: object) -> bytes:

@@ -154,12 +154,9 @@ def test_the_plan_is_made_for_the_longest_pair_of_either_split_as_max_length_cut
 def longest_ids(recipe):
     start = Session(recipe, quiet())
     start.read_pairs()
-    sides = [
-        (row["prompt_ids"], row[f"{s}_ids"])
-        for split in (start.train, start.eval)
-        for row in split
-        for s in ("chosen", "rejected")
-    ]
+    sides = []
+    for row in (*start.train, *start.eval):
+        sides += [(row["prompt_ids"], row["chosen_ids"]), (row["prompt_ids"], row["rejected_ids"])]
     return sides
 
 

@@ -32,10 +32,9 @@ def read(path, num_proc=None, **fields):
 
 def pairs_of(found) -> list[dict]:
     """Train and held-out pairs together, in the order of their prompts."""
-    both = [
-        {column: row[column] for column in row if column not in ("row", "pair_key")}
-        for row in (*found.train, *found.eval)
-    ]
+    both = []
+    for row in (*found.train, *found.eval):
+        both.append({column: row[column] for column in row if column not in ("row", "pair_key")})
     return sorted(both, key=lambda row: str(row["prompt"]))
 
 

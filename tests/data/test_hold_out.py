@@ -32,8 +32,9 @@ def test_the_hold_out_is_the_same_for_every_file_and_shares_no_prompt(tmp_path):
     first, second = (read(save(tmp_path / name, rows), eval=0.1) for name in ("a.jsonl", "b.parquet"))
     assert first.eval.to_list() == second.eval.to_list()
     assert first.report["fingerprint"] == second.report["fingerprint"]
-    prompts = [{str(row["prompt"]) for row in part} for part in (first.train, first.eval)]
-    assert not prompts[0] & prompts[1] and len(prompts[0] | prompts[1]) == 25
+    trained = {str(row["prompt"]) for row in first.train}
+    held_out = {str(row["prompt"]) for row in first.eval}
+    assert not trained & held_out and len(trained | held_out) == 25
     assert len(first.eval) == 12  # 10, and the rest of the last prompt's four pairs
     assert first.report["train"] == {"split": "train", "rows": 100, "kept": 88, "dropped": {}, "held_out": 12}
     assert first.report["eval"] == {"split": "0.1 of train", "rows": 12, "kept": 12, "dropped": {}}
@@ -67,12 +68,17 @@ def test_the_row_is_no_part_of_the_fingerprint(tmp_path):
 
 
 def test_prompts_that_differ_in_case_and_spaces_alone_stay_on_one_side(tmp_path):
-    rows = [{**row, "prompt": text(row["prompt"])} for row in three(30) for text in (str, str.upper, "  {}\r\n".format)]
+    rows = []
+    for row in three(30):
+        prompt = row["prompt"]
+        rows += [row, {**row, "prompt": prompt.upper()}, {**row, "prompt": f"  {prompt}\r\n"}]
     found = read(save(tmp_path / "a.jsonl", rows), eval=0.2)
-    sides = [
-        {" ".join(row["prompt"][0]["content"].casefold().split()) for row in side} for side in (found.train, found.eval)
-    ]
-    assert sides[0] and sides[1] and not sides[0] & sides[1]
+
+    def questions(side) -> set[str]:
+        return {" ".join(row["prompt"][0]["content"].casefold().split()) for row in side}
+
+    trained, held_out = questions(found.train), questions(found.eval)
+    assert trained and held_out and not trained & held_out
     other = save(tmp_path / "b.jsonl", rows[1:2])
     kept = read(save(tmp_path / "c.jsonl", three(30)), eval=other)
     assert kept.report["train"]["dropped"][LEAKED] == {"count": 1, "rows": ["0"]}

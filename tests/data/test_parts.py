@@ -148,9 +148,8 @@ def test_a_parquet_file_without_rows(tmp_path):
 
 def test_missing_and_doubled_paths(tmp_path):
     save(tmp_path / "pairs.jsonl", three())
-    assert (
-        "does not exist" in (message := refused(tmp_path / "pair.jsonl")) and "Did you mean 'pairs.jsonl'?" in message
-    )
+    message = refused(tmp_path / "pair.jsonl")
+    assert "does not exist" in message and "Did you mean 'pairs.jsonl'?" in message
     assert "no such file or folder in" in refused("nowhere/at/all.jsonl")
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -44,9 +44,11 @@ def test_hh_rlhf_splits_at_the_last_assistant_turn(tmp_path):
 
 
 def test_hh_rlhf_with_windows_line_ends_and_with_a_prompt_column(tmp_path):
-    windows = [{side: text.replace("\n", "\r\n") for side, text in row.items()} for row in HH]
     cut = HH[0]["chosen"].rindex(" The sky")
-    beside = [{"prompt": row["chosen"][:cut], **{s: row[s][cut:] for s in row}} for row in HH]
+    windows, beside = [], []
+    for row in HH:
+        windows.append({side: text.replace("\n", "\r\n") for side, text in row.items()})
+        beside.append({"prompt": row["chosen"][:cut]} | {side: text[cut:] for side, text in row.items()})
     first = pairs_of(read(save(tmp_path / "a.jsonl", HH)))
     assert pairs_of(read(save(tmp_path / "b.jsonl", windows))) == first
     assert pairs_of(read(save(tmp_path / "c.jsonl", beside))) == first

@@ -46,7 +46,8 @@ def test_a_pair_is_two_distinct_finished_replies_and_the_better_is_chosen():
 
 def test_the_draw_is_a_function_of_the_seed_without_repeats():
     prompts = [ask(str(k)) for k in range(30)]
-    replies = [said(*("x" * n for n in range(1, 7))) for _ in prompts]
+    of_one_prompt = said("x", "xx", "xxx", "xxxx", "xxxxx", "xxxxxx")
+    replies = [of_one_prompt] * len(prompts)
     rows, report = preference_pairs(prompts, replies, length, per_prompt=4, seed=3)
     assert report["pairs"] == len(rows) == 120
     assert preference_pairs(prompts, replies, length, per_prompt=4, seed=3)[0] == rows

@@ -53,7 +53,10 @@ def test_max_length_keeping_99_cuts_one_pair_in_a_hundred():
 @pytest.mark.parametrize("max_length", [None, 60])
 def test_costs_are_what_trls_collator_makes(max_length):
     pairs, _ = tokenize_pairs(make_pairs(23), max_length=max_length)
-    prompt, chosen, rejected = (np.array([len(row[name]) for row in pairs]) for name in IDS)
+    lengths = []
+    for row in pairs:
+        lengths.append([len(row[name]) for name in IDS])
+    prompt, chosen, rejected = np.array(lengths).T
     order = np.random.default_rng(5).permutation(len(pairs)).tolist()
     collate = DataCollatorForPreference(pad_token_id=0, max_length=max_length)
     batches = []

@@ -46,10 +46,10 @@ def test_the_files_of_a_folder_by_split(tmp_path):
     for name in names:
         written(tmp_path / name)
     splits = sources.files_of(str(tmp_path))
-    assert {split: [file.name for file in files] for split, files in splits.items()} == {
-        "extra": ["extra.jsonl"],
-        "test": ["test.jsonl.gz"],
-        "train": names[:2],
+    assert splits == {
+        "extra": [tmp_path / "data" / "extra.jsonl"],
+        "test": [tmp_path / "test.jsonl.gz"],
+        "train": [tmp_path / name for name in names[:2]],
     }
     assert sources.files_of(str(tmp_path / "test.jsonl.gz")) == {"": [tmp_path / "test.jsonl.gz"]}
     written(tmp_path / "test.json")

@@ -67,8 +67,9 @@ def test_lists_of_rejected_replies_are_read_from_files_and_readers(tmp_path):
 def test_of_text_without_a_prompt_the_pairs_of_a_row_stay_on_one_side(tmp_path):
     rows = [{"chosen": f"It is {i} so", "rejected": [f"It is {i} not", f"It was {i}"]} for i in range(30)]
     found = read(save(tmp_path / "a.jsonl", rows), eval=0.3, format="text")
-    sides = [{row["row"].partition("[")[0] for row in side} for side in (found.train, found.eval)]
-    assert len(found.train) + len(found.eval) == 60 and sides[0] and sides[1] and not sides[0] & sides[1]
+    trained = {row["row"].partition("[")[0] for row in found.train}
+    held_out = {row["row"].partition("[")[0] for row in found.eval}
+    assert len(found.train) + len(found.eval) == 60 and trained and held_out and not trained & held_out
 
 
 def talks(n=30):
@@ -92,8 +93,9 @@ def test_the_last_turn_of_a_conversation_is_a_pair_or_each_that_differs(tmp_path
     every = read(path, eval=0.2, turns="all")
     assert every.report["train"]["several"] == {"turns": {"rows": 30, "pairs": 50}}
     assert "oddities" not in every.report["train"]
-    sides = [{row["prompt"][0]["content"] for row in side} for side in (every.train, every.eval)]
-    assert len(every.train) + len(every.eval) == 50 and sides[0] and sides[1] and not sides[0] & sides[1]
+    trained = {row["prompt"][0]["content"] for row in every.train}
+    held_out = {row["prompt"][0]["content"] for row in every.eval}
+    assert len(every.train) + len(every.eval) == 50 and trained and held_out and not trained & held_out
     rows = {row["row"]: row for row in (*every.train, *every.eval)}
     assert rows["1 turn 0"]["prompt"] == [user("q1")] and len(rows["1 turn 1"]["prompt"]) == 3
 

@@ -196,7 +196,10 @@ def tokens(text: str) -> list[int]:
 
 def replied(*rows: list[str]) -> list[list[Reply]]:
     """Replies of these texts, one row for each prompt, a token for each letter."""
-    return [[Reply(text, tokens(text), True) for text in row] for row in rows]
+    replies = []
+    for row in rows:
+        replies.append([Reply(text, tokens(text), True) for text in row])
+    return replies
 
 
 def after_training(prompts, of_reference, of_policy, policy=None, reference=None):

@@ -31,7 +31,9 @@ def test_best_reward_spends_one_budget_over_all_prompts():
 def test_best_reward_recovers_the_gaussian_law():
     # For r ~ N(0, 1), exp(r / b) tilts to N(1/b, 1): reward 1/b at KL 1 / 2b^2, that is sqrt(2 KL).
     draw = random.Random(0)
-    rewards = [[draw.gauss(0, 1) for _ in range(4000)] for _ in range(10)]
+    rewards = []
+    for _ in range(10):
+        rewards.append([draw.gauss(0, 1) for _ in range(4000)])
     for kl in (0.02, 0.125, 0.5):
         assert best_reward_at_kl(rewards, kl) == pytest.approx(math.sqrt(2 * kl), rel=0.03)
 

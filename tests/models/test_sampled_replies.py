@@ -26,7 +26,11 @@ class Sampler:
         self.calls += 1
         draw = random.Random(seed)
         progress(len(prompts), len(prompts))
-        return [[Reply(f"{draw.random()}", [1, 2], draw.random() < 0.5) for _ in range(2)] for _ in prompts]
+
+        def reply() -> Reply:
+            return Reply(f"{draw.random()}", [1, 2], draw.random() < 0.5)
+
+        return [[reply(), reply()] for _ in prompts]
 
 
 def sampled(folder, sampler, *, prompts=PROMPTS, samples=2, seed=1, shown=None, **settings):

@@ -186,12 +186,13 @@ def bare(folder, **changes):
 
 def test_the_sizes_are_those_of_the_models_own_layers(tiny):
     model, _, _ = bare(tiny())
-    layer, embeddings = (
-        sum(parameter.nbytes for parameter in module.parameters())
-        for module in (model.model.layers[0], model.get_input_embeddings())
-    )
+
+    def bytes_of(module) -> int:
+        return sum(parameter.nbytes for parameter in module.parameters())
+
     found = sizes_of(model)
-    assert found.whole == found.trained == sum(parameter.nbytes for parameter in model.parameters())
+    assert found.whole == found.trained == bytes_of(model)
+    layer, embeddings = bytes_of(model.model.layers[0]), bytes_of(model.get_input_embeddings())
     assert found.unit == found.unit_trained == max(layer, embeddings)
     assert found.tail == model.get_output_embeddings().weight.nbytes
     assert found.number == found.trained_number == 4

@@ -20,12 +20,14 @@ def test_displacement_is_the_formula_of_the_paper_with_means():
     torch.manual_seed(0)
     hidden = torch.randn(4, 6, 5)  # two pairs of six columns
     completion = torch.tensor([[0, 0, 1, 1, 0, 0], [0, 1, 1, 1, 1, 0], [0, 0, 1, 0, 0, 0], [0, 1, 1, 1, 1, 1]]).bool()
+
+    def mean_of_predictors(row: int) -> np.ndarray:
+        predictors = [hidden[row, t - 1].double().numpy() for t in range(1, 6) if completion[row, t]]
+        return np.mean(predictors, axis=0)
+
     expected = []
     for pair in range(2):
-        chosen, rejected = (
-            np.mean([hidden[row, t - 1].double().numpy() for t in range(1, 6) if completion[row, t]], axis=0)
-            for row in (pair, pair + 2)
-        )
+        chosen, rejected = mean_of_predictors(pair), mean_of_predictors(pair + 2)
         expected.append(chosen @ rejected - chosen @ chosen)
     np.testing.assert_allclose(displacement(hidden, completion).numpy(), expected, rtol=1e-5)
 

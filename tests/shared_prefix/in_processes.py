@@ -71,9 +71,12 @@ def train(folder: Path, output: Path, engine: str, **changes) -> dict:
     trainer, said = make_trainer(folder, output, engine, **changes)
     trainer.train()
     metrics, pairs = trainer.held_out()
-    steps = [log for log in trainer.state.log_history if "loss" in log]
+    steps = []
+    for log in trainer.state.log_history:
+        if "loss" in log:
+            steps.append([log[name] for name in LOGGED])
     return {
-        "steps": [[log[name] for name in LOGGED] for log in steps],
+        "steps": steps,
         "held_out": [metrics[name] for name in LOGGED],
         "margins": PairLogps.h.fget(pairs).tolist(),
         "said": said,
