@@ -20,9 +20,23 @@ if TYPE_CHECKING:
 # ------------------------------------------------------------------------------------------------------------ the words
 
 ITEMS = (
-    "lamp", "chair", "clock", "mirror", "vase", "carpet", "kettle", "violin",
-    "basket", "painting", "candle", "mug", "globe", "drum", "sofa", "teapot",
-)  # fmt: skip
+    "lamp",
+    "chair",
+    "clock",
+    "mirror",
+    "vase",
+    "carpet",
+    "kettle",
+    "violin",
+    "basket",
+    "painting",
+    "candle",
+    "mug",
+    "globe",
+    "drum",
+    "sofa",
+    "teapot",
+)
 GREETINGS = ("", "Hello. ", "Good morning. ", "Hi there. ", "Excuse me. ")
 
 

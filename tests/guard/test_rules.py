@@ -67,7 +67,7 @@ def test_samples_are_copies():
     before = rules.sample_weights([("w", weight)])
     with torch.no_grad():
         weight += 1
-    assert before["w"].tolist() == [0.0] * 4
+    assert before["w"].tolist() == [0.0, 0.0, 0.0, 0.0]
 
 
 def test_no_gradient_no_trainable_tensor_and_no_movement_are_three_reasons():

@@ -419,7 +419,7 @@ def test_processes_that_write_at_the_same_time_do_no_harm(tmp_path):
     context = multiprocessing.get_context("fork")
     with context.Pool(4) as pool:
         wrong = pool.starmap_async(write_and_read, [(tmp_path, start) for start in (0, 0, 50, 100)])
-        assert wrong.get(timeout=600) == [0] * 4
+        assert wrong.get(timeout=600) == [0, 0, 0, 0]
     assert not list(tmp_path.rglob("*.tmp"))
 
 

@@ -157,9 +157,9 @@ def test_mlflow_gets_texts():
     assert library.texts == {"samples.md": "| prompt | policy | kl |\n| --- | --- | --- |\n| user: Why? | So. | 0.5 |"}
 
 
-def test_one_that_fails_is_told_of_once_and_the_others_go_on():
+def test_one_that_fails_is_told_of_once_and_the_others_go_on(monkeypatch):
     broken, fine = Library(), Library()
-    broken.log = None  # type: ignore[assignment]
+    monkeypatch.setattr(broken, "log", None)
     callbacks = callback_of(WandbCallback, "_wandb", broken), callback_of(TrackioCallback, "_trackio", fine)
     trackers, said = trackers_of(*callbacks)
     trackers.samples(SAMPLES)

@@ -44,7 +44,8 @@ def test_each_micro_batch_is_a_call_behind_the_beginning_of_its_step_and_one_num
         per_device_train_batch_size=1,
         gradient_accumulation_steps=2,
     ).train()
-    assert events == ["begin", 3, 3] * 2, leaning(
+    # A step of two micro-batches, and another
+    assert events == ["begin", 3, 3, "begin", 3, 3], leaning(
         "training/memory_recovery.py", "training_step(model, inputs, num_items_in_batch) for each micro-batch"
     )
 
