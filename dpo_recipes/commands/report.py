@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ..errors import RecipeError, UsageError
 from ..run_page.contents import contents
-from ..run_page.page import FILE, page
+from ..run_page.page import page
 from ..runs import files
+from ..runs.folder import PAGE
 
 
 def report(runs: Sequence[Path | str] | Path | str, *, to: Path | str | None = None) -> Path:
@@ -46,5 +47,5 @@ def _runs_in(folder: Path) -> list[Path]:
 
 def _place(folders: list[Path]) -> Path:
     if len(folders) == 1:
-        return folders[0] / FILE
-    return folders[0].parent / FILE
+        return folders[0] / PAGE
+    return folders[0].parent / PAGE

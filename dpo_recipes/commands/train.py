@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +26,13 @@ from ..recipe.recipe import Recipe
 from ..recipe.unusual import unusual_findings
 from ..run_page.page import write_report
 from ..runs import environment, files, folder, resumption
-from ..runs.checkpoint_folders import remove_unfinished, whole_checkpoints
-from ..runs.full_memory import is_out_of_memory
 from ..runs.model_card import model_card
-from ..runs.unwritable import places_with_room, unwritable_place, unwritable_reason
-from ..terminal import comparison_table, data_table, observations_table
+from ..runs.unfinished import run_folder
+from ..terminal import comparison_table, data_table, observations_table, print_line
+from ..training import saved_model
 from ..training.session import Session
 
 if TYPE_CHECKING:
-    from ..models.tokenizer import Tokenizer
     from ..training.trainer import RecipeTrainer
 
 
@@ -54,7 +53,9 @@ def train(
     Raises RecipeError with one readable message for whatever is the user's to fix; nothing is left half-written.
     """
     console = console or Console()
-    stopped = None if resume is None else resumption.unfinished(resume, Path(runs), recipe.name)
+    stopped = None if resume is None else resumption.unfinished(resume, Path(runs), recipe)
+    if stopped is not None and stopped.is_finished:
+        return _close_finished(stopped, recipe, console)
     changes = resumption.Changes(stopped, allow_change)
     changes.refuse_of_recipe(recipe)
     own_functions = loss_findings(recipe) + rule_findings(recipe)
@@ -77,7 +78,7 @@ def train(
     shown_while_training = {metric.name: metric.short for metric in METRICS if metric.short}
     bar = TrainingBar(console, shown_while_training)
     trackers = Trackers(session.say)
-    with _run_folder(recipe, Path(runs), stopped) as run, contextlib.closing(bar), contextlib.closing(trackers):
+    with run_folder(recipe, Path(runs), stopped) as run, contextlib.closing(bar), contextlib.closing(trackers):
         # The options, the pairs, and the trainer that takes them
         session.try_options()
         session.read_pairs()
@@ -125,7 +126,7 @@ def train(
         # Training. Of a stream, the drops are known only when it has been read.
         if recipe.data.streaming:
             session.report["train"]["dropped"].clear()  # what was read to look at it is read again
-        with _model_kept_when_disk_is_full(run, trainer, session.tokenizer):
+        with saved_model.kept_when_disk_is_full(run, trainer, session.tokenizer):
             with checkpoints.stopping_after_the_step():
                 trainer.train(resume_from_checkpoint=str(since.path) if since else None)
             bar.close()
@@ -133,7 +134,8 @@ def train(
             # The model first: whatever goes wrong from here on, the training is not lost.
             with Stage(console, "Writing the model"):
                 model = run.path / "model"  # one may be there, of a run that was stopped behind its training
-                files.write_folder(model, lambda where: _save_model(where, trainer, session.tokenizer), replace=True)
+                save = functools.partial(saved_model.save_model, trainer=trainer, tokenizer=session.tokenizer)
+                files.write_folder(model, save, replace=True)
         if recipe.data.streaming:
             files.write_json(run.path / "data.json", session.report)
             console.print(data_table(session.report))
@@ -148,9 +150,7 @@ def train(
         after.update(more.after)
         _write_results(run, session, who, trainer.pair_reading(), before, after)
         files.write_jsonl(run.path / "samples.jsonl", samples)  # last: a run that has them is finished
-        write_report(run.path)
-        if recipe.checkpoints_are_paced:  # nobody has asked for these
-            shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+        _close(run, recipe)
         trackers.samples(samples)
         trackers.held_out(
             compared(before, after), {name: value for name, value in after.items() if not name.endswith(SPREADS)}
@@ -166,126 +166,32 @@ def train(
     return run
 
 
-@contextlib.contextmanager
-def _run_folder(recipe: Recipe, runs: Path, stopped: folder.Run | None) -> Iterator[folder.Run]:
-    """The folder of a run that goes on, or a new one, which is taken away again where the run stops before anything is
-    in it that anyone could miss."""
-    run = stopped or folder.create(runs, recipe.name)
+def _close(run: folder.Run, recipe: Recipe) -> None:
+    """What is left to do for a run that has its answers: the page, and checkpoints that nobody has asked for go."""
+    write_report(run.path)
+    if recipe.checkpoints_are_paced:
+        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+
+
+def _close_finished(run: folder.Run, recipe: Recipe, console: Console) -> folder.Run:
+    """The same of a run that was killed in between; nothing is trained or measured again."""
+    from ..evaluation.forgetting import over_budget
+
     with folder.in_use(run):
-        remove_unfinished(run.path / "checkpoints")
         files.remove_temporary(run.path)
-        with _what_is_left_told(recipe, run, is_new=stopped is None):
-            yield run
-
-
-@contextlib.contextmanager
-def _what_is_left_told(recipe: Recipe, run: folder.Run, is_new: bool) -> Iterator[None]:
-    """An error says what it leaves of the run, and how that goes on; of a new one without anything, nothing stays."""
-    log = run.path / "metrics.jsonl"
-    log_before = log.stat().st_mtime_ns if log.exists() else None
-    try:
-        yield
-    except BaseException as error:  # Ctrl-C too
-        remove_unfinished(run.path / "checkpoints")
-        has_logged = log.exists() and log.stat().st_mtime_ns != log_before
-        if has_logged and isinstance(error, RecipeError):
-            with contextlib.suppress(OSError, RecipeError):  # a full disk may be why
-                _record_stop(run, str(error))
-        with contextlib.suppress(OSError):
-            (run.path / "checkpoints").rmdir()  # the Trainer makes the folder beforehand
-        has_checkpoints = (run.path / "checkpoints").exists()
-        has_model = (run.path / "model").exists()  # saved after someone has removed all else
-        is_refused = isinstance(error, RecipeError) and not is_new and not has_logged  # and the run is as it was
-        if is_new and not has_logged and not has_checkpoints and not has_model:
-            shutil.rmtree(run.path, ignore_errors=True)
-        elif not is_refused:
-            if has_model:
-                error.add_note(f"The trained model is in {run.path / 'model'}.")
-            else:
-                error.add_note(f"What there is of the run stays in {run.path}.")
-            error.add_note(f"To go on with it: {resumption.command(run, recipe)}")
-        _explain_full_memory(error, recipe.name)
-        _explain_unwritable(error, run.path)
-        raise
-
-
-def _record_stop(run: folder.Run, reason: str) -> None:
-    """Let the log of a run end with why it was stopped, unless a rule has written that it stops it."""
-    if any(row["level"] == "stop" for row in run.observations):
-        return
-    step = max(row["step"] for row in run.metrics)
-    row = {"step": step, "rule": "stopped", "level": "stop", "seen": reason, "advice": ""}
-    with (run.path / "metrics.jsonl").open("a", encoding="utf-8") as log:
-        log.write(files.to_json(row) + "\n")
-
-
-def _explain_full_memory(error: BaseException, name: str) -> None:
-    """RecipeError for an error of torch that says that a GPU's memory, or this machine's, does not suffice."""
-    if not is_out_of_memory(error):
-        return
-    first_sentence = str(error).partition(". ")[0].splitlines()[0].rstrip(".")
-    left_behind = "".join(f" {note}" for note in getattr(error, "__notes__", []))
-    raise RecipeError(
-        f"There is not enough memory: {first_sentence}. `dpo-recipes check {name}`, with the same changes behind it, "
-        f"counts what a step needs without loading a weight, and lists what to change, the best first.{left_behind}"
-    ) from error
-
-
-def _explain_unwritable(error: BaseException, run_path: Path) -> None:
-    """RecipeError for an error that says that something cannot be written, whichever library says it."""
-    reason = unwritable_reason(error)
-    if reason is None or isinstance(error, RecipeError) or not isinstance(error, Exception):
-        return
-    model = run_path / "model"
-    saved = f" The trained model is in {model}." if model.is_dir() else ""
-    raise RecipeError(
-        f"{unwritable_place(error) or run_path} cannot be written: {reason}.{saved} Make room, or choose another place "
-        "with --runs FOLDER."
-    ) from error
-
-
-@contextlib.contextmanager
-def _model_kept_when_disk_is_full(run: folder.Run, trainer: RecipeTrainer, tokenizer: Tokenizer) -> Iterator[None]:
-    """Where the run folder cannot be written any more, save the model, as far as it is trained, somewhere else."""
-    try:
-        yield
-    except Exception as error:
-        reason = unwritable_reason(error)
-        if not run.path.is_dir():
-            reason = "the folder has been removed"
-        if reason is None or isinstance(error, RecipeError):
-            raise
-        remove_unfinished(run.path / "checkpoints")
-        state = trainer.state
-        message = (
-            f"{unwritable_place(error) or run.path} cannot be written: {reason}. "
-            f"Training had come to step {state.global_step:,} of {state.max_steps:,}. "
-        )
-        place = _save_elsewhere(run, trainer, tokenizer)
-        if place is not None:
-            message += f"The model as it was then is in {place}."
-        else:
-            message += "No other place has room for the model, which is lost."
-            checkpoints = [str(path) for path in reversed(whole_checkpoints(run.path / "checkpoints"))]
-            if checkpoints:
-                message += f" Whole checkpoints: {', '.join(checkpoints)}."
-        raise RecipeError(message) from error
-
-
-def _save_elsewhere(run: folder.Run, trainer: RecipeTrainer, tokenizer: Tokenizer) -> Path | None:
-    """The folder in which the model is saved now; None where no place takes it."""
-    tensors = [tensor for tensor in trainer.model.parameters() if tensor.requires_grad]
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    for place in places_with_room(2 * size, run.path):
-        model = place / "model" if place == run.path else place / f"{run.path.name}-model"
-        try:
-            files.write_folder(model, lambda where: _save_model(where, trainer, tokenizer))
-        except Exception as error:  # of whichever library finds this place full, too
-            if unwritable_reason(error) is None:
-                raise
-            continue
-        return model
-    return None
+        _close(run, recipe)
+    before, after = run.evaluation["before"], run.evaluation["after"]
+    console.print(comparison_table(after["pairs"], compared(before, after)))
+    words = (
+        f"{run.path} was trained and measured already, and was stopped before its end. Its report.html is written now"
+    )
+    if recipe.checkpoints_are_paced:
+        words += ", and its checkpoints, which nobody has asked for, are removed"
+    print_line(console, f"{words}.")
+    too_far = over_budget(recipe, after)
+    if too_far:
+        raise RecipeError(too_far)
+    return run
 
 
 def _show_pairs(session: Session) -> None:
@@ -413,14 +319,6 @@ def _write_results(
         observations=run.observations,
     )
     files.write_text(run.path / "model" / "README.md", card)
-
-
-def _save_model(where: Path, trainer: RecipeTrainer, tokenizer: Tokenizer) -> None:
-    """The trained adapter or weights and the tokenizer, and no more than that."""
-    trainer.save_model(str(where))
-    shutil.rmtree(where / "ref", ignore_errors=True)  # the frozen copy of a continued adapter is not the result
-    (where / "training_args.bin").unlink(missing_ok=True)  # a pickle; trl.json says the same
-    tokenizer.save(where)
 
 
 def _is_folder(model: str) -> bool:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..runs import files
+from ..runs.folder import PAGE
 from . import curves, sections
 from .contents import Contents, contents, labels
 from .text import Html, element, escape, joined
-
-FILE = "report.html"
 
 # Nothing is fetched and nothing runs: a browser holds the page to it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -21,7 +20,7 @@ STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 
 def write_report(run: Path) -> Path:
     """Write report.html into a run folder; returns its path. Raises OSError where it cannot be written."""
-    path = run / FILE
+    path = run / PAGE
     files.write_text(path, page([contents(run)]))
     return path
 

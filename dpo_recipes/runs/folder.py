@@ -11,10 +11,7 @@ from typing import Any
 
 from ..errors import RecipeError, nearest
 
-try:
-    import fcntl
-except ImportError:  # Windows has none
-    fcntl = None  # type: ignore[assignment]
+PAGE = "report.html"  # the last file that a run writes
 
 
 def create(runs: Path, name: str) -> "Run":
@@ -46,7 +43,9 @@ def in_use(run: "Run") -> Iterator[None]:
 
     The lock is on the folder itself and ends with the process, however that ends, so that nothing is left behind.
     """
-    if fcntl is None:
+    try:
+        import fcntl
+    except ImportError:  # Windows has none
         yield
         return
     folder = os.open(run.path, os.O_RDONLY)

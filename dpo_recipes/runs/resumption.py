@@ -15,7 +15,7 @@ from ..recipe import catalogue
 from ..recipe.recipe import Recipe
 from .checkpoint_folders import step_of, whole_checkpoints
 from .environment import installed
-from .folder import Run
+from .folder import PAGE, Run
 from .rebuilt import FOLDER_NAME, assignments, differences
 
 LAST = "last"  # in place of a run folder: the last one that has not finished
@@ -54,14 +54,16 @@ FIXED = (
 )
 
 
-def unfinished(resume: Run | Path | str, runs: Path, name: str) -> Run:
+def unfinished(resume: Run | Path | str, runs: Path, recipe: Recipe) -> Run:
     """The run that goes on: the one that is named, or for "last" the last unfinished one of this recipe in `runs`.
 
-    UsageError where there is none, or where it has finished.
+    One that has finished is unfinished still where it was stopped before its page was written, or with checkpoints
+    that nobody has asked for. UsageError where there is none, or where nothing is left to be done.
     """
+    name = recipe.name
     if resume != LAST:
         run = resume if isinstance(resume, Run) else Run(resume)
-        if run.is_finished:
+        if run.is_finished and not _has_an_end_to_come(run, recipe):
             raise UsageError(f"{run.path} has finished: there is nothing to go on with.")
         return run
 
@@ -70,7 +72,11 @@ def unfinished(resume: Run | Path | str, runs: Path, name: str) -> Run:
         named = FOLDER_NAME.fullmatch(path.name)
         if named and named["recipe"] == name:
             of_this_recipe.append(Run(path))
-    waiting = [run for run in of_this_recipe if not run.is_finished and not run.is_in_use]
+    waiting = []
+    for run in of_this_recipe:
+        is_unfinished = not run.is_finished or _has_an_end_to_come(run, recipe)
+        if is_unfinished and not run.is_in_use:
+            waiting.append(run)
     if not waiting:
         found = "all that there are have finished, or are being trained" if of_this_recipe else "there is none"
         raise UsageError(
@@ -78,6 +84,13 @@ def unfinished(resume: Run | Path | str, runs: Path, name: str) -> Run:
             "elsewhere is named, --resume FOLDER."
         )
     return max(waiting, key=_time_of_start)
+
+
+def _has_an_end_to_come(run: Run, recipe: Recipe) -> bool:
+    """Whether a run that has its answers was stopped before its page was written or its checkpoints were removed."""
+    has_page = (run.path / PAGE).exists()
+    keeps_checkpoints = recipe.checkpoints_are_paced and (run.path / "checkpoints").exists()
+    return not has_page or keeps_checkpoints
 
 
 def _time_of_start(run: Run) -> tuple[str, int]:

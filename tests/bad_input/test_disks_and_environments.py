@@ -316,7 +316,7 @@ INTERRUPTED = {
     "tokenising": "dpo_recipes.data.tokenize.prepare",
     "loading": "dpo_recipes.models.weights.load_weights",
     "training": "dpo_recipes.training.trainer.RecipeTrainer.training_step",
-    "saving": "dpo_recipes.commands.train._save_model",
+    "saving": "dpo_recipes.training.saved_model.save_model",
     "evaluation": "dpo_recipes.training.trainer.RecipeTrainer.held_out",
 }
 

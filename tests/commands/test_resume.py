@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -284,3 +285,25 @@ def test_which_run_goes_on(stopped, tmp_path):
         quietly(recipe, tmp_path, resume=run)
     with pytest.raises(UsageError, match="all that there are have finished"):
         quietly(recipe, tmp_path / "runs", resume="last")
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["its folder", "the last one"])
+@pytest.mark.parametrize("page", [True, False], ids=["with a page", "without"])
+def test_a_run_that_was_killed_behind_its_answers_gets_its_page_and_nothing_is_trained(
+    finished, tmp_path, monkeypatch, named, page
+):
+    done = finished()
+    run = Run(shutil.copytree(done.run.path, tmp_path / "runs" / done.run.path.name))
+    recipe = apply(load(done.run.path.parents[1] / "mine.py"), ["beta=0.4"])
+    with pytest.raises(UsageError, match="has finished: there is nothing to go on with"):
+        quietly(recipe, tmp_path / "runs", resume=run)
+    numbers = run.evaluation
+
+    (run.path / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    if not page:
+        (run.path / "report.html").unlink()
+    monkeypatch.setattr(RecipeTrainer, "train", None)
+    closed, said = quietly(recipe, tmp_path / "runs", resume=run if named else "last")
+    assert closed.path == run.path and closed.evaluation == numbers
+    assert "was trained and measured already, and was stopped before its end. Its report.html is written now" in said
+    assert (run.path / "report.html").exists() and not (run.path / "checkpoints").exists()
