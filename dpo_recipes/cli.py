@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -21,6 +18,7 @@ from typer.core import TyperGroup
 from . import terminal
 from .benchmark.lengths import PROFILES
 from .benchmark.random_models import SIZES
+from .command_words import refuse_mistyped_options, with_run_of_resume
 from .commands import recipes as recipe_files
 from .errors import Finding, RecipeError, UsageError, nearest
 from .planning.engines import ENGINES
@@ -28,16 +26,7 @@ from .recipe import catalogue, overrides
 from .recipe.judges import Endpoint, JudgeEndpoint, RewardModel
 from .recipe.recipe import PREPARED, Recipe
 from .runs.files import to_json
-from .runs.resumption import LAST
-
-
-def _with_run_of_resume(words: list[str]) -> list[str]:
-    """`--resume` alone stands for the last run: typer knows no option whose value may be left out."""
-    completed = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        names_no_run = not following or following.startswith("-") or "=" in following
-        completed.append(f"{word}={LAST}" if word == "--resume" and names_no_run else word)
-    return completed
+from .signals import Stopped, stop_signals_raised
 
 
 class Verbs(TyperGroup):
@@ -45,8 +34,12 @@ class Verbs(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         word = args[0]
-        if self.get_command(ctx, word) is not None:
-            return super().resolve_command(ctx, _with_run_of_resume(args))
+        command = self.get_command(ctx, word)
+        if command is not None:
+            if command.context_settings.get("ignore_unknown_options"):
+                options = [option for parameter in command.get_params(ctx) for option in parameter.opts]
+                refuse_mistyped_options(args[1:], options)
+            return super().resolve_command(ctx, with_run_of_resume(args))
 
         if word in catalogue.recipe_files() or word.endswith(".py"):
             raise UsageError(f"{word} is a recipe, not a command. To train it: dpo-recipes train {word}")
@@ -68,9 +61,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-# Ctrl-C, what a scheduler or `kill` sends, and what a terminal sends that is closed. Not every system has them all.
-STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 # The panels of `dpo-recipes --help`.
 LOOK = "Look"
@@ -337,7 +327,7 @@ def pairs(
             "per_prompt": per_prompt,
             "temperature": temperature,
             "max_new_tokens": max_new_tokens,
-            "endpoint": _endpoint(endpoint, endpoint_model, api_key_env),
+            "endpoint": _served(Endpoint, "--endpoint", endpoint, endpoint_model, "--api-key-env", api_key_env),
             "console": console,
         }
         folder = to or Path(f"{value.name}-pairs")
@@ -606,15 +596,21 @@ def _how_to_train_on(folder: Path, recipe: Recipe) -> str:
     return f"Train on them: dpo-recipes train {recipe.name} data.path={folder} data.train=train data.eval=eval"
 
 
-def _endpoint(url: str | None, model: str | None, key_env: str | None) -> Endpoint | None:
-    """Where replies are sampled, in place of the recipe's model."""
+# A model behind an endpoint, as the option of its URL and those beside it name it
+Served = TypeVar("Served", Endpoint, JudgeEndpoint)
+
+
+def _served(
+    kind: type[Served], option: str, url: str | None, model: str | None, key_option: str, key_env: str | None
+) -> Served | None:
+    """What an option such as --endpoint URL names, with what stands in the options beside it; None without it."""
     if url is None:
         if model is not None or key_env is not None:
-            raise UsageError("--endpoint-model and --api-key-env belong to --endpoint URL, which is not given.")
+            raise UsageError(f"{option}-model and {key_option} belong to {option} URL, which is not given.")
         return None
     if model is None:
-        raise UsageError(f"--endpoint {url}: name its model with --endpoint-model.")
-    return Endpoint(url, model=model, api_key_env=key_env)
+        raise UsageError(f"{option} {url}: name its model with {option}-model.")
+    return kind(url, model=model, api_key_env=key_env)
 
 
 def _reward(
@@ -625,13 +621,7 @@ def _reward(
         raise UsageError("--reward-model and --judge: one of the two.")
     if reward_model is not None:
         return RewardModel(reward_model)
-    if judge is None:
-        if judge_model is not None or judge_key_env is not None:
-            raise UsageError("--judge-model and --judge-key-env belong to --judge URL, which is not given.")
-        return None
-    if judge_model is None:
-        raise UsageError(f"--judge {judge}: name its model with --judge-model.")
-    return JudgeEndpoint(judge, model=judge_model, api_key_env=judge_key_env)
+    return _served(JudgeEndpoint, "--judge", judge, judge_model, "--judge-key-env", judge_key_env)
 
 
 def _factors(text: str | None) -> list[float]:
@@ -678,78 +668,18 @@ def _report(findings: Iterable[Finding], as_json: bool, fold: bool = False, **nu
 # -------------------------------------------------------------------------------------------- how it all ends
 
 
-@contextlib.contextmanager
-def _stopped_in_one_line() -> Iterator[None]:
-    """Signals that stop a program end it with one line, and with the exit code that a shell expects, such as 130.
-
-    They are raised as KeyboardInterrupt, so that whatever is open is closed on the way out: a half-written folder is
-    taken away, a bar gives the cursor back. What breaks on that way is no error of its own; `datasets`, for one, waits
-    for its workers and turns the interrupt into a time-out.
-    """
-    received: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    def send_again_where_lost(lost: Any) -> None:
-        """Python drops what is raised in a destructor."""
-        if received and isinstance(lost.exc_value, KeyboardInterrupt):
-            threading.Timer(0.05, os.kill, [os.getpid(), received[-1]]).start()
-        else:
-            hook_before(lost)
-
-    hook_before = sys.unraisablehook
-    sys.unraisablehook = send_again_where_lost
-
-    # What is ignored stays ignored: a run under nohup lives on when its terminal is closed.
-    before: dict[int, Any] = {}
-    for number in STOP_SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            before[number] = signal.signal(number, stop)
-
-    def die_at_once_in_a_worker() -> None:
-        for number in before:
-            signal.signal(number, signal.SIG_DFL)
-
-    # A terminal sends Ctrl-C to the worker processes too: they end without a traceback of each.
-    if hasattr(os, "register_at_fork"):  # where there is no fork, no worker inherits this process's handlers
-        os.register_at_fork(after_in_child=die_at_once_in_a_worker)
-
-    try:
-        yield
-    except BaseException as error:
-        interrupted = isinstance(error, SystemExit) and error.code == 128 + signal.SIGINT  # as typer says it
-        if not received and not interrupted:
-            raise
-        number = received[0] if received else signal.SIGINT
-        words = " ".join(["Stopped.", *_notes(error)])
-        with contextlib.suppress(OSError):  # the terminal may be gone
-            behind_ctrl_c = "\n" if sys.stderr.isatty() else ""  # which a terminal shows as ^C
-            print(f"{behind_ctrl_c}{words}", file=sys.stderr)
-        sys.exit(128 + number)
-    finally:
-        sys.unraisablehook = hook_before
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _notes(error: BaseException | None) -> list[str]:
-    """What has been noted of an error, or of one that it came from: what a run has left."""
-    notes: list[str] = []
-    while error is not None:
-        notes += getattr(error, "__notes__", [])
-        error = error.__context__
-    return notes
-
-
 def main() -> None:
     """What is the user's to fix becomes one message and an exit code; a traceback is a bug of ours."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? instead of a traceback
     try:
-        with _stopped_in_one_line():
+        with stop_signals_raised():
             app()
+    except Stopped as stopped:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            behind_ctrl_c = "\n" if sys.stderr.isatty() else ""  # which a terminal shows as ^C
+            print(f"{behind_ctrl_c}{stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.signal)
     except RecipeError as error:
         left = getattr(error, "__notes__", [])  # what there is of a run
         message = ("\n" if "\n" in str(error) else " ").join([str(error), *left])

@@ -25,7 +25,7 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 # A room may import the rooms of the lines above its own, and what stands in its own folder.
 ORDER = [
     {"errors"},
-    {"terminal"},
+    {"signals", "terminal"},
     {"progress"},
     {"losses"},
     {"formats"},
@@ -37,7 +37,7 @@ ORDER = [
     {"training"},
     {"evaluation", "planning", "benchmark", "export"},
     {"run_page"},
-    {"commands", "toyworld"},
+    {"commands", "command_words", "toyworld"},
     {"cli"},
     {"__main__"},
 ]

@@ -338,6 +338,22 @@ def test_resume_stands_for_the_last_run_where_none_is_named(dpo, trained, words,
     assert recipe.beta == (0.05 if "beta=0.05" in words else 0.1)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", RECIPE, "--resme"], "Did you mean '--resume'?"),
+        (["train", RECIPE, "--allow-chnage=beta"], "Did you mean '--allow-change'?"),
+        (["check", RECIPE, "--jsn"], "Did you mean '--json'?"),
+        (["train", RECIPE, "--hlep"], "Did you mean '--help'?"),
+        (["sweep", RECIPE, "--seed"], "'--seed' is no KEY=VALUE"),  # a name of the recipe's
+        (["train", RECIPE, "--rnk=8"], "'--rnk=8' is neither an option"),
+    ],
+)
+def test_what_is_nearly_an_option_is_told_which(dpo, trained, words, said):
+    code, out, err = dpo(*words)
+    assert (code, out) == (2, "") and said in err and err.count("\n") == 1 and not trained
+
+
 def test_train_gets_the_recipe_with_its_changes(dpo, trained):
     args = ("beta=0.05", "adapter.r=64", "data.train=train", "trl.max_grad_norm=0.5", "--runs", "elsewhere")
     assert dpo("train", RECIPE, *args)[0] == 0

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 
@@ -32,6 +32,19 @@ if TYPE_CHECKING:
 LONGEST_REPLY = 256  # tokens, where nothing else is said
 LEAST_ROOM = 16  # tokens, for a reply
 HELD_OUT = 0.05  # of the prompts, where the recipe names no share
+
+
+class Sampling(NamedTuple):
+    """How replies are drawn."""
+
+    samples: int  # replies to a prompt
+    temperature: float
+    max_new_tokens: int
+    seed: int
+
+    def of_a_token(self) -> dict[str, Any]:
+        """What decides on each token of a reply."""
+        return {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
 
 
 def pairs(
@@ -80,17 +93,17 @@ def pairs(
     session = Session(recipe, console, with_pairs=False)
     if session.tokenizer.tokenizer.chat_template is None:
         asked = as_text(asked)
-    sampling: dict[str, Any] = {
-        "samples": samples,
-        "temperature": temperature,
-        "max_new_tokens": max_new_tokens or _room_behind(asked, session),
-        "seed": recipe.seed if seed is None else seed,
-    }
+    sampling = Sampling(
+        samples,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens or _room_behind(asked, session),
+        seed=recipe.seed if seed is None else seed,
+    )
     if endpoint is None:
         session.check_model()
-        replies = _replies(session, asked, folder, **sampling)
+        replies = _replies(session, asked, folder, sampling)
     else:
-        replies = _replies_of_endpoint(endpoint, session, asked, folder, **sampling)
+        replies = _replies_of_endpoint(endpoint, session, asked, folder, sampling)
 
     with Stage(console, "Reward of the replies", len(asked), "prompts") as stage:
         rows, report = preference_pairs(
@@ -140,11 +153,7 @@ def _replies(
     session: Session,
     asked: Sequence[Messages | str],
     folder: Path,
-    *,
-    samples: int,
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
+    sampling: Sampling,
 ) -> list[list[Reply]]:
     """The replies to every prompt: those that the folder holds, and the rest sampled from the policy's start."""
     with Stage(session.console, "Loading the libraries"):
@@ -160,15 +169,19 @@ def _replies(
         if not getattr(model, "is_quantized", False):  # 4-bit weights are where they stay
             model.to(session.settings.device)
 
-    sampling: dict[str, Any] = {"temperature": temperature, "max_new_tokens": max_new_tokens}
     sample = functools.partial(
-        generate, model, tokenizer, samples=samples, chat_template_kwargs=template_kwargs, **sampling
+        generate,
+        model,
+        tokenizer,
+        samples=sampling.samples,
+        chat_template_kwargs=template_kwargs,
+        **sampling.of_a_token(),
     )
     settings = {
         "model": session.recipe.in_words(session.recipe.model),
         "weights": fingerprint(model),
         "chat_template": _hash(f"{tokenizer.chat_template}{template_kwargs}"),
-        **sampling,
+        **sampling.of_a_token(),
     }
     with (
         _gone_on_with(folder),
@@ -176,7 +189,13 @@ def _replies(
         session.autocast(),
     ):
         return sampled_replies(
-            folder, asked, sample, settings=settings, seed=seed, samples=samples, progress=stage.show
+            folder,
+            asked,
+            sample,
+            settings=settings,
+            seed=sampling.seed,
+            samples=sampling.samples,
+            progress=stage.show,
         )
 
 
@@ -185,11 +204,7 @@ def _replies_of_endpoint(
     session: Session,
     asked: Sequence[Messages | str],
     folder: Path,
-    *,
-    samples: int,
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
+    sampling: Sampling,
 ) -> list[list[Reply]]:
     """The replies to every prompt: those that the folder holds, and the rest sampled where a model is served."""
     from ..models.endpoint import Client, sampled
@@ -202,19 +217,27 @@ def _replies_of_endpoint(
     )
     template_kwargs = session.recipe.data.chat_template_kwargs
     # All that a server could set otherwise, as vLLM does from a model's generation config, is named.
-    sampling: dict[str, Any] = {"temperature": temperature, "top_p": 1.0, "max_new_tokens": max_new_tokens}
-    sample = functools.partial(sampled, client, samples=samples, chat_template_kwargs=template_kwargs, **sampling)
+    of_a_token = {**sampling.of_a_token(), "top_p": 1.0}
+    sample = functools.partial(
+        sampled, client, samples=sampling.samples, chat_template_kwargs=template_kwargs, **of_a_token
+    )
     settings = {
         "endpoint": endpoint.url,
         "model": endpoint.model,
         "chat_template_kwargs": template_kwargs,
-        **sampling,
+        **of_a_token,
     }
     before = _read_bill(folder, endpoint)
     try:
         with _gone_on_with(folder), Stage(session.console, "Sampling replies", unit="replies") as stage:
             return sampled_replies(
-                folder, asked, sample, settings=settings, seed=seed, samples=samples, progress=stage.show
+                folder,
+                asked,
+                sample,
+                settings=settings,
+                seed=sampling.seed,
+                samples=sampling.samples,
+                progress=stage.show,
             )
     finally:
         if client.bill.requests:
