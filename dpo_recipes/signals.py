@@ -89,6 +89,36 @@ def _handled_by(stop: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends worker processes without a traceback each, and stays Ctrl-C whatever it breaks in this one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set what happens at a signal
+        return
+
+    main_process = os.getpid()
+    interrupted = False
+
+    def interrupt(number: int, frame: Any) -> None:
+        nonlocal interrupted
+        if os.getpid() != main_process:  # a worker, forked while this was set
+            os._exit(130)
+        interrupted = True
+        if callable(before):
+            before(number, frame)  # the command line's takes note, and raises
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except Exception:
+        if interrupted:  # such as an error of a pool whose workers have ended
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _notes(error: BaseException | None) -> list[str]:
     """What has been noted of an error, or of one that it came from: what a run has left."""
     notes: list[str] = []

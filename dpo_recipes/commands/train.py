@@ -30,6 +30,7 @@ from ..runs.model_card import model_card
 from ..runs.unfinished import run_folder
 from ..terminal import comparison_table, data_table, observations_table, print_line
 from ..training import saved_model
+from ..training.checked_pairs import hash_pairs
 from ..training.session import Session
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def train(
         session.try_options()
         session.read_pairs()
         _show_pairs(session)
-        session.hash_pairs()
+        hash_pairs(session)
         changes.refuse_of_pairs(session.report)
         positions = session.positions()
         scores = rehearsed(recipe, session.eval, positions)

@@ -1,12 +1,15 @@
 """The bars of the libraries, shown as everything else here is: one style in a terminal, lines in a log.
 
-Leans on Transformers 5.23 (`set_tqdm_hook`), datasets 5.2 and huggingface_hub 2.4 (the names under which their modules
+Leans on TRL 1.16: `DPOTrainer._precompute_ref_logps` shows no bar of its own where TQDM_DISABLE is set.
+And on Transformers 5.23 (`set_tqdm_hook`), datasets 5.2 and huggingface_hub 2.4 (the names under which their modules
 find their own class of bars), and on the words that they show.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -79,6 +82,19 @@ def _in_our_words(words: str, unit: str) -> tuple[str, str]:
     if words.startswith("Reading "):
         return words, "rows"
     return "", unit
+
+
+def quieten() -> None:
+    """Switch off what the libraries would print unasked. They are imported here, which takes seconds."""
+    # bitsandbytes announces an optional kernel that is not installed, at every import on a CPU.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import datasets
+    from transformers.utils.logging import disable_progress_bar
+
+    # What of their bars is worth a look is shown as ours.
+    disable_progress_bar()
+    datasets.disable_progress_bars()
+    os.environ["TQDM_DISABLE"] = "1"  # read by TRL for the reference pass
 
 
 @contextmanager

@@ -2,18 +2,14 @@
 
 Every verb that looks at pairs or weights begins here: what `check` and `preview` show is what `train` trains on.
 
-Leans on TRL 1.16: the errors that `DPOTrainer.__init__` raises, and the bars that it shows.
+Leans on TRL 1.16: the errors that `DPOTrainer.__init__` raises.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-import hashlib
-import logging
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +19,6 @@ from rich.console import Console
 
 from ..data.sources import files_of, is_path
 from ..errors import Finding, RecipeError
-from ..formats.pair_weights import WEIGHT
-from ..losses.trl_losses import COUPLED_LOSSES
 from ..models.model_folder import base_of_adapter, refuse_adapter_folder, refuse_model_folder
 from ..progress import Stage
 from ..recipe.choices import ORDER
@@ -32,16 +26,13 @@ from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import here, resolve
 from ..runs.full_memory import is_out_of_memory
-from ..runs.unwritable import UNWRITABLE
 from ..terminal import print_line
-from .length import length_findings
-from .library_bars import shown_as_ours
+from .checked_pairs import read_pairs
+from .library_bars import quieten, shown_as_ours
 from .options import require_device, require_options, try_options
 from .places import prepared, require
 
 if TYPE_CHECKING:
-    from ..data.preference_dataset import Read
-    from ..data.template_trial import Trial
     from ..models.reference import Reference
     from .trainer import RecipeTrainer
 
@@ -91,7 +82,7 @@ class Session:
             Published(recipe.data.reference)  # which raises where there is nothing to be read
 
         with Stage(console, "Loading the libraries"):
-            _quieten_libraries()
+            quieten()
             from ..models.device import device
             from ..models.tokenizer import load_tokenizer
         self.device = device(self.say, use_cpu=bool(recipe.trl.get("use_cpu")))
@@ -198,76 +189,7 @@ class Session:
 
         `all_held_out`: nothing is trained on, so that all pairs are on both sides.
         """
-        try:
-            with _interruptible(), shown_as_ours(self.console):
-                self._read_pairs(all_held_out)
-        except OSError as error:
-            if error.errno in UNWRITABLE or error.filename:  # of a file of the data it is said where it is read
-                raise RecipeError(
-                    f"The pairs cannot be kept in the cache of data sets: {error}. HF_DATASETS_CACHE names another "
-                    "place."
-                ) from error
-            raise RecipeError(
-                f"The data set {self.recipe.data.name} cannot be read: {error}. Connect and run again, or name a "
-                "local file: data.path=/path/to/pairs.jsonl"
-            ) from error
-
-    def _read_pairs(self, all_held_out: bool) -> None:
-        from ..data import preference_dataset
-        from ..data.chat_template import template_findings
-        from ..data.findings import contradiction_findings, near_duplicate_findings, weight_findings
-        from ..data.template_trial import trial_findings, try_template
-
-        data = self.recipe.data
-        explicit = preference_dataset.read(
-            data,
-            self.data_paths,
-            num_proc=self.recipe.trl.get("dataset_num_proc"),
-            seed=self.recipe.seed,
-            all_held_out=all_held_out,
-        )
-        template = self._template(explicit.text)
-
-        self.report = explicit.report
-        self.findings = [Finding("pass", "pairs", note) for note in explicit.report["notes"]]
-        self.findings += template_findings(template, data.chat_template_kwargs)
-        if template is not None:
-            trial = try_template(self.tokenizer.tokenizer, data.chat_template_kwargs)
-            self.findings += trial_findings(trial)
-            if data.system == "merge":
-                self._merge_system(explicit, trial)
-        self.train = self._tokenized("train", explicit.train, explicit.text)
-        self.eval = self._tokenized("eval", explicit.eval, explicit.text)
-        self.findings += contradiction_findings(self.report, allow=data.allow, max_dropped=data.max_dropped)
-        self.findings += near_duplicate_findings(self.report)
-        if not data.streaming and WEIGHT in self.train.column_names:
-            weights = self.train.with_format("numpy")[WEIGHT][:]
-            self.report["weights"] = {name: float(getattr(weights, name)()) for name in ("min", "max", "mean")}
-            self.findings += weight_findings(weights, sorted(self.recipe.loss_names & COUPLED_LOSSES))
-        self.findings += length_findings(self.recipe, None if data.streaming else len(self.train))
-        if self.recipe.max_length is None and not data.streaming:
-            self._compare_with_positions()
-
-        self.report["text"] = explicit.text
-        self.report["template_sha256"] = None
-        if template is not None:
-            rendering = f"{template}{data.chat_template_kwargs}"
-            self.report["template_sha256"] = hashlib.sha256(rendering.encode()).hexdigest()
-
-    def _merge_system(self, explicit: Read, trial: Trial) -> None:
-        """Put system messages before questions, where the chat template has no place of its own for them."""
-        from ..data.chat_template import merge_system
-
-        if trial.takes_system:
-            text = "data.system=merge changes nothing: the chat template has a system role."
-            self.findings.append(Finding("warn", "system", text))
-            return
-        explicit.train = explicit.train.map(merge_system, features=explicit.train.features)
-        explicit.eval = explicit.eval.map(merge_system, features=explicit.eval.features)
-        text = (
-            f"System messages were put before the first question: as they are, the chat template {trial.system} them."
-        )
-        self.findings.append(Finding("pass", "system", text))
+        read_pairs(self, all_held_out)
 
     def positions(self) -> int | None:
         """How many tokens policy and reference reach, prompt and answer together; None where nothing limits them."""
@@ -275,16 +197,6 @@ class Session:
 
         reaches = [longest_usable(self.config(path)) for path in (self.model_path, self.reference_path) if path]
         return min([reach for reach in reaches if reach is not None], default=None)
-
-    def _compare_with_positions(self) -> None:
-        """Where no max_length cuts the pairs, the longest must fit the model: else a finding."""
-        from ..models.limits import refuse_longer_pairs
-
-        longest = max([0, *self.train["length"], *self.eval["length"]])
-        try:
-            refuse_longer_pairs(longest, f"A pair of {longest:,} tokens", self.config(self.model_path), self.model_path)
-        except RecipeError as error:
-            self.findings.append(Finding("fail", "positions", str(error)))
 
     def config(self, path: str) -> Any:
         """The configuration of the model or of the reference."""
@@ -294,62 +206,6 @@ class Session:
         # The revision is the model's; another model as the reference has none.
         revision = recipe.revision if path == self.model_path else None
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=recipe.trust_remote_code)
-
-    def _template(self, text: bool) -> str | None:
-        """The chat template that renders the pairs; None for plain strings, which need none."""
-        if text:
-            return None
-        template = self.tokenizer.tokenizer.chat_template
-        if template is None:
-            raise RecipeError(
-                f"The data are conversations, and the tokenizer of {self.recipe.model!r} has no chat template to "
-                "render them. Ways out: an instruct model, data.chat_template= in Jinja, or data.format=text: plain "
-                "strings."
-            )
-        return template
-
-    def _tokenized(self, split: str, pairs: Any, text: bool) -> Any:
-        """The pairs of a split that can teach something, as token ids; report and findings learn what became of all."""
-        from ..data import tokenize
-        from ..data.findings import split_findings
-
-        recipe = self.recipe
-        report = self.report[split]
-        tokenized, lengths = tokenize.prepare(
-            pairs,
-            self.tokenizer.tokenizer,
-            text=text,
-            max_length=recipe.max_length,
-            ends=self.ends,
-            drop_truncated=recipe.data.drop_truncated,
-            num_proc=recipe.trl.get("dataset_num_proc"),
-            split=split,
-            micro_batch_size=self.settings.micro_batch_size,
-            seed=recipe.seed,
-            dropped=report["dropped"],
-        )
-        if "pairs" in lengths:  # of a stream nothing is known before it is read
-            report.update(lengths)
-            report["kept"] = len(tokenized)
-
-        self.findings += split_findings(
-            report,
-            split,
-            allow=recipe.data.allow,
-            max_dropped=recipe.data.max_dropped,
-            max_length=recipe.max_length,
-        )
-        return tokenized
-
-    def hash_pairs(self) -> None:
-        """Let the report say which pairs these are, by their token ids; those of a stream are not known."""
-        from ..data.batches import sha256_of
-        from ..data.tokenize import IDS
-
-        if self.recipe.data.streaming:
-            return
-        for split, pairs in (("train", self.train), ("eval", self.eval)):
-            self.report[split]["sha256"] = sha256_of(pairs, IDS)
 
     def on_pairs(self, train: Any, held_out: Any) -> Session:
         """This session with other tokenised pairs, such as a part of its own."""
@@ -485,19 +341,6 @@ def _absolute(name: str) -> str:
     return os.path.abspath(name) if os.path.isdir(name) else name
 
 
-def _quieten_libraries() -> None:
-    """Switch off what the libraries would print unasked. They are imported here, which takes seconds."""
-    # bitsandbytes announces an optional kernel that is not installed, at every import on a CPU.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    import datasets
-    from transformers.utils.logging import disable_progress_bar
-
-    # What of their bars is worth a look is shown as ours (library_bars.py).
-    disable_progress_bar()
-    datasets.disable_progress_bars()
-    os.environ["TQDM_DISABLE"] = "1"  # read by TRL for the reference pass
-
-
 def _end_tokens(tokenizer: Any, model_path: str, revision: str | None) -> set[int]:
     """The ids that end a reply: the tokenizer's end token, and what ends a turn where that is another one."""
     from transformers import GenerationConfig
@@ -514,33 +357,3 @@ def _end_tokens(tokenizer: Any, model_path: str, revision: str | None) -> set[in
     elif turn_ends is not None:
         ends.update(turn_ends)
     return ends
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C ends worker processes without a traceback each, and stays Ctrl-C whatever it breaks in this one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set what happens at a signal
-        return
-
-    main_process = os.getpid()
-    interrupted = False
-
-    def interrupt(number: int, frame: Any) -> None:
-        nonlocal interrupted
-        if os.getpid() != main_process:  # a worker, forked while this was set
-            os._exit(130)
-        interrupted = True
-        if callable(before):
-            before(number, frame)  # the command line's takes note, and raises
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    except Exception:
-        if interrupted:  # such as an error of a pool whose workers have ended
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        signal.signal(signal.SIGINT, before)
