@@ -26,6 +26,8 @@ from .recipe import catalogue, overrides
 from .recipe.judges import Endpoint, JudgeEndpoint, RewardModel
 from .recipe.recipe import PREPARED, Recipe
 from .runs.files import to_json
+from .sentences import LastingConsole, Sentence, print_line
+from .side_by_side import SideBySide, prompts
 from .signals import Stopped, stop_signals_raised
 
 
@@ -213,7 +215,7 @@ def show(recipe: RecipeName, changes: Changes = None, changed: Changed = False, 
         if reasons:
             Console().print("", terminal.choices_table(reasons), sep="\n")
         if shown["left_open"]:
-            Console().print("", terminal.Sentence(shown["left_open"]), sep="\n")
+            Console().print("", Sentence(shown["left_open"]), sep="\n")
         differences = terminal.differences_table(shown["trl"])
         Console().print("\nDifferent from TRL's defaults:", differences, sep="\n", highlight=False)
 
@@ -292,7 +294,7 @@ def train(
     value = _recipe(recipe, changes)
     from .commands.train import train as train_recipe
 
-    console = terminal.LastingConsole()
+    console = LastingConsole()
     train_recipe(value, runs=runs, resume=resume, allow_change=allow_change or (), console=console)
 
 
@@ -319,7 +321,7 @@ def pairs(
         value = _recipe(recipe, changes)
         if reference is not None and rounds is None:
             raise UsageError("--reference is that of --rounds, which is not asked for.")
-        console = Console(stderr=True) if as_json else terminal.LastingConsole()
+        console = Console(stderr=True) if as_json else LastingConsole()
         sampling: dict[str, Any] = {
             "prompts": prompts,
             "samples": samples,
@@ -360,7 +362,7 @@ def sweep(
         from .commands.sweep import sweep as train_all
 
         folder = to or Path("sweeps") / value.name
-        console = Console(stderr=True) if as_json else terminal.LastingConsole()
+        console = Console(stderr=True) if as_json else LastingConsole()
         result = train_all(value, changes or [], seeds=seeds, to=folder, console=console)
     if as_json:
         _print_json(result)
@@ -392,7 +394,7 @@ def compare(runs: FinishedRuns, as_json: AsJson = False) -> None:
     if result["causes"]:
         console.print(terminal.causes_table(result["causes"], len(runs)))
     else:
-        terminal.print_line(console, "Their folders differ in nothing that could change a result.")
+        print_line(console, "Their folders differ in nothing that could change a result.")
 
 
 @app.command(rich_help_panel=RUN)
@@ -407,14 +409,14 @@ def chat(
 ) -> None:
     """Type a prompt, and see what reference and policy answer, side by side; in a pipe, a prompt a line."""
     console = Console(stderr=as_json)
-    side_by_side = terminal.SideBySide(Console(quiet=as_json))
+    side_by_side = SideBySide(Console(quiet=as_json))
     typed = sys.stdin is not None and sys.stdin.isatty() and prompt is None
     with _other_output_apart(as_json), contextlib.closing(side_by_side):
         from .commands.chat import chat as answer
 
         answers = answer(
             run,
-            terminal.prompts(console, typed) if prompt is None else [prompt],
+            prompts(console, typed) if prompt is None else [prompt],
             system=system,
             temperature=temperature,
             max_new_tokens=max_new_tokens,
@@ -436,7 +438,7 @@ def reference(recipe: RecipeName, out: ReferenceFolder, changes: Changes = None,
         value = _recipe(recipe, changes)
         from .commands.reference import reference as compute_reference
 
-        console = Console(stderr=True) if as_json else terminal.LastingConsole()
+        console = Console(stderr=True) if as_json else LastingConsole()
         identity = compute_reference(value, out=out, console=console)
     if as_json:
         _print_json(identity)
@@ -482,7 +484,7 @@ def evaluate(
             reward=reward,
             dial=factors,
             to=to,
-            console=Console(stderr=True) if as_json else terminal.LastingConsole(),
+            console=Console(stderr=True) if as_json else LastingConsole(),
         )
     if as_json:
         _print_json(result)
@@ -497,7 +499,7 @@ def evaluate(
     if "dial" in result:
         Console().print(terminal.dial_table(result["dial"]))
     if result["written"]:
-        terminal.print_line(Console(), f"{result['written']} holds the numbers, the pairs and the answers.")
+        print_line(Console(), f"{result['written']} holds the numbers, the pairs and the answers.")
     _stop_over_budget(result)
 
 
@@ -507,7 +509,7 @@ def export(run: FinishedRun, out: ExportFolder, dial: ExportDial = None, as_json
     with _other_output_apart(as_json):
         from .commands.export import export as export_model
 
-        console = Console(stderr=True) if as_json else terminal.LastingConsole()
+        console = Console(stderr=True) if as_json else LastingConsole()
         result = export_model(run, dial=dial, out=out, console=console)
     if as_json:
         _print_json(result)
@@ -516,8 +518,8 @@ def export(run: FinishedRun, out: ExportFolder, dial: ExportDial = None, as_json
     from .runs.model_card import nearness_in_words, nearness_rows
 
     Console().print(terminal.nearness_table(result["dial"], nearness_rows(result)))
-    terminal.print_line(Console(), nearness_in_words(result))
-    terminal.print_line(Console(), f"{out} holds {result['form']}: an approximation of decoding with the dial.")
+    print_line(Console(), nearness_in_words(result))
+    print_line(Console(), f"{out} holds {result['form']}: an approximation of decoding with the dial.")
 
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)
@@ -685,7 +687,7 @@ def main() -> None:
         message = ("\n" if "\n" in str(error) else " ").join([str(error), *left])
         console = Console(stderr=True)
         if console.is_terminal:
-            console.print(terminal.Sentence(f" {message}", start="error:", style="bold red"))
+            console.print(Sentence(f" {message}", start="error:", style="bold red"))
         else:  # one line, whatever its width
             console.print(f"error: {message}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -14,7 +14,7 @@ from rich.constrain import Constrain
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from .terminal import print_line
+from .sentences import print_line
 
 # When a log gets a line, in seconds. What is quick says nothing there.
 FIRST_LINE_AFTER = 4.0

@@ -1,22 +1,16 @@
-"""What a person sees in a terminal: tables, findings and sentences."""
+"""What a person sees in a terminal: tables and findings."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.live import Live
 from rich.markup import escape
-from rich.measure import Measurement
-from rich.panel import Panel
 from rich.table import Column, Table
-from rich.text import Text
 
 from .errors import Finding
+from .sentences import Sentence
 
 # The worst first, which is the order in which `folded` shows them.
 LEVEL_STYLES = {"fail": "bold red", "warn": "yellow", "skipped": "dim", "info": "cyan", "pass": "green"}
@@ -272,71 +266,6 @@ def causes_table(causes: Iterable[Mapping[str, Any]], count: int) -> Table:
     return table
 
 
-def prompts(console: Console, typed: bool) -> Iterator[str]:
-    """The prompts on standard input, one a line, until it ends; asked for where someone types them."""
-    if not typed:
-        lines = sys.stdin or ()
-        yield from (line.strip() for line in lines if line.strip())
-        return
-
-    print_line(console, "Type a prompt; Ctrl-D ends.")
-    while True:
-        try:
-            line = console.input("[bold]>[/] ").strip()
-        except EOFError:  # Ctrl-D
-            console.print()
-            return
-        if line:
-            yield line
-
-
-class SideBySide:
-    """Two answers to a prompt, beside each other in a terminal while they grow; elsewhere one below the other."""
-
-    def __init__(self, console: Console):
-        self.console = console
-        self._answers = {"reference": "", "policy": ""}
-        self._live: Live | None = None
-
-    def show(self, side: str, text: str) -> None:
-        """`text` is what a side, "reference" or "policy", has written so far."""
-        if not self.console.is_terminal:
-            return
-        self._answers[side] = text
-        if self._live is None:
-            self._live = Live(console=self.console, transient=True)  # which shows no more than fits the screen
-            self._live.start()
-        self._live.update(self._columns())
-
-    def finish(self, answer: Mapping[str, str]) -> None:
-        """Both answers are there, under "reference" and "policy", as is the "prompt"."""
-        self.close()
-        if self.console.is_terminal:
-            self._answers = {side: answer[side] for side in self._answers}
-            self.console.print(self._columns())
-            self._answers = {"reference": "", "policy": ""}
-            return
-        self.console.print(f"prompt: {answer['prompt']}", markup=False, highlight=False, soft_wrap=True)
-        for side in ("reference", "policy"):
-            self.console.print(f"{side}: {answer[side]}", markup=False, highlight=False, soft_wrap=True)
-        self.console.print()
-
-    def close(self) -> None:
-        """Take away what is shown of answers that still grow."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def _columns(self) -> Table:
-        columns = Table.grid(expand=True, padding=(0, 1))
-        panels = []
-        for side, text in self._answers.items():
-            columns.add_column(ratio=1)
-            panels.append(Panel(Text(text), title=side, title_align="left"))
-        columns.add_row(*panels)
-        return columns
-
-
 def dial_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """What the beta dial shows: a row for each factor."""
     right = [Column(name, justify="right") for name in ("dial", "as beta", "KL, nats", "reward", "win rate", "best")]
@@ -395,59 +324,6 @@ def bench_lines(result: Mapping[str, Any]) -> list[str]:
         f"Compared with {result['against']}, on {result['device']}{threads}: {result['batches']} steps of "
         f"{result['pairs_per_batch']} pairs, in turns.",
     ]
-
-
-class LastingConsole(Console):
-    """A console for hours of work: where nobody reads any more, as behind `| head`, it is silent and work goes on."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("Standard output is closed; the run goes on without it.", file=sys.stderr)
-
-
-def print_line(console: Console, text: str) -> None:
-    """Print a sentence: folded between words in a terminal, one line in a log."""
-    if console.is_terminal:
-        console.print(Sentence(text))
-    else:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-class Sentence:
-    """Text that folds between words; a word that is longer than a line, as a path may be, folds behind its slashes."""
-
-    def __init__(self, text: str, start: str = "", style: str = ""):
-        """`start` is written before the text, in a style of its own."""
-        self.text = start + text
-        self.styled = len(start)  # characters
-        self.style = style
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        text = Text(fold_paths(self.text, options.max_width), overflow="fold")
-        text.stylize(self.style, 0, self.styled)
-        yield text
-
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement.get(console, options, Text(self.text))
-
-
-def fold_paths(text: str, width: int) -> str:
-    """The text with a line break behind some slash of each word that is wider than a line."""
-    lines = []
-    for line in text.split("\n"):
-        words = [_fold_path(word, width) if len(word) > width else word for word in line.split(" ")]
-        lines.append(" ".join(words))
-    return "\n".join(lines)
-
-
-def _fold_path(path: str, width: int) -> str:
-    lines = [""]
-    for segment in path.split("/"):
-        if lines[-1] and len(lines[-1]) + len(segment) + 1 > width:
-            lines.append("")
-        lines[-1] += f"{segment}/"
-    return "\n".join(lines).removesuffix("/")
 
 
 def _cell(value: Any) -> str:

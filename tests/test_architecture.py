@@ -25,7 +25,8 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 # A room may import the rooms of the lines above its own, and what stands in its own folder.
 ORDER = [
     {"errors"},
-    {"signals", "terminal"},
+    {"sentences", "signals"},
+    {"side_by_side", "terminal"},
     {"progress"},
     {"losses"},
     {"formats"},

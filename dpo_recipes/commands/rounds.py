@@ -11,7 +11,8 @@ from rich.console import Console
 from ..errors import UsageError
 from ..recipe.recipe import PREPARED, Recipe
 from ..runs.folder import Run
-from ..terminal import print_line, rounds_table
+from ..sentences import print_line
+from ..terminal import rounds_table
 from .pairs import pairs
 from .train import train
 

@@ -20,7 +20,8 @@ from ..recipe.resolve import here, resolve
 from ..runs import files
 from ..runs.folder import Run
 from ..runs.rebuilt import differences
-from ..terminal import print_line, sweep_table
+from ..sentences import print_line
+from ..terminal import sweep_table
 from .train import train
 
 FILE = "sweep.json"

@@ -28,7 +28,8 @@ from ..run_page.page import write_report
 from ..runs import environment, files, folder, resumption
 from ..runs.model_card import model_card
 from ..runs.unfinished import run_folder
-from ..terminal import comparison_table, data_table, observations_table, print_line
+from ..sentences import print_line
+from ..terminal import comparison_table, data_table, observations_table
 from ..training import saved_model
 from ..training.checked_pairs import hash_pairs
 from ..training.session import Session

@@ -16,7 +16,7 @@ from ..models.reward_model import Scorer
 from ..progress import Stage
 from ..recipe.judges import JudgeEndpoint, RewardModel
 from ..recipe.recipe import Recipe
-from ..terminal import print_line
+from ..sentences import print_line
 from ..training.trainer import RecipeTrainer
 from .frontier import best_reward_at_kl
 from .held_out import BeforeAfter, Numbers

@@ -13,7 +13,7 @@ from ..data.replies import Replies
 from ..models.guided import guided_by
 from ..models.reference import Reference
 from ..recipe.recipe import Recipe
-from ..terminal import print_line
+from ..sentences import print_line
 from ..training.trainer import RecipeTrainer
 from .answers import drawn, said_of, scorer_of
 from .held_out import Numbers

@@ -17,7 +17,7 @@ from ..data.sources import files_of, is_path
 from ..errors import RecipeError, nearest
 from ..recipe.recipe import Recipe
 from ..runs import environment, files
-from ..terminal import print_line
+from ..sentences import print_line
 
 HUB_TIMEOUT = 8  # seconds for one question
 

@@ -26,7 +26,7 @@ from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import here, resolve
 from ..runs.full_memory import is_out_of_memory
-from ..terminal import print_line
+from ..sentences import print_line
 from .checked_pairs import read_pairs
 from .library_bars import quieten, shown_as_ours
 from .options import require_device, require_options, try_options

@@ -287,7 +287,7 @@ def test_output_that_nobody_reads_is_no_traceback(verb):
 
 
 def test_a_console_that_nobody_reads_lets_the_work_go_on(monkeypatch, capfd):
-    from dpo_recipes.terminal import LastingConsole
+    from dpo_recipes.sentences import LastingConsole
 
     class Closed(io.StringIO):
         def write(self, text: str) -> int:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dpo_recipes import RecipeError, Run, chat
 from dpo_recipes.models.generate import generate
-from dpo_recipes.terminal import SideBySide, prompts
+from dpo_recipes.side_by_side import SideBySide, prompts
 
 
 @pytest.fixture

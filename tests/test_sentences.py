@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from dpo_recipes.errors import Finding
-from dpo_recipes.terminal import Sentence, findings_table, fold_paths, print_line
+from dpo_recipes.sentences import Sentence, fold_paths, print_line
+from dpo_recipes.terminal import findings_table
 
 PATH = "/home/somebody/projects/preferences/experiments-of-november/data/pairs-of-the-shop/train.jsonl"
 SENTENCE = f"Making what [quickstart] needs, once, in {PATH} and nowhere else."
