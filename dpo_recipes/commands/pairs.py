@@ -207,7 +207,8 @@ def _replies_of_endpoint(
     sampling: Sampling,
 ) -> list[list[Reply]]:
     """The replies to every prompt: those that the folder holds, and the rest sampled where a model is served."""
-    from ..models.endpoint import Client, sampled
+    from ..models.endpoint import Client
+    from ..models.endpoint_replies import sampled
     from ..models.sampled_replies import sampled_replies
 
     client = Client(endpoint, "endpoint")

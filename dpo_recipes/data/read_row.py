@@ -109,7 +109,7 @@ def _read_by_user(reader: Any, row: Row, where: str) -> Row | None:
     """What the user's own function makes of a row: prompt, chosen and rejected, or None to drop it."""
     try:
         pair = reader(row)
-    except Exception as error:
+    except Exception as error:  # the user's function
         raise RecipeError(f"{where} raised {type(error).__name__}: {error}. None would drop the row.") from error
     if pair is not None and not (isinstance(pair, dict) and {*PAIR} <= pair.keys()):
         raise RecipeError(f"{where} returned {pair!r:.60}, not a dict with prompt, chosen and rejected, or None.")

@@ -61,7 +61,7 @@ def try_template(tokenizer: Any, kwargs: dict[str, Any]) -> Trial:
             system = "keeps" if SYSTEM in with_system else "leaves out"
         except TimeoutError:
             raise
-        except Exception:
+        except Exception:  # which many raise on purpose
             system = "refuses"
 
     strips = f"  {ANSWER}" not in spaced

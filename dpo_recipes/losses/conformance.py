@@ -277,7 +277,7 @@ def _dependent_on_neighbours(value_of: Loss, pairs: PairLogps, draw: Generator) 
 def _not_as_declared(loss: Loss, beta: float, numbers: dict[str, Any], start: PairLogps) -> Iterator[Breach]:
     try:
         declared = at_start(loss, beta, numbers)
-    except Exception as error:
+    except Exception as error:  # the user's function
         yield Breach(
             "its at_start must be a function of beta and the loss's own numbers that returns a number, and it fails: "
             f"{type(error).__name__}: {error}",

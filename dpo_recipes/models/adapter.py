@@ -232,7 +232,7 @@ def lora_config(adapter: LoRA, field: str = "adapter.continue_from") -> Iterator
         yield config
     except RecipeError:
         raise
-    except Exception as error:
+    except Exception as error:  # of PEFT, of JSON, or of the block, which puts the adapter on a model
         reason = reason_of(error)
         if folder:
             raise RecipeError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from ..data.replies import Messages, Reply
+from ..data.replies import Messages, Replies, Reply
 from ..errors import RecipeError
 
 Prompt = Messages | str | list[int]  # in a chat template, as plain text, or as token ids
@@ -76,7 +76,7 @@ def generate(
     guide: Guide | None = None,
     progress: Progress = lambda done, total: None,
     streamer: Any = None,
-) -> list[list[Reply]]:
+) -> Replies:
     """`samples` replies to each prompt, in the order given: a list of shape (prompts, samples).
 
     Plain ancestral sampling from softmax(logits / temperature); 0 means greedy, and then the replies to one prompt
@@ -98,7 +98,7 @@ def generate(
     encoded = [prompt_ids(tokenizer, prompt, chat_template_kwargs) for prompt in prompts]
     order = _shortest_first(encoded, draws)
 
-    replies: list[list[Reply]] = [[] for _ in prompts]
+    replies: Replies = [[] for _ in prompts]
     with _lent_for_sampling(model, seed):
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]

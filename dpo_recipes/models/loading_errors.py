@@ -19,7 +19,7 @@ def explained(what: str, path: str) -> Iterator[None]:
         yield
     except RecipeError:
         raise
-    except Exception as error:
+    except Exception as error:  # of Transformers, safetensors, the hub's client or the disk
         reason, remedy = reason_of(error), _remedy(str(error), path)
         raise RecipeError(f"No {what} could be loaded from {path!r}: {reason}. {remedy}") from error
 

@@ -9,14 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..data.replies import Messages, Reply
+from ..data.replies import Messages, Replies, Reply
 from ..errors import RecipeError, UsageError
 from ..runs import files
 from .generate import Progress
 
 PART = 64  # prompts in a file: what is lost, at most, when sampling is stopped
 
-Sample = Callable[..., list[list[Reply]]]  # sample(prompts, seed=, progress=) -> shape (prompts, samples)
+Sample = Callable[..., Replies]  # sample(prompts, seed=, progress=) -> shape (prompts, samples)
 
 
 def sampled_replies(
@@ -28,7 +28,7 @@ def sampled_replies(
     seed: int,
     samples: int,
     progress: Progress,
-) -> list[list[Reply]]:
+) -> Replies:
     """The replies to every prompt, of shape (prompts, samples): those that the folder holds, and the rest sampled.
 
     Each part of the prompts has a seed of its own, made of `seed` and its place, so that sampling that was stopped
@@ -37,7 +37,7 @@ def sampled_replies(
     """
     _begin_or_go_on(folder, {**settings, "prompts": _hash(list(prompts)), "seed": seed, "samples": samples})
     total = len(prompts) * samples
-    replies: list[list[Reply]] = []
+    replies: Replies = []
     for start in range(0, len(prompts), PART):
         file = folder / "replies" / f"{start // PART:05d}.jsonl"
         if not file.is_file():
@@ -84,7 +84,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:12]}..."  # of a hash its start will do
 
 
-def _read(file: Path) -> list[list[Reply]]:
+def _read(file: Path) -> Replies:
     """The replies to the prompts of one part."""
     replies = []
     try:

@@ -85,7 +85,7 @@ def plan(
     try:
         with live:
             run_on_paper(live, skeleton, second, recipe, settings, pairs)
-    except Exception as error:
+    except Exception as error:  # of whichever operation has no shapes alone
         raise Unplannable(f"This model does not run on fake tensors: {type(error).__name__}: {error}") from error
 
     trainable, total = 0, 0
