@@ -260,7 +260,7 @@ def test_a_run_of_few_steps_that_trains_something_is_no_finding(value, pairs, ov
 def test_a_warm_up_longer_than_the_run_stops_training_and_check_before_the_weights(
     recipe, here, nothing_loads, monkeypatch
 ):
-    monkeypatch.setattr("dpo_recipes.commands.check._check_plan", lambda *given: None)  # it says nothing of this
+    monkeypatch.setattr("dpo_recipes.commands.check.add_plan", lambda *given: None)  # it says nothing of this
     too_long = apply(recipe, ["trl.warmup_steps=100"])
     with pytest.raises(RecipeError, match=r"warm-up: trl\.warmup_steps=100 in a run of 3 steps"):
         train(too_long, runs=here / "runs")

@@ -33,7 +33,7 @@ from rich.console import Console
 
 from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError, apply, train
 from dpo_recipes.errors import UsageError
-from dpo_recipes.planning import memory, trial_steps
+from dpo_recipes.planning import memory, planned_run, trial_steps
 from dpo_recipes.planning.memory import PARTS, Unplannable
 from dpo_recipes.training.session import Session
 
@@ -617,7 +617,8 @@ def test_a_bug_of_ours_outside_the_trial_is_not_hidden(made, monkeypatch):
 
 @pytest.mark.usefixtures("made_up_plan")
 def test_what_does_not_fit_here_is_not_tried(made, monkeypatch):
-    monkeypatch.setattr(module, "device_memory", lambda kind: 10**6)
+    for place in (module, planned_run):
+        monkeypatch.setattr(place, "device_memory", lambda kind: 10**6)
     found = check(made(), run=True)
     assert list(by_level(found, "fail")) == ["memory"] and found["run"] is None
     assert re.fullmatch(r"It needs [0-9.]+ [MG]B, and the cpu has 1\.0 MB\.", by_level(found, "skipped")["run"])
