@@ -36,17 +36,18 @@ def with_choices(recipe: Recipe, choices: Sequence[Choice]) -> Recipe:
             fields[name] = choice.value
     if trl:
         fields["trl"] = trl
-    return _marked(recipe.evolve(**fields), recipe, {choice.key: choice.reason for choice in choices})
+    return _because(recipe.evolve(**fields), {choice.key: choice.reason for choice in choices})
 
 
 def without_choices(recipe: Recipe) -> Recipe:
     """The recipe as it was before anything was chosen for a device."""
     trl = {name: value for name, value in recipe.trl.items() if f"trl.{name}" not in recipe.reasons}
-    fields = [key for key in recipe.reasons if not key.startswith("trl.") and key != PRECISION]
-    if not trl:
-        return _marked(recipe.evolve("trl", *fields), recipe, {})
-    return _marked(recipe.evolve(*fields, trl=trl), recipe, {})
+    chosen_fields = [key for key in recipe.reasons if not key.startswith("trl.") and key != PRECISION]
+    if trl:
+        return _because(recipe.evolve(*chosen_fields, trl=trl), {})
+    return _because(recipe.evolve("trl", *chosen_fields), {})
 
 
-def _marked(changed: Recipe, recipe: Recipe, reasons: dict[str, str]) -> Recipe:
-    return changed.from_where(source=recipe.source, cli_keys=recipe.cli_keys, called=recipe.called, reasons=reasons)
+def _because(recipe: Recipe, reasons: dict[str, str]) -> Recipe:
+    """The recipe, from where it came, with these reasons for what was chosen."""
+    return recipe.from_where(source=recipe.source, cli_keys=recipe.cli_keys, called=recipe.called, reasons=reasons)
