@@ -50,7 +50,7 @@ ONLY = {  # library -> the rooms or modules that may import it, also inside a fu
     "typer": {"cli"},
     "peft": {"models"},
     "bitsandbytes": {"models"},
-    "trl": {"training.trainer", "benchmark.bare", "export"},
+    "trl": {"training.trainer", "benchmark.bare", "shared_prefix.cpu_head", "export"},
 }
 VERB_MAY = {
     "commands.sweep": {"train", "evaluate"},

@@ -1,4 +1,4 @@
-"""TRL's head on paper: what it allocates between hidden states and log-probabilities, and nothing computed.
+"""The head on paper, TRL's and ours on a CPU: what it allocates on the way to log-probabilities; nothing is computed.
 
 Leans on TRL 1.16: the tiles in which its head makes logits, and the size of every buffer on the way, forward and
 backward.
@@ -6,7 +6,7 @@ backward.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -91,3 +91,97 @@ def _tile(
             numbers = max(numbers, words * (positions + width))
         live.add(hidden.new_empty(numbers, dtype=torch.float32), "head")
     return lasting
+
+
+class CPUHeadOnPaper(torch.autograd.Function):
+    """What `shared_prefix.cpu_head.CPUHead` allocates, for hidden states (positions, width) of pairs read once.
+
+    It keeps, beside the hidden states, the gradient that they would have, in float32. Nothing is computed here.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, live: Live, tile_positions: int, tile_words: int, hidden: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        """`weight`: (words, width)."""
+        compute_dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+        room = _Room(live, compute_dtype, tile_positions, tile_words, hidden, weight)
+        tiles = room.tiles()
+
+        pulls = []
+        for some in hidden.detach().split(tile_positions):
+            if ctx.needs_input_grad[3]:
+                pulls.append(live.add(some.new_empty(some.shape, dtype=torch.float32), "head"))
+            room.fold_forward(len(some), folds_words=ctx.needs_input_grad[3])
+        if pulls:
+            ctx.pulls = live.add(torch.cat(pulls), "head")
+        del pulls, tiles
+
+        ctx.save_for_backward(hidden, weight)
+        ctx.room = room
+        return hidden.new_empty(len(hidden), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        hidden, weight = ctx.saved_tensors
+        room = ctx.room
+        live = room.live
+        of_hidden = of_weight = None
+        if ctx.needs_input_grad[3]:
+            of_hidden = live.add(ctx.pulls.clone(), "head").to(hidden.dtype)
+        if ctx.needs_input_grad[4]:
+            weighed = live.add(hidden.new_empty(hidden.shape, dtype=torch.float32), "head")
+            gradient = live.add(torch.zeros_like(weight, dtype=torch.float32), "head")
+            tiles = room.tiles()
+            room.fold_backward(min(room.tile_positions, len(hidden)))
+            del weighed, tiles
+            of_weight = gradient.to(weight.dtype)
+        return None, None, None, of_hidden, of_weight
+
+
+class _Room(NamedTuple):
+    """What tiles take: of some hidden states, and of some words of the head."""
+
+    live: Live
+    compute_dtype: torch.dtype
+    tile_positions: int
+    tile_words: int
+    hidden: torch.Tensor
+    weight: torch.Tensor
+
+    def tiles(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The two buffers that are used again and again."""
+        shape = (min(self.tile_positions, len(self.hidden)), self.tile_words)
+        product = self.live.add(self.hidden.new_empty(shape, dtype=self.compute_dtype), "head")
+        weights = self.live.add(self.hidden.new_empty(shape, dtype=torch.float32), "head")
+        return product, weights
+
+    def fold_forward(self, positions: int, *, folds_words: bool) -> None:
+        """Allocate what is temporary while a tile is folded in, and let go of it.
+
+        It is one more tile, the factors of a sum; or before that the logits of those positions whose target is in the
+        tile, and two masks of theirs. `folds_words`: the rows of the head are summed up too, in float32.
+        """
+        words = min(self.tile_words, len(self.weight))
+        share_of_targets = words / len(self.weight)
+        numbers = int(words * positions * max(1.0, 1.5 * share_of_targets))
+        if self.compute_dtype != torch.float32:  # the product in float32
+            numbers += words * positions
+        if folds_words and self.weight.dtype != torch.float32:
+            numbers += words * self.weight.size(1)
+        self._allocate_beside_casts(positions, words, numbers)
+
+    def fold_backward(self, positions: int) -> None:
+        """Allocate what is temporary while a tile is folded into the gradient of the head, and let go of it."""
+        self._allocate_beside_casts(positions, min(self.tile_words, len(self.weight)), 0)
+
+    def _allocate_beside_casts(self, positions: int, words: int, numbers: int) -> None:
+        """So many numbers in float32; hidden states and words in another type than their own, if need be."""
+        width = self.weight.size(1)
+        cast = 0
+        if self.hidden.dtype != self.compute_dtype:
+            cast += positions * width
+        if self.weight.dtype != self.compute_dtype:
+            cast += words * width
+        _casts = self.live.add(self.hidden.new_empty(cast, dtype=self.compute_dtype), "head")
+        self.live.add(self.hidden.new_empty(numbers, dtype=torch.float32), "head")

@@ -22,7 +22,7 @@ from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
 from ..shared_prefix.layout import Row
 from .bound import TRLS_TILE_WORDS
-from .head import Head
+from .head import CPUHeadOnPaper, Head
 from .live_bytes import Live
 from .packed_weights import count_numbers, is_packed, quantization_figures
 from .pair_lengths import PairLength, longest_pair, pairs_a_pass
@@ -255,18 +255,22 @@ def _forward(model: Any, live: Live, settings: Settings, batch: Batch, grad: boo
             hidden = output.last_hidden_state[:, :-1]
         else:
             hidden = _read_once(causal, batch.row)
-        weights = causal.get_output_embeddings().parameters()  # with a bias in some models
-        on_cuda = settings.device == "cuda"
-        tile_words = TRLS_TILE_WORDS if batch.row is None or on_cuda else _tile_words()
-        return Head.apply(live, on_cuda, tile_words, hidden.reshape(-1, hidden.shape[-1]), *weights)
+        return _head(causal, live, settings, batch, hidden.reshape(-1, hidden.shape[-1]))
 
 
-def _tile_words() -> int:
-    """The width of a tile of TRL's head, where pairs are read once on a CPU."""
+def _head(causal: Any, live: Live, settings: Settings, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
+    """The head that the batch meets, on hidden states (positions, width)."""
     # Imported here for the same reason as `why_not` above.
-    from ..shared_prefix.forward import TILE_WORDS
+    from ..shared_prefix.cpu_head import TILE_POSITIONS, TILE_WORDS
 
-    return TILE_WORDS
+    weights = list(causal.get_output_embeddings().parameters())  # with a bias in some models
+    on_cuda = settings.device == "cuda"
+    if batch.row is None or on_cuda:
+        return Head.apply(live, on_cuda, TRLS_TILE_WORDS, hidden, *weights)
+    caps_logits = getattr(causal.config.get_text_config(), "final_logit_softcapping", None) is not None
+    if len(weights) > 1 or caps_logits:
+        return Head.apply(live, False, TILE_WORDS, hidden, *weights)
+    return CPUHeadOnPaper.apply(live, TILE_POSITIONS, TILE_WORDS, hidden, *weights)
 
 
 def _read_once(causal: Any, row: Row) -> torch.Tensor:

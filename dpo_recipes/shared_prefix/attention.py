@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .cpu_attention import attend, can_attend
 from .layout import Queries, Row, Stretch
 
 varlen: Any = None
@@ -75,6 +76,8 @@ def _attend(
         output, _ = _flash(kernel, queries, module, query, key, value, given)
     elif kind == "sdpa" and _varlen_can(query, key, value, given):
         output, _ = _torch_varlen(queries, query, key, value, given)
+    elif kind == "sdpa" and can_attend(queries, query, key, value, given):
+        output = attend(queries, query, key, value, given.get("scaling"))
     else:
         output, _ = _loop(kernel, kind, row, queries, module, query, key, value, given)
     if is_last:

@@ -14,11 +14,10 @@ The maths is TRL's, in another order of summation. It is not believed: the first
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -29,6 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import RecipeError
 from .attention import split_attention
+from .cpu_head import cpu_head
 from .last_layer import skip_unread_tokens
 from .layout import Row
 
@@ -44,13 +44,6 @@ EXACT = Tolerance(largest=1e-3, mean=1e-3)
 # Single tokens differ by tenths of a nat in 16 bits, whichever way they are read; what is wrong shows in the mean, at
 # 0.1 and more.
 HALF = Tolerance(largest=1.0, mean=5e-2)
-
-# Where TRL's head reads, at each call, how many words wide a tile of logits is. Whoever gave a model the head has
-# imported it.
-MODULE_OF_THE_HEAD = "trl.trainer.utils"
-TRLS_TILE_WORDS = "_CHUNKED_LOGPROB_CHUNK_SIZE"
-# The best of 128 to 4,096, and within 10 % of it are its neighbours: with 8,192 words and 49,152, on one CPU.
-TILE_WORDS = 1024
 
 # What every file of Transformers that has attention calls its own computation of it.
 EAGER = "eager_attention_forward"
@@ -255,7 +248,7 @@ def _read(model: Any, fused: Callable[..., Any], row: Row, given: dict[str, Any]
     config = model.config.get_text_config()
     routers_count_all_tokens = given.get("output_router_logits") or getattr(config, "output_router_logits", False)
     row.skips_unread = not routers_count_all_tokens
-    with narrow_tiles(row.tokens.device):
+    with cpu_head(row.tokens.device):
         output = fused(
             model,
             input_ids=row.tokens,
@@ -269,25 +262,6 @@ def _read(model: Any, fused: Callable[..., Any], row: Row, given: dict[str, Any]
         )
     put_back(output, row.targets, row.scored)
     return output
-
-
-@contextlib.contextmanager
-def narrow_tiles(device: torch.device) -> Iterator[None]:
-    """On a CPU, let TRL's head make its logits in tiles of TILE_WORDS words; backward then has the same ones.
-
-    Without Triton a tile is gone over some thirty times. TRL's own width, made for a GPU, is a tile of hundreds of
-    megabytes, which no cache of a processor holds. The sums are the same ones, in another order.
-    """
-    if device.type != "cpu":
-        yield
-        return
-    of_the_head = vars(sys.modules[MODULE_OF_THE_HEAD])
-    width = of_the_head[TRLS_TILE_WORDS]
-    of_the_head[TRLS_TILE_WORDS] = TILE_WORDS
-    try:
-        yield
-    finally:
-        of_the_head[TRLS_TILE_WORDS] = width
 
 
 def put_back(output: Any, targets: Tensor, scored: Tensor) -> None:

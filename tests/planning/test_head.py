@@ -1,4 +1,4 @@
-"""The head on paper against TRL's own, both on fake tensors: the same bytes at the worst moment."""
+"""The head on paper against the real ones, TRL's and ours on a CPU: the same bytes at the worst moment."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from trl.kernels import chunked_logprob
 
-from dpo_recipes.planning.head import Head
+from dpo_recipes.planning.head import CPUHeadOnPaper, Head
 from dpo_recipes.planning.live_bytes import Live
+from dpo_recipes.shared_prefix.cpu_head import TILE_POSITIONS, TILE_WORDS, CPUHead
 
 
 class Kernel:
@@ -60,3 +61,34 @@ def test_the_head_on_paper_allocates_what_trls_head_does(
                 logps.sum().backward()
             peaks.append((forward, live.worst[0]))
     assert peaks[0] == pytest.approx(peaks[1], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("positions", "width", "words", "dtype", "autocast", "trains"),
+    [
+        (600, 256, 8192, torch.float32, False, False),
+        (600, 256, 8192, torch.float32, False, True),
+        (100, 64, 300, torch.float32, False, True),
+        (700, 128, 5000, torch.bfloat16, False, False),
+        (700, 128, 5000, torch.bfloat16, False, True),
+        (700, 512, 5000, torch.float32, True, True),
+    ],
+)
+def test_our_head_on_paper_allocates_what_it_does(positions, width, words, dtype, autocast, trains):
+    """On real tensors, as where the targets are is looked up."""
+    outputs = ("log_probs", "entropy", "mean_logits", "is_top1")
+    peaks = []
+    for paper in (True, False):
+        with Live() as live, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            hidden = torch.zeros(positions, width, dtype=dtype, requires_grad=True)
+            weight = torch.zeros(words, width, dtype=torch.float32 if autocast else dtype, requires_grad=trains)
+            targets = torch.arange(positions) % words
+            if paper:
+                logps = CPUHeadOnPaper.apply(live, TILE_POSITIONS, TILE_WORDS, hidden, weight)
+            else:
+                logps = CPUHead.apply(hidden, weight, None, targets, 1.0, 32768, None, 1.0, outputs)[0]
+            forward = live.worst.total
+            with torch.autocast("cpu", enabled=False):
+                logps.sum().backward()
+            peaks.append((forward, live.worst.total))
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.05)

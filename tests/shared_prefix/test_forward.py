@@ -30,7 +30,10 @@ from trl.trainer.utils import add_fused_lm_head
 
 from dpo_recipes import LoRA, RecipeError
 from dpo_recipes.models.adapter import peft_config
-from dpo_recipes.shared_prefix.forward import TILE_WORDS, share, why_not
+from dpo_recipes.shared_prefix import cpu_attention
+from dpo_recipes.shared_prefix.cpu_attention import Part
+from dpo_recipes.shared_prefix.cpu_head import CPUHead
+from dpo_recipes.shared_prefix.forward import share, why_not
 from dpo_recipes.shared_prefix.layout import Row
 
 # ------------------------------------------------------------------------------------------------------- architectures
@@ -262,9 +265,11 @@ def test_dropout_is_refused(tiny, changes):
     assert "dropout is on" in share(model, require=False, say=pytest.fail)
 
 
-def unmasked(self, stretch, window, like):
+def unmasked(stretch):
     """A rejected answer that sees itself and its prefix backwards and forwards."""
-    return None if not stretch.shared else torch.zeros(stretch.stop - stretch.start, 1)
+    prefix = Part(stretch.prefix, stretch.prefix + stretch.shared, causal=False)
+    itself = Part(stretch.start, stretch.stop, causal=not stretch.shared)
+    return [prefix, itself] if stretch.shared else [itself]
 
 
 def late(*_):
@@ -272,14 +277,14 @@ def late(*_):
 
 
 @pytest.mark.parametrize(
-    ("name", "broken", "reason"),
+    ("broken", "reason"),
     [
-        ("mask", unmasked, "log-probabilities differ from TRL's own by up to"),
-        ("mask", late, "RuntimeError: no kernel."),
+        (unmasked, "log-probabilities differ from TRL's own by up to"),
+        (late, "RuntimeError: no kernel."),
     ],
 )
-def test_what_is_wrong_in_the_first_batch_is_read_by_trl_from_there_on(tiny, monkeypatch, name, broken, reason):
-    monkeypatch.setattr(Row, name, broken)
+def test_what_is_wrong_in_the_first_batch_is_read_by_trl_from_there_on(tiny, monkeypatch, broken, reason):
+    monkeypatch.setattr(cpu_attention, "_parts", broken)
     model = load(tiny())
     bare, mine, said = two(model)
     for _ in range(2):
@@ -296,7 +301,7 @@ def test_what_is_wrong_only_with_gradients_or_only_beside_a_prefix_is_seen_too(t
     bare, mine, said = two(load(tiny()))
     with torch.no_grad():
         mine(**BATCH)
-    monkeypatch.setattr(Row, "mask", unmasked)
+    monkeypatch.setattr(cpu_attention, "_parts", unmasked)
     assert compare(bare, mine, BATCH) == (0, 0) and len(said) == 2
     bare, mine, said = two(load(tiny()))
     assert compare(bare, mine, EDGES["nothing in common"])[1] <= 5e-6
@@ -329,17 +334,18 @@ def test_a_model_is_shared_once_and_its_copies_have_their_own_weights(tiny):
         assert not torch.equal(other(**BATCH).log_probs, mine(**BATCH).log_probs)
 
 
-def test_the_tiles_of_the_head_are_narrow_while_a_row_is_read_and_trls_own_elsewhere(tiny, monkeypatch):
+def test_the_head_of_a_row_is_the_lean_one_and_elsewhere_it_is_trls_own(tiny, monkeypatch):
     bare, mine, _ = two(load(tiny()), require=True)
     mine(**BATCH)
-    widths = []
-    head = utils._ChunkedLogProbFunction.apply
+    called = []
+    for name, function in {"TRL's": utils._ChunkedLogProbFunction, "ours": CPUHead}.items():
+        forward = function.forward
 
-    def noting(*given):
-        widths.append(given[5])
-        return head(*given)
+        def noting(*given, name=name, forward=forward):
+            called.append(name)
+            return forward(*given)
 
-    monkeypatch.setattr(utils._ChunkedLogProbFunction, "apply", noting)
+        monkeypatch.setattr(function, "forward", staticmethod(noting))
     for model in (bare, mine, bare):
         model(**BATCH)
-    assert widths == [32768, TILE_WORDS, 32768]
+    assert called == ["TRL's", "ours", "TRL's"]

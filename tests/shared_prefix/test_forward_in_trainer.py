@@ -154,31 +154,40 @@ def test_all_of_trls_losses_in_float32(tiny, tmp_path):
     the two sums differ by.
     """
     bare, mine = both(tiny(), tmp_path)
+    for loss in TRL_LOSSES:
+        compute(bare, loss)
+        compute(mine, loss)
+        assert_same_at_the_same_margins(bare, mine)
+    assert len(TRL_LOSSES) == 15
+
+
+def test_a_divergence_of_another_kind(tiny, tmp_path):
+    """Whose gradient in float32 is 8e-6 from the truth in TRL's own forward, for the bits that margins are off by."""
+    assert_same_at_the_same_margins(*both(tiny(), tmp_path, f_divergence_type="js_divergence"))
+
+
+def assert_same_at_the_same_margins(bare, mine):
     reference = logps(bare, bare.ref_model)
     theirs, ours = logps(bare, bare.model), logps(mine, mine.model)
     last_bit = torch.finfo(torch.float32).eps * theirs.abs()
     assert ((ours - theirs).abs() <= 4 * last_bit).all()
     shift = ours.double() - theirs.double()
 
-    for loss in TRL_LOSSES:
-        compute(bare, loss)
-        compute(mine, loss)
-        their_numbers, _ = losses_and_gradients(bare)
-        our_numbers, _ = losses_and_gradients(mine)
-        assert len(their_numbers) > 8
-        torch.testing.assert_close(our_numbers, their_numbers, rtol=5e-6, atol=2e-6)
+    their_numbers, _ = losses_and_gradients(bare)
+    our_numbers, _ = losses_and_gradients(mine)
+    assert len(their_numbers) > 8
+    torch.testing.assert_close(our_numbers, their_numbers, rtol=5e-6, atol=2e-6)
 
-        their_gradient = gradient_beside(bare, reference.double() - shift)
-        our_gradient = gradient_beside(mine, reference.double())
-        assert their_gradient.norm() > 0 and off(our_gradient, their_gradient) <= 5e-6, loss
-    assert len(TRL_LOSSES) == 15
+    their_gradient = gradient_beside(bare, reference.double() - shift)
+    our_gradient = gradient_beside(mine, reference.double())
+    assert their_gradient.norm() > 0
+    assert off(our_gradient, their_gradient) <= 5e-6, mine.loss_types
 
 
 OPTIONS = {
     "ld_alpha": {"ld_alpha": 0.3},
     "use_weighting": {"use_weighting": True},
     "mix": {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
-    "f-divergence": {"f_divergence_type": "js_divergence"},
     "cut": {"max_length": 70},
     "cut from the left": {"max_length": 60, "truncation_mode": "keep_end"},
     "checkpointing": {"gradient_checkpointing": True},

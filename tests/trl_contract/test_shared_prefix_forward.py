@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
 
 import pytest
 import torch
 from reading_trl import SOURCE, leaning
 from transformers import AutoModelForCausalLM
 from trl.trainer import utils
-
-from dpo_recipes.shared_prefix.forward import MODULE_OF_THE_HEAD, TRLS_TILE_WORDS
 
 
 @pytest.mark.parametrize(("method", "calls"), [("_compute_loss", 3), ("compute_ref_log_probs", 1)])
@@ -47,18 +44,6 @@ def test_the_head_reads_the_last_hidden_state_of_the_backbone():
         "shared_prefix/forward.py", "the head reads last_hidden_state, which a hook shortens"
     )
     assert 'backbone_attr = "base_model"' in source, leaning("shared_prefix/forward.py", "of model.base_model")
-
-
-def test_the_width_of_a_tile_is_read_from_the_module_at_each_call():
-    """And goes into backward from there, so that a narrower one lasts as long as the call that it was set for."""
-    assert sys.modules[MODULE_OF_THE_HEAD] is utils
-    assert TRLS_TILE_WORDS in vars(utils), leaning("shared_prefix/forward.py", "the name of the width")
-    assert f"                {TRLS_TILE_WORDS},\n" in inspect.getsource(utils.add_fused_lm_head), leaning(
-        "shared_prefix/forward.py", "the width is an argument of the head's function"
-    )
-    assert "chunk_size = ctx.chunk_size" in inspect.getsource(utils._ChunkedLogProbFunction.backward), leaning(
-        "shared_prefix/forward.py", "backward has the width of its forward"
-    )
 
 
 def test_the_outputs_are_per_token_but_for_two():

@@ -1,0 +1,274 @@
+"""TRL's head on a CPU: the same numbers of each token and the same gradients, in fewer passes over the logits.
+
+Leans on TRL 1.16: `trl.kernels.ChunkedLogProbFunction`, what its head gives to it and expects back, and what its
+backward reads of the context; that `trl.trainer.utils` looks it up by name at each call.
+
+TRL's function is made for a GPU, where one kernel folds a tile of logits into what is known of its rows. Without Triton
+each line of that kernel is a pass over the tile, some twenty of them forward and backward, and a tile as wide as a
+GPU's leaves the caches of a processor every time. Here a tile fits a cache, and
+
+  * the logits are exponentiated once in forward, and in backward only where the head itself is trained;
+  * the gradient of a hidden state whose target is t is g (W_t - sum_j p_j W_j), with g from the loss. All but g is
+    known in forward, which keeps it: a head that is frozen, as LoRA leaves it, makes no logits a second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+import trl.trainer.utils
+from torch import Tensor
+from trl.kernels import ChunkedLogProbFunction
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+# A tile of 1 MB in float32: of 64 to 512 positions and 512 to 2,048 words the best, with 8,192 words and with 49,152.
+TILE_POSITIONS = 256
+TILE_WORDS = 1024
+
+# As which `trl.trainer.utils` knows its function.
+NAME_OF_THE_FUNCTION = "_ChunkedLogProbFunction"
+
+
+@contextlib.contextmanager
+def cpu_head(device: torch.device) -> Iterator[None]:
+    """On a CPU, let TRL's head compute by `CPUHead`; elsewhere, and where it is not TRL's any more, it stays."""
+    names = vars(trl.trainer.utils)
+    of_trl = names[NAME_OF_THE_FUNCTION]
+    if device.type != "cpu" or of_trl is not ChunkedLogProbFunction:
+        yield
+        return
+    names[NAME_OF_THE_FUNCTION] = CPUHead
+    try:
+        yield
+    finally:
+        names[NAME_OF_THE_FUNCTION] = of_trl
+
+
+class CPUHead(ChunkedLogProbFunction):
+    """What TRL's head wants to know of S targets, from hidden states (S, width) and the head's weight (words, width).
+
+    A bias, a cap on the logits and 64 bits are left to TRL's own function.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        chunk_size: int,
+        final_logit_softcapping: float | None = None,
+        logit_scale: float = 1.0,
+        outputs: tuple[str, ...] = (),
+    ) -> Any:
+        """The log-probability, the entropy, log(sum of p^2), the mean logit, whether the target is the first maximum.
+
+        Each (S,), and all but the first None unless `outputs` names it.
+        """
+        ctx.is_left_to_trl = bias is not None or final_logit_softcapping is not None or hidden.dtype == torch.float64
+        if ctx.is_left_to_trl:
+            return ChunkedLogProbFunction.forward(
+                ctx,
+                hidden,
+                weight,
+                bias,
+                targets,
+                temperature,
+                TILE_WORDS,
+                final_logit_softcapping,
+                logit_scale,
+                outputs,
+            )
+
+        factor = logit_scale / temperature
+        product_dtype = _product_dtype(hidden)
+        tiles = _Tiles.of(hidden, product_dtype)
+        found = []
+        for some_hidden, some_targets in zip(hidden.split(TILE_POSITIONS), targets.split(TILE_POSITIONS), strict=True):
+            rows = _Rows(some_hidden.to(product_dtype), some_targets, outputs, wants_pull=ctx.needs_input_grad[0])
+            for first in range(0, len(weight), TILE_WORDS):
+                rows.fold(weight[first : first + TILE_WORDS], first, factor, tiles)
+            found.append(rows.numbers(weight))
+        numbers = {name: torch.cat([of_rows[name] for of_rows in found]) for name in found[0]}
+
+        log_z = numbers["log_z"]
+        entropy = numbers.get("entropy")
+        not_differentiable = [numbers.get(name) for name in ("log_sum_sq_probs", "mean_logits", "is_top1")]
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(number for number in not_differentiable if number is not None))
+        ctx.save_for_backward(hidden, weight, targets, log_z, entropy, numbers.get("pull"))
+        ctx.compute_dtype = product_dtype
+        ctx.chunk_size = chunk_size
+        ctx.factor = factor
+        return numbers["target_logit"] - log_z, entropy, *not_differentiable
+
+    @staticmethod
+    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None, *others: Any) -> Any:
+        if ctx.is_left_to_trl:
+            return ChunkedLogProbFunction.backward(ctx, grad_logprobs, grad_entropy, *others)
+        if grad_entropy is not None:
+            return ChunkedLogProbFunction.backward(_context_of_trl(ctx), grad_logprobs, grad_entropy, *others)
+        if grad_logprobs is None:
+            return (None,) * 9
+
+        hidden, weight, targets, log_z, _, pull = ctx.saved_tensors
+        needs_hidden_gradient, needs_weight_gradient = ctx.needs_input_grad[:2]
+        of_hidden = of_weight = None
+        of_logits = (grad_logprobs.float() * ctx.factor)[:, None]  # (S, 1)
+        if needs_hidden_gradient:
+            of_hidden = (pull * of_logits).to(hidden.dtype)
+        if needs_weight_gradient:
+            with maybe_gather_lm_head_ctx(weight):
+                of_weight = _weight_gradient(ctx, hidden, weight, targets, log_z, of_logits).to(weight.dtype)
+        return of_hidden, of_weight, None, None, None, None, None, None, None
+
+
+class _Tiles(NamedTuple):
+    """Room for one tile at a time, (positions, TILE_WORDS), which is used again and again."""
+
+    product: Tensor  # in the dtype of the product
+    weights: Tensor  # in float32
+
+    @classmethod
+    def of(cls, hidden: Tensor, product_dtype: torch.dtype) -> _Tiles:
+        positions = min(TILE_POSITIONS, len(hidden))
+        return cls(
+            product=torch.empty(positions, TILE_WORDS, dtype=product_dtype),
+            weights=torch.empty(positions, TILE_WORDS, dtype=torch.float32),
+        )
+
+
+class _Rows:
+    """What is known of the next word at some positions, from the tiles of the vocabulary that were folded in so far.
+
+    The sums are relative to the largest logit so far, and scaled anew when a tile has a larger one (1805.02867).
+    """
+
+    def __init__(self, hidden: Tensor, targets: Tensor, outputs: tuple[str, ...], *, wants_pull: bool):
+        positions, width = hidden.shape
+        self.hidden = hidden  # (positions, width), in the dtype of the product
+        self.targets = targets
+        self.outputs = outputs
+        self.largest = torch.full((positions,), -math.inf)
+        self.largest_before_target = torch.full((positions,), -math.inf)
+        self.target_logit = torch.zeros(positions)
+        self.sum_of_logits = torch.zeros(positions)
+        # Of weights, exp(logit - largest): alone, times the logit, squared, and times the word's row of the head.
+        self.sum = torch.zeros(positions)
+        self.sum_with_logit = torch.zeros(positions)
+        self.sum_of_squares = torch.zeros(positions)
+        self.sum_of_words = torch.zeros(positions, width) if wants_pull else None
+
+    def fold(self, words: Tensor, first: int, factor: float, tiles: _Tiles) -> None:
+        """Take in a tile of the vocabulary. `words`: (words, width), rows of the head from `first` on."""
+        shape = (slice(len(self.hidden)), slice(len(words)))
+        product = torch.mm(self.hidden, words.to(self.hidden.dtype).t(), out=tiles.product[shape])
+        logits = product.float()
+        if factor != 1.0:
+            logits.mul_(factor)
+        largest_of_tile = logits.amax(-1)
+        self._note_targets(logits, largest_of_tile, first)
+        if "mean_logits" in self.outputs:
+            self.sum_of_logits += logits.sum(-1)
+
+        largest = torch.maximum(self.largest, largest_of_tile)
+        shrink = torch.exp(self.largest - largest)
+        logits.sub_(largest[:, None])
+        weights = torch.exp(logits, out=tiles.weights[shape])
+        total = weights.sum(-1)
+        self.sum.mul_(shrink).add_(total)
+        if "entropy" in self.outputs:
+            with_logit = torch.linalg.vecdot(weights, logits).addcmul_(largest, total)
+            self.sum_with_logit.mul_(shrink).add_(with_logit)
+        if "log_sum_sq_probs" in self.outputs:
+            self.sum_of_squares.mul_(shrink.square()).add_(torch.linalg.vecdot(weights, weights))
+        if self.sum_of_words is not None:
+            self.sum_of_words.mul_(shrink[:, None]).addmm_(weights, words.float())
+        self.largest = largest
+
+    def _note_targets(self, logits: Tensor, largest_of_tile: Tensor, first: int) -> None:
+        """The logits of the targets in this tile, and the largest of those words that stand before a target."""
+        place = self.targets - first
+        words = logits.size(1)
+        is_here = (place >= 0) & (place < words)
+        here = is_here.nonzero().squeeze(-1)
+        before_target = torch.where(place >= words, largest_of_tile, -math.inf)
+        if len(here) > 0:
+            of_these = logits[here]
+            places = place[here, None]
+            self.target_logit[here] = of_these.gather(-1, places).squeeze(-1)
+            is_before = torch.arange(words) < places
+            before_target[here] = of_these.masked_fill_(~is_before, -math.inf).amax(-1)
+        self.largest_before_target = torch.maximum(self.largest_before_target, before_target)
+
+    def numbers(self, weight: Tensor) -> dict[str, Tensor]:
+        """What the whole vocabulary has shown, (positions,) each; and `pull`, (positions, width).
+
+        `pull` is the gradient of log p(target) for a hidden state, but for what logits are multiplied by.
+        """
+        log_z = self.largest + self.sum.log()
+        numbers = {"log_z": log_z, "target_logit": self.target_logit}
+        if "entropy" in self.outputs:
+            numbers["entropy"] = log_z - self.sum_with_logit / self.sum
+        if "log_sum_sq_probs" in self.outputs:
+            numbers["log_sum_sq_probs"] = self.sum_of_squares.log() - 2 * self.sum.log()
+        if "mean_logits" in self.outputs:
+            numbers["mean_logits"] = self.sum_of_logits / len(weight)
+        if "is_top1" in self.outputs:
+            # As `argmax` has it, the first of several maxima counts.
+            numbers["is_top1"] = (self.target_logit >= self.largest) & (self.target_logit > self.largest_before_target)
+        if self.sum_of_words is not None:
+            shrink = torch.exp(self.largest - log_z)  # with the rounding of log_z, as TRL has it in each probability
+            numbers["pull"] = weight[self.targets].float() - self.sum_of_words.mul_(shrink[:, None])
+        return numbers
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu")
+    return hidden.dtype
+
+
+def _weight_gradient(
+    ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, log_z: Tensor, of_logits: Tensor
+) -> Tensor:
+    """(words, width) in float32: over all positions, (1 at the target - p) times hidden state times its gradient.
+
+    `of_logits`: (S, 1), the gradients of the log-probabilities, times what logits are multiplied by.
+    """
+    weighed = hidden.float() * of_logits  # (S, width)
+    gradient = torch.zeros(weight.shape, dtype=torch.float32)
+    tiles = _Tiles.of(hidden, ctx.compute_dtype)
+    for start in range(0, len(hidden), TILE_POSITIONS):
+        positions = slice(start, start + TILE_POSITIONS)
+        some_hidden = hidden[positions].to(ctx.compute_dtype)
+        for first in range(0, len(weight), TILE_WORDS):
+            words = slice(first, first + TILE_WORDS)
+            some_words = weight[words].to(ctx.compute_dtype)
+            shape = (slice(len(some_hidden)), slice(len(some_words)))
+            product = torch.mm(some_hidden, some_words.t(), out=tiles.product[shape])
+            logits = product if product.dtype == torch.float32 else tiles.weights[shape].copy_(product)
+            if ctx.factor != 1.0:
+                logits.mul_(ctx.factor)
+            probabilities = logits.sub_(log_z[positions, None]).exp_()
+            gradient[words].addmm_(probabilities.t(), weighed[positions], alpha=-1)
+    return gradient.index_add_(0, targets, weighed)
+
+
+def _context_of_trl(ctx: Any) -> SimpleNamespace:
+    """What TRL's backward reads of its context: no loss of its trainer has a gradient for the entropy, but one may."""
+    hidden, weight, targets, log_z, entropy, _ = ctx.saved_tensors
+    return SimpleNamespace(
+        saved_tensors=(hidden, weight, None, targets, log_z, entropy),
+        needs_input_grad=ctx.needs_input_grad,
+        compute_dtype=ctx.compute_dtype,
+        chunk_size=ctx.chunk_size,
+        kernel_args={"logit_scale": ctx.factor, "softcap": 1.0, "inv_t": 1.0, "HAS_SOFTCAP": False},
+    )
