@@ -40,7 +40,7 @@ def stop_signals_raised() -> Iterator[None]:
     with _sent_again_where_lost(received), _handled_by(stop):
         try:
             yield
-        except BaseException as error:
+        except BaseException as error:  # whatever a signal has turned into, typer's SystemExit too
             is_of_typer = isinstance(error, SystemExit) and error.code == 128 + signal.SIGINT  # as it says Ctrl-C
             if not received and not is_of_typer:
                 raise
@@ -111,8 +111,8 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
-    except Exception:
-        if interrupted:  # such as an error of a pool whose workers have ended
+    except Exception:  # such as an error of a pool whose workers have ended
+        if interrupted:
             raise KeyboardInterrupt from None
         raise
     finally:

@@ -158,7 +158,6 @@ def _replies(
     """The replies to every prompt: those that the folder holds, and the rest sampled from the policy's start."""
     with Stage(session.console, "Loading the libraries"):
         from ..models.generate import generate
-        from ..models.sampled_replies import sampled_replies
         from ..models.weights import load_weights
         from ..training.reference_cache import fingerprint
 
@@ -183,20 +182,8 @@ def _replies(
         "chat_template": _hash(f"{tokenizer.chat_template}{template_kwargs}"),
         **sampling.of_a_token(),
     }
-    with (
-        _gone_on_with(folder),
-        Stage(session.console, "Sampling replies", unit="replies") as stage,
-        session.autocast(),
-    ):
-        return sampled_replies(
-            folder,
-            asked,
-            sample,
-            settings=settings,
-            seed=sampling.seed,
-            samples=sampling.samples,
-            progress=stage.show,
-        )
+    with session.autocast():
+        return _sampled(session, asked, folder, sample, settings, sampling)
 
 
 def _replies_of_endpoint(
@@ -209,7 +196,6 @@ def _replies_of_endpoint(
     """The replies to every prompt: those that the folder holds, and the rest sampled where a model is served."""
     from ..models.endpoint import Client
     from ..models.endpoint_replies import sampled
-    from ..models.sampled_replies import sampled_replies
 
     client = Client(endpoint, "endpoint")
     session.say(
@@ -230,20 +216,34 @@ def _replies_of_endpoint(
     }
     before = _read_bill(folder, endpoint)
     try:
-        with _gone_on_with(folder), Stage(session.console, "Sampling replies", unit="replies") as stage:
-            return sampled_replies(
-                folder,
-                asked,
-                sample,
-                settings=settings,
-                seed=sampling.seed,
-                samples=sampling.samples,
-                progress=stage.show,
-            )
+        return _sampled(session, asked, folder, sample, settings, sampling)
     finally:
         if client.bill.requests:
             _add_to_bill(folder, before, client.bill)
             session.say(f"The endpoint {client.bill.in_words()}.")
+
+
+def _sampled(
+    session: Session,
+    asked: Sequence[Messages | str],
+    folder: Path,
+    sample: Callable[..., Any],
+    settings: dict[str, Any],
+    sampling: Sampling,
+) -> list[list[Reply]]:
+    """The replies to every prompt: those that the folder holds, and the rest as `sample` draws them."""
+    from ..models.sampled_replies import sampled_replies
+
+    with _gone_on_with(folder), Stage(session.console, "Sampling replies", unit="replies") as stage:
+        return sampled_replies(
+            folder,
+            asked,
+            sample,
+            settings=settings,
+            seed=sampling.seed,
+            samples=sampling.samples,
+            progress=stage.show,
+        )
 
 
 def _read_bill(folder: Path, endpoint: Endpoint) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def sweep(
         except KeyboardInterrupt as stopped:
             stopped.add_note("The same command trains what is missing.")
             raise
-        except Exception as error:
+        except Exception as error:  # one run that fails must not cost the others
             message = str(error) if isinstance(error, RecipeError) else f"{type(error).__name__}: {error}"
             done[name] = {"failed": message}
             print_line(console, f"It failed: {message}")

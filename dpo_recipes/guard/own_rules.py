@@ -113,7 +113,7 @@ def own_sign(name: str, function: Any, rows: Rows, run: KnownOfRun) -> tuple[Lev
     """What a rule of the recipe's own says; RecipeError where it fails, or returns what cannot be told."""
     try:
         said = function(rows, run)
-    except Exception as error:
+    except Exception as error:  # whatever somebody's own function raises
         hint = ""
         if isinstance(error, KeyError):
             hint = " Rows differ: a step has no numbers of an evaluation, an evaluation none of a step. Use row.get()."

@@ -54,7 +54,7 @@ class MemoryRecovery(TrainerCallback):
                 loss = self._in_parts(inputs, take)
                 self._of_this_step.append(inputs)
                 return loss
-            except Exception as error:
+            except Exception as error:  # of any device or library that finds its memory full
                 if not is_out_of_memory(error):
                     raise
                 self._log_again(log)
@@ -144,7 +144,7 @@ def data_loaders_kept(accelerator: Any) -> Iterator[None]:
     before = list(state.dataloader_references)
     try:
         yield
-    except Exception:
+    except Exception:  # raised again
         state.dataloader_references = before
         raise
 
@@ -157,7 +157,7 @@ def with_fewer_at_once(
         try:
             with data_loaders_kept(accelerator):
                 return work(batch_size)
-        except Exception as error:
+        except Exception as error:  # of any device or library that finds its memory full
             if not is_out_of_memory(error) or batch_size == 1 or accelerator.num_processes > 1:
                 raise
         give_memory_back()

@@ -100,7 +100,7 @@ def _hub_answers(place: Place) -> bool:
         ) from None
     except RevisionNotFoundError:
         raise RecipeError(f"{place.key}={place.name!r} has no revision {place.revision!r} on the hub.") from None
-    except Exception as error:
+    except Exception as error:  # of whichever library the hub is asked through
         response = getattr(error, "response", None)
         if getattr(response, "status_code", None) in (401, 403, 404):
             raise RecipeError(

@@ -48,7 +48,7 @@ def losses_of_pairs(plugin: Loss, numbers: dict[str, Any], pairs: PairLogps, bet
     """A plugin loss of each pair; what the kit could not foresee, as another device, is one message too."""
     try:
         values = plugin(pairs, beta=beta, **numbers)
-    except Exception as error:
+    except Exception as error:  # whatever somebody's own function raises
         if is_out_of_memory(error):
             raise
         raise RecipeError(f"The loss {name_of(plugin)} fails on real pairs: {failure(plugin, error)}") from error

@@ -32,7 +32,7 @@ def kept_when_disk_is_full(run: Run, trainer: Any, tokenizer: Tokenizer) -> Iter
     """Where the run folder cannot be written any more, save the model, as far as it is trained, somewhere else."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # of whichever library finds the disk full
         reason = unwritable_reason(error)
         if not run.path.is_dir():
             reason = "the folder has been removed"

@@ -115,7 +115,7 @@ class Trackers:
         tracker = type(callback).__name__.removesuffix("Callback")
         try:
             write()
-        except Exception as error:
+        except Exception as error:  # a tracker's, which must not cost a run
             if tracker not in self._failed:
                 self._failed.add(tracker)
                 reason = " ".join(str(error).split()) or type(error).__name__
