@@ -80,14 +80,14 @@ class _RowAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         query, key, value, output, *log_sums = ctx.saved_tensors
         keys, values = _of_all_heads(key, query), _of_all_heads(value, query)
-        of_query = torch.zeros_like(query)
+        of_query = torch.empty_like(query)  # which the stretches fill
         of_keys = torch.zeros_like(keys)
         of_values = torch.zeros_like(values)
         end = 0
         for stretch, log_sum in zip(ctx.stretches, log_sums, strict=True):
             start, end = end, end + stretch.queries
             asking = slice(start, end)
-            for part in _parts(stretch):
+            for number, part in enumerate(_parts(stretch)):
                 seen = slice(part.start, part.stop)
                 to_query, to_keys, to_values = _flash_backward(
                     gradients[0][:, :, asking],
@@ -100,7 +100,10 @@ class _RowAttention(torch.autograd.Function):
                     part.causal,
                     scale=ctx.scale,
                 )
-                of_query[:, :, asking] += to_query
+                if number == 0:
+                    of_query[:, :, asking] = to_query
+                else:
+                    of_query[:, :, asking] += to_query
                 of_keys[:, :, seen] += to_keys
                 of_values[:, :, seen] += to_values
         return of_query, _of_groups(of_keys, key), _of_groups(of_values, value), None, None

@@ -244,7 +244,9 @@ def _weight_gradient(
     `of_logits`: (S, 1), the gradients of the log-probabilities, times what logits are multiplied by.
     """
     weighed = hidden.float() * of_logits  # (S, width)
-    gradient = torch.zeros(weight.shape, dtype=torch.float32)
+    gradient = torch.empty(weight.shape, dtype=torch.float32)
+    if len(hidden) == 0:
+        gradient.zero_()
     tiles = _Tiles.of(hidden, ctx.compute_dtype)
     for start in range(0, len(hidden), TILE_POSITIONS):
         positions = slice(start, start + TILE_POSITIONS)
@@ -258,7 +260,8 @@ def _weight_gradient(
             if ctx.factor != 1.0:
                 logits.mul_(ctx.factor)
             probabilities = logits.sub_(log_z[positions, None]).exp_()
-            gradient[words].addmm_(probabilities.t(), weighed[positions], alpha=-1)
+            kept = 0.0 if start == 0 else 1.0  # there is nothing yet
+            gradient[words].addmm_(probabilities.t(), weighed[positions], beta=kept, alpha=-1)
     return gradient.index_add_(0, targets, weighed)
 
 
