@@ -41,11 +41,14 @@ class Draws(NamedTuple):
 
 def draws(recipe: Recipe) -> Draws:
     """One answer of each; several where a reward tells them apart at little cost, so that its mean is known well."""
+    scores_each = recipe.reward is not None and not isinstance(recipe.reward, JudgeEndpoint)
+    if recipe.answers is not None:
+        return Draws(policy=recipe.answers, reference=3 * recipe.answers if scores_each else recipe.answers)
+    if not scores_each:
+        return Draws(policy=1, reference=1)
     if isinstance(recipe.reward, RewardModel):
         return Draws(policy=4, reference=8)
-    if recipe.reward and not isinstance(recipe.reward, JudgeEndpoint):
-        return Draws(policy=8, reference=24)
-    return Draws(policy=1, reference=1)
+    return Draws(policy=8, reference=24)
 
 
 class Questions(NamedTuple):

@@ -65,6 +65,7 @@ LARGEST_SFT_WEIGHT = at_most(
     100, "it is added to the loss; published weights are 0.01 to 1, and loss='sft' is it alone"
 )
 MOST_EPOCHS = at_most(100, "published runs take 1 to 5; a longer one is asked for in steps, trl.max_steps")
+MOST_ANSWERS = at_most(1000, "they tell the mean reward of a prompt to 3 % of its spread")
 LONGEST = at_most(10_000_000, "no model reads more tokens; none switches truncation off")
 
 
@@ -110,13 +111,17 @@ class Recipe(Value):
     # reward(prompt, completion), a reward model or a judge: for the evaluation
     reward: Callable[[str, str], float] | RewardModel | JudgeEndpoint | None = None
     measures: dict[str, Callable[[str, str], float]] = field(default_factory=dict)  # more of these, averaged by name
+    # answers of the policy to each held-out prompt, beside three times as many of the reference
+    # None: 8 where the reward is a function, 4 where it is a model, and else 1 of either
+    answers: Annotated[int | None, at_least(1), MOST_ANSWERS] = None
     # rules of the guard: a level by name, "off" to ask it not at all; or rule(rows, run), one more of these
     rules: dict[str, str | Callable[..., Any]] = field(default_factory=dict)
     # A file of text that has nothing to do with the pairs, one a line; None: our own. Measured before and after.
     forgetting: str | None = None
     # Nats per token that the policy may move on that text; a run that has moved further ends with an error.
     forgetting_limit: Annotated[float | None, POSITIVE] = None
-    prepare: Callable[[Path, int], None] | None = None  # prepare(folder, seed): fills {prepared} on first use
+    # prepare(folder, seed): fills {prepared} on first use. One with a parameter `model` is told of another model there.
+    prepare: Callable[..., None] | None = None
 
     trl: dict[str, Any] = field(default_factory=dict)  # any other DPOConfig field, in TRL's spelling
 

@@ -30,6 +30,7 @@ MAY_DIFFER = (
     "attn_implementation",
     "reward",
     "measures",
+    "answers",
     "forgetting",
     "forgetting_limit",
     "prepare",

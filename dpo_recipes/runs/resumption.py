@@ -24,6 +24,7 @@ LAST = "last"  # in place of a run folder: the last one that has not finished
 WITHOUT_EFFECT = (
     "reward",
     "measures",
+    "answers",
     "forgetting",
     "forgetting_limit",
     "data.max_dropped",

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ..data.sources import files_of, is_path
 from ..errors import RecipeError, nearest
-from ..recipe.recipe import Recipe
+from ..recipe.recipe import PREPARED, Recipe
 from ..runs import environment, files
 from ..sentences import print_line
 
@@ -162,11 +162,13 @@ def _local_name(place: Place) -> str:
 def prepared(recipe: Recipe, console: Console) -> Path | None:
     """The folder that `recipe.prepare` fills, made on first use; keyed by its source, arguments and seed.
 
+    A function with a parameter `model` is given the recipe's where that lies elsewhere: its pairs may be made with it.
+
     None where the recipe prepares nothing; RecipeError where the function fails or the folder cannot be written.
     """
     if recipe.prepare is None:
         return None
-    prepare = functools.partial(recipe.prepare)  # of a partial function, its equal
+    prepare = functools.partial(recipe.prepare, **_model_elsewhere(recipe))
     folder = environment.cache() / "prepared" / f"{recipe.name}-seed{recipe.seed}-{_key(prepare)}"
     if folder.is_dir():
         return folder
@@ -181,6 +183,18 @@ def prepared(recipe: Recipe, console: Console) -> Path | None:
         reason = str(error) if in_words else f"{type(error).__name__}: {error}"
         raise RecipeError(f"{folder} cannot be made: {reason}. XDG_CACHE_HOME names another place.") from error
     return folder
+
+
+def _model_elsewhere(recipe: Recipe) -> dict[str, str]:
+    """What `prepare` is told beforehand: the recipe's model, if it asks for one and does not make it itself."""
+    assert recipe.prepare is not None
+    if PREPARED in recipe.model:
+        return {}
+    try:
+        parameters = inspect.signature(recipe.prepare).parameters
+    except ValueError:  # one written in C has no signature to ask
+        return {}
+    return {"model": recipe.model} if "model" in parameters else {}
 
 
 def _key(prepare: functools.partial[None]) -> str:

@@ -48,6 +48,15 @@ def test_a_few_long_prompts_do_not_shorten_the_answers_to_the_others():
     assert not rehearsed(recipe_for("unused"), enough, 356)
 
 
+def test_a_recipe_says_how_many_answers_are_drawn():
+    def score(prompt: str, completion: str) -> float:
+        return 0.0
+
+    assert draws(recipe_for("unused", reward=score)) == (8, 24)
+    assert draws(recipe_for("unused", reward=score, answers=2)) == (2, 6)
+    assert draws(recipe_for("unused", answers=5)) == (5, 5)
+
+
 def test_the_calls_of_a_reward_are_those_of_the_prompts_that_will_be_asked(monkeypatch):
     """What is said of its cost counts a prompt once, however many pairs it has."""
 

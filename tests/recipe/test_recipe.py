@@ -61,6 +61,7 @@ ACTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "seed": (7, {}, "run"),
     "reward": (reward, {}, "evaluation"),
     "measures": ({"length": reward}, {}, "evaluation"),
+    "answers": (2, {}, "evaluation"),
     "rules": ({"over_fitting": "off"}, {}, "guard"),
     "forgetting": ("texts.jsonl", {}, "evaluation"),
     "forgetting_limit": (0.1, {}, "evaluation"),

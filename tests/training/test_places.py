@@ -334,6 +334,19 @@ def test_each_seed_function_and_argument_has_a_world_of_its_own(cache):
     assert len(CALLS) == 6
 
 
+def test_a_function_that_asks_for_a_model_is_told_of_one_that_lies_elsewhere(cache):
+    def make_with(folder, seed, model=None, size=1):
+        make(folder, seed, size=model or "its own")
+
+    made = []
+    for model in ("{prepared}/model", "mine", "yours"):
+        recipe = Recipe(model=model, data=Data("{prepared}/pairs"), prepare=make_with, seed=0)
+        made.append(hub.prepared(recipe, Console(file=io.StringIO())))
+    assert [(folder / "made.txt").read_text() for folder in made] == ["0 its own", "0 mine", "0 yours"]
+    assert len(set(made)) == 3
+    assert hub.prepared(recipe, Console(file=io.StringIO())) == made[-1] and len(CALLS) == 3
+
+
 def test_a_changed_source_makes_a_new_world(cache, tmp_path):
     text = (
         "from dpo_recipes import Data, Recipe\n"
