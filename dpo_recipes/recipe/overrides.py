@@ -128,6 +128,8 @@ def _types_by_key(adapter: LoRA | None) -> dict[str, Any]:
 def _with_values(recipe: Recipe, adapter: LoRA | None, values: Mapping[str, Any]) -> Recipe:
     """The recipe with new values of its own fields and of those of its data and adapter."""
     changes = {key: value for key, value in values.items() if "." not in key}
+    # A revision is that of the model before.
+    unset = ["revision"] if "model" in changes else []
 
     data_changes = _inside("data", values)
     if {"path", "mix"} & data_changes.keys():  # a path takes the place of a mix, and a mix that of a path
@@ -142,20 +144,21 @@ def _with_values(recipe: Recipe, adapter: LoRA | None, values: Mapping[str, Any]
     elif adapter is not None and adapter_changes:
         changes["adapter"] = adapter.evolve(**adapter_changes)
 
-    return recipe.evolve(**changes)
+    return recipe.evolve(*unset, **changes)
 
 
 def _replaced_data(data: Data, changes: Mapping[str, Any]) -> Data:
     """The data with another path or mix.
 
-    A single file has no splits: the names of splits of the set that it takes the place of go, a slice stays.
+    Subset, folder and revision were those of the set before. A single file has no splits: the names of splits go with
+    that set, a slice of one stays, a sum of several becomes the whole file.
     """
-    unset = ["path", "mix"]
+    unset = ["path", "mix", "subset", "data_dir", "revision"]
     renamed: dict[str, Any] = {}
     paths = changes.get("mix") or [changes.get("path") or ""]
     if all(path.lower().endswith(FILE_SUFFIXES) for path in paths):
         split = data.train.partition("[")[0].strip()
-        if "[" in data.train:
+        if "[" in data.train and "+" not in data.train:
             renamed["train"] = data.train.replace(split, "train")
         else:
             unset.append("train")

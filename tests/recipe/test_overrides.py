@@ -292,3 +292,15 @@ def test_without_a_reward_what_a_recipe_makes_may_be_parted():
 )
 def test_literals(text, value):
     assert literal(text) == value
+
+
+def test_what_belongs_to_the_set_or_model_before_goes_with_it():
+    data = Data("hub/set", train="a[:50%]+b[:25%]", eval=0.1, subset="Preference", data_dir="x", revision="r1")
+    recipe = Recipe(model="hub/model", revision="r2", data=data)
+    changed = apply(recipe, ["data.path=pairs.jsonl", "model=folder"])
+    assert changed.data == Data("pairs.jsonl", eval=0.1) and changed.revision is None
+    assert apply(recipe, ["data.path=other/set", "data.subset=B"]).data == Data(
+        "other/set", train="a[:50%]+b[:25%]", eval=0.1, subset="B"
+    )
+    assert apply(recipe, ["model=other/model", "revision=r3"]).revision == "r3"
+    assert apply(recipe, ["beta=0.2"]).revision == "r2" and apply(recipe, ["data.eval=0.2"]).data.subset == "Preference"
