@@ -74,7 +74,7 @@ LENIENT = {"ignore_unknown_options": True}
 
 CHANGES_HELP = "Changes: beta=0.05 adapter.r=64 data.train=train trl.max_grad_norm=0.5 adapter=none"
 
-SOURCE_HELP = f"The recipe to copy: {', '.join(catalogue.shipped_names())}, or one of yours by name or path."
+SOURCE_HELP = "The recipe to copy: one that `dpo-recipes list` names, or the path of a file."
 
 RESUME_HELP = "Go on with a run that was stopped: this folder, or the last one of the recipe."
 ALLOW_CHANGE_HELP = "Of --resume: what may be another than when the run began; may be given again."
@@ -112,6 +112,10 @@ RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name, or th
 Changes = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=CHANGES_HELP, show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 Changed = Annotated[bool, typer.Option("--changed", help="Only what the recipe file or the command line has set.")]
+OfModel = Annotated[str | None, typer.Option("--model", metavar="WORD", help="Only models with this in their name.")]
+OfAdapter = Annotated[
+    Literal["none", "lora", "qlora"] | None, typer.Option("--adapter", help="Only these; none: all weights train.")
+]
 NewName = Annotated[str, typer.Argument(metavar="NAME", help="The new recipe's name.", show_default=False)]
 Source = Annotated[str, typer.Option("--from", metavar="RECIPE", help=SOURCE_HELP)]
 PairCount = Annotated[int, typer.Option("-n", min=1, help="How many pairs.")]
@@ -184,14 +188,16 @@ def top(version: Version = False) -> None:
 
 
 @app.command("list", rich_help_panel=LOOK)
-def list_(as_json: AsJson = False) -> None:
+def list_(model: OfModel = None, adapter: OfAdapter = None, as_json: AsJson = False) -> None:
     """The recipes: name, model, data, loss, adapter, and what each is."""
     with _other_output_apart(as_json):
-        recipes = recipe_files.list_()
+        recipes = recipe_files.list_(model=model, adapter=adapter)
     if as_json:
         _print_json(recipes)
-    else:
+    elif recipes:
         Console().print(terminal.recipe_list(recipes))
+    else:
+        print_line(Console(), "No recipe is like that. All of them: dpo-recipes list")
 
 
 @app.command(rich_help_panel=LOOK, context_settings=LENIENT)
@@ -225,9 +231,8 @@ def new(name: NewName, source: Source = recipe_files.TEMPLATE) -> None:
     """A recipe of your own: copy one to recipes/NAME.py, ready to edit."""
     file = recipe_files.new(name, source)
     if source == recipe_files.TEMPLATE:
-        others = [other for other in catalogue.recipe_files() if other not in (source, name)]
         print(f"{file} is yours. Set its model and data, then: dpo-recipes check {name}")
-        print(f"It is a copy of {source}; to copy another, add --from with one of: {', '.join(others)}")
+        print(f"It is a copy of {source}; to copy another, add --from with one that dpo-recipes list names.")
     else:
         print(f"{file} is yours, a copy of {source}. Edit it, then: dpo-recipes check {name}")
 

@@ -6,8 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.markup import escape
+from rich.rule import Rule
 from rich.table import Column, Table
+from rich.text import Text
 
 from .errors import Finding
 from .sentences import Sentence
@@ -23,22 +26,37 @@ GAP = (0, 2, 0, 0)
 GAP_AND_BLANK_LINE = (0, 2, 1, 0)
 
 
-def recipe_list(recipes: Iterable[Mapping[str, str]]) -> Table:
-    """The recipes by name: loss and adapter below the name, model and data below what the recipe is.
+def recipe_list(recipes: Sequence[Mapping[str, str]]) -> Group:
+    """The recipes of each group by name: loss and adapter below the name, model and data below what the recipe is.
 
-    A recipe is a dict of texts: name, model, data, loss, adapter, what. The model of a broken file is empty.
+    A recipe is a dict of texts: name, group, model, data, loss, adapter, what. The model of a broken file is empty.
     """
-    table = Table(_whole("name"), _folded("what"), box=None, show_header=False, padding=GAP_AND_BLANK_LINE)
-    for recipe in recipes:
+    names = [_name_in_list(recipe) for recipe in recipes]
+    width = max(len(line) for name in names for line in Text.from_markup(name).plain.splitlines())
+    parts: list[Any] = []
+    for number, recipe in enumerate(recipes):
+        if number == 0 or recipe["group"] != recipes[number - 1]["group"]:
+            table = Table(_whole("name"), _folded("what"), box=None, show_header=False, padding=GAP_AND_BLANK_LINE)
+            table.columns[0].min_width = width
+            parts += [Rule(recipe["group"], align="left", style="dim"), table]
+        table.add_row(names[number], _what_in_list(recipe))
+    return Group(*parts)
+
+
+def _name_in_list(recipe: Mapping[str, str]) -> str:
+    name = f"[bold]{escape(recipe['name'])}[/]"
+    if recipe["model"]:
+        name += f"\n{escape(recipe['loss'])}, {escape(recipe['adapter'])}"
+    return name
+
+
+def _what_in_list(recipe: Mapping[str, str]) -> str:
+    what = escape(recipe["what"])
+    if recipe["model"]:
         # What the recipe prepares for itself has no place of its own to name.
-        text = {key: escape(value.replace("{prepared}/", "its own ")) for key, value in recipe.items()}
-        name = f"[bold]{text['name']}[/]"
-        what = text["what"]
-        if text["model"]:
-            name += f"\n{text['loss']}, {text['adapter']}"
-            what += f"\n[dim]{text['model']} on {text['data']}[/]"
-        table.add_row(name, what)
-    return table
+        model, data = (escape(recipe[key].replace("{prepared}/", "its own ")) for key in ("model", "data"))
+        what += f"\n[dim]{model} on {data}[/]"
+    return what
 
 
 def values_table(values: Mapping[str, Mapping[str, Any]]) -> Table:

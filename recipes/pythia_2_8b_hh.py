@@ -1,5 +1,6 @@
 """The DPO paper's dialogue experiment: Pythia-2.8B on Anthropic HH, all weights, RMSprop.
 
+Group     The DPO paper
 What      DPO from a supervised model on 160,800 human comparisons of assistant dialogues (2305.18290, section 6.2).
 Source    Paper, appendix B: beta 0.1, batch 64, RMSprop, learning rate 1e-6 after a linear warm-up over 150 steps, then
           constant. From the authors' code (eric-mitchell/direct-preference-optimization, config/config.yaml), where

@@ -1,5 +1,6 @@
 """Quickstart: a shop assistant of mixed manners learns to answer what was asked, politely. Nothing is downloaded.
 
+Group     To begin with
 What      The first run makes a world from the seed: conversations, a tokenizer, a Llama of 0.47 M parameters that
           learns to answer as they do, and 3,500 preference pairs ranked from that model's own replies by a reward that
           is computed exactly (dpo_recipes/toyworld.py). Then DPO with LoRA; the reference is the adapter switched off.

@@ -1,5 +1,6 @@
 """SmolLM2-360M-Instruct on UltraFeedback, all weights.
 
+Group     Published runs
 What      Full fine-tuning of a model small enough for one consumer GPU. The reference is the start weights, held as
           log-probabilities that are computed once, so a second model is never in memory.
 Source    huggingface/alignment-handbook and smollm, SmolLM2 recipe: sigmoid, beta 0.5, learning rate 1e-6, cosine with

@@ -1,5 +1,6 @@
 """SmolLM3-3B on UltraFeedback with LoRA, answers without thinking.
 
+Group     One GPU
 What      The classic DPO run on a small current model: 61,135 pairs, one epoch, 16 pairs a step, 1,024 tokens.
 Source    Loss sigmoid, beta 0.1, one epoch, batch 4 x 4 and 1,024 tokens as in the widely copied SmolLM3 script for
           UltraFeedback; its 5e-7 is the rate of full fine-tuning, so LoRA gets ten times that, as in the alignment

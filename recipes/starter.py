@@ -1,5 +1,6 @@
 """My own model on my own pairs, with LoRA.
 
+Group     To begin with
 What      A chat model learns to prefer the `chosen` answer of each pair to the `rejected` one. Two values are yours to
           set, both marked below: the model, and the file or data set with the pairs.
 Source    Loss, beta and length are TRL's defaults (sigmoid, 0.1, 1,024 tokens), and so is the rank of 16. Rate and

@@ -1,5 +1,6 @@
 """Zephyr 7B: the SFT model on UltraFeedback, with QLoRA on one GPU.
 
+Group     Published runs
 What      The alignment handbook's QLoRA run: a 4-bit NF4 base, adapters of rank 128 on all linear layers.
 Source    huggingface/alignment-handbook, recipes/zephyr-7b-beta/dpo/config_qlora.yaml: sigmoid, beta 0.01, learning
           rate 5e-6, cosine with 10 % warm-up, 4 pairs x 4 accumulation (16 on one GPU), one epoch, 1,024 tokens, paged

@@ -18,8 +18,11 @@ DATED = (
 )
 
 
-def make_tokenizer(template: str | None = CHATML):
-    """A byte-level tokenizer of 256 bytes and four control tokens; nothing is out of its vocabulary."""
+def make_tokenizer(template: str | None = CHATML, end: str = "<|im_end|>", start: str | None = None):
+    """A byte-level tokenizer of 256 bytes and a few control tokens; nothing is out of its vocabulary.
+
+    `start` is there for templates that write it; text gets none.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -27,7 +30,7 @@ def make_tokenizer(template: str | None = CHATML):
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|pad|>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token="<|pad|>", bos_token=start)
     fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<think>"]})
     fast.chat_template = template
     return fast
@@ -45,13 +48,19 @@ SIZES = {
 
 
 def make_model(
-    folder: Path, model_type: str = "llama", template: str | None = CHATML, seed: int = 0, **changes
+    folder: Path,
+    model_type: str = "llama",
+    template: str | None = CHATML,
+    seed: int = 0,
+    end: str = "<|im_end|>",
+    start: str | None = None,
+    **changes,
 ) -> Path:
     """A random two-layer model of an architecture with its tokenizer, saved as a model folder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    tokenizer = make_tokenizer(template)
+    tokenizer = make_tokenizer(template, end, start)
     sizes = {**SIZES, **changes}
     if model_type == "gpt_neox":
         sizes.pop("num_key_value_heads")

@@ -12,19 +12,35 @@ from ..losses.selection import name_of
 from ..recipe import catalogue
 
 TEMPLATE = "starter"  # the recipe that is made to be copied
+# What a shipped recipe's header says behind `Group`, in the order of the list; above them stand one's own.
+YOURS = "Yours"
+GROUPS = ("To begin with", "One GPU", "Published runs", "The DPO paper", "Losses and methods")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
-def list_() -> list[dict[str, str]]:
-    """Every recipe, sorted by name, as a dict of texts: name, model, data, loss, adapter, and a line of what it is.
+def list_(*, model: str | None = None, adapter: str | None = None) -> list[dict[str, str]]:
+    """Every recipe, by group and name, as a dict of texts: name, group, model, data, loss, adapter, what it is.
 
-    A file that does not load is listed too: its line says what is wrong with it, and all else is empty.
+    `model`: only those whose model has this in its name, whatever the case; `adapter`: none, lora or qlora. A file that
+    does not load is listed too, unless there is such a filter: its `what` says what is wrong with it, and all else is
+    empty.
     """
-    return [_summary(name, path) for name, path in catalogue.recipe_files().items()]
+    rows = [_summary(name, path) for name, path in catalogue.recipe_files().items()]
+    if model is not None:
+        rows = [row for row in rows if model.lower() in row["model"].lower()]
+    if adapter is not None:
+        kind = "full" if adapter == "none" else adapter
+        rows = [row for row in rows if row["adapter"].lower().split(" ")[0] == kind]
+    return sorted(rows, key=_place_in_list)
+
+
+def _place_in_list(row: dict[str, str]) -> tuple[int, str]:
+    groups = (YOURS, *GROUPS)
+    return groups.index(row["group"]), row["name"]
 
 
 def _summary(name: str, path: Path) -> dict[str, str]:
-    summary = {"name": name, "model": "", "data": "", "loss": "", "adapter": "", "what": ""}
+    summary = {"name": name, "group": YOURS, "model": "", "data": "", "loss": "", "adapter": "", "what": ""}
     try:
         recipe = catalogue.load(path)
     except RecipeError as error:
@@ -40,9 +56,17 @@ def _summary(name: str, path: Path) -> dict[str, str]:
     else:
         summary["adapter"] = "full"
 
-    docstring = ast.get_docstring(ast.parse(path.read_bytes())) or ""
-    summary["what"] = docstring.split("\n")[0]
+    header = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+    summary["what"] = header.split("\n")[0]
+    if path.parent == catalogue.SHIPPED:
+        summary["group"] = _group(header)
     return summary
+
+
+def _group(header: str) -> str:
+    """The group that a shipped recipe's header names."""
+    named = re.search(r"^Group +(.+)$", header, re.M)
+    return named[1].strip() if named else GROUPS[-1]
 
 
 def new(name: str, source: str = TEMPLATE, folder: Path | str = "recipes") -> Path:

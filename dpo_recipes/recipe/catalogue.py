@@ -59,16 +59,16 @@ def find(name: str) -> Path:
             f"dpo-recipes check starter data.path={name}"
         )
     raise UsageError(
-        f"There is no recipe {name!r}.{_nearest_recipe(name, known)} Recipes by name: {', '.join(known)}; "
-        "by path: ./mine.py."
+        f"There is no recipe {name!r}.{_nearest_recipe(name, known)} dpo-recipes list names all of them; a file of "
+        "yours is given by its path: ./mine.py."
     )
 
 
 def _nearest_recipe(name: str, known: dict[str, Path]) -> str:
-    """The sentence ` Did you mean 'x'?`, or nothing; a recipe that begins with the name is nearer than any other."""
-    for other in known:
-        if name and other.startswith(name):
-            return f" Did you mean {other!r}?"
+    """The sentence ` Did you mean 'x'?`, or nothing; recipes that begin with the name are nearer than any other."""
+    beginning_so = [repr(other) for other in known if name and other.startswith(name)]
+    if beginning_so:
+        return f" Did you mean {' or '.join(beginning_so)}?"
 
     path = Path(name).expanduser()
     beside = [file.stem for file in path.parent.glob("*.py")]

@@ -151,17 +151,20 @@ def test_a_file_that_is_not_text(here, data, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("smollm3", "There is no recipe 'smollm3'. Did you mean 'smollm3_ultrafeedback'? Recipes by name: "),
+        (
+            "smollm3",
+            " Did you mean 'smollm3_apo' or 'smollm3_apo_lora' or 'smollm3_ultrafeedback'? ",
+        ),
         ("quikstart", "There is no recipe 'quikstart'. Did you mean 'quickstart'?"),
         ("quickstart.py", "There is no recipe 'quickstart.py'. Did you mean 'quickstart'?"),
         ("sub/sone.py", "There is no recipe 'sub/sone.py'. Did you mean 'some'?"),
         ("sub/some", "There is no recipe 'sub/some'. Did you mean 'some'?"),
         ("sub", "sub is a folder, and a recipe is a Python file. Files in it: some.py."),
         ("sub/notes.txt", "There is no recipe 'sub/notes.txt'."),
-        ("no/such/file.py", "There is no recipe 'no/such/file.py'. Recipes by name: "),
+        ("no/such/file.py", "There is no recipe 'no/such/file.py'. dpo-recipes list names all"),
         (".", ". is a folder, and a recipe is a Python file. Files in it: none."),
-        ("", "There is no recipe ''. Recipes by name: "),
-        ("kettle", "There is no recipe 'kettle'. Recipes by name: "),
+        ("", "There is no recipe ''. dpo-recipes list names all"),
+        ("kettle", "There is no recipe 'kettle'. dpo-recipes list names all"),
     ],
 )
 def test_what_is_not_there_is_said(here, name, message):
@@ -171,4 +174,4 @@ def test_what_is_not_there_is_said(here, name, message):
         find(name)
     assert str(error.value).startswith(message) or message in str(error.value)
     if "is a folder" not in message:  # which lists its own files
-        assert "quickstart" in str(error.value) and str(error.value).endswith("; by path: ./mine.py.")
+        assert str(error.value).endswith("; a file of yours is given by its path: ./mine.py.")
