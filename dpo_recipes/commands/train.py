@@ -20,6 +20,7 @@ from ..guard.own_rules import rule_findings
 from ..planning.chosen_settings import adopt, adopt_of
 from ..progress import Stage, TrainingBar
 from ..recipe.adapters import QLoRA
+from ..recipe.as_python import as_python
 from ..recipe.choices import without_choices
 from ..recipe.origins import values_with_origins
 from ..recipe.recipe import Recipe
@@ -278,10 +279,8 @@ def _amounts(trainer: RecipeTrainer) -> str:
 def _describe(run: folder.Run, trainer: RecipeTrainer, session: Session, who: dict[str, Any]) -> None:
     """Write everything about a run that is known before its first step."""
     recipe = trainer.recipe
-    if recipe.source:
-        source = recipe.source.read_text(encoding="utf-8")
-    else:  # a value made in Python: a file that makes the same one
-        source = f"from dpo_recipes import Data, LoRA, QLoRA, Recipe\n\nrecipe = {without_choices(recipe)!r}\n"
+    # Of a value made in Python, a file that makes the same one
+    source = recipe.source.read_text(encoding="utf-8") if recipe.source else as_python(without_choices(recipe))
     files.write_text(run.path / "recipe.py", source)
 
     values = {}
