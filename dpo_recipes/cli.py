@@ -88,6 +88,9 @@ REFERENCE_HELP = (
 )
 DATA_HELP = "Pairs to measure it on, in place of the run's own; all of them are held out."
 EXPORT_DIAL_HELP = "0.5 is half the way from the reference to the policy: near what twice the beta would have given."
+EXPORTED_RUN_HELP = "A run folder; for --trl also a recipe that has not been run."
+EXPORT_TRL_HELP = "The pairs, a plain script and the file of `trl dpo --config`, which train the same."
+EXPORT_MERGED_HELP = "One plain model: the adapter in the weights of its base, in 16 bits where these are stored so."
 TO_HELP = "Where the files go, in place of the run folder."
 PAGE_HELP = "Where the page goes, in place of report.html in the run folder, or in the folder of several."
 REWARD_MODEL_HELP = "A sequence classifier with one output, a folder or a hub id, that scores the answers."
@@ -171,6 +174,9 @@ JudgeUrl = Annotated[str | None, typer.Option("--judge", metavar="URL", help=JUD
 JudgeModel = Annotated[str | None, typer.Option("--judge-model", metavar="NAME", help=JUDGE_MODEL_HELP)]
 JudgeKey = Annotated[str | None, typer.Option("--judge-key-env", metavar="VARIABLE", help=JUDGE_KEY_HELP)]
 DialFactors = Annotated[str | None, typer.Option("--dial", metavar="0.25,0.5,1,2", help=DIAL_HELP)]
+ExportedRun = Annotated[str, typer.Argument(metavar="RUN", help=EXPORTED_RUN_HELP, show_default=False)]
+ExportTrl = Annotated[bool, typer.Option("--trl", help=EXPORT_TRL_HELP)]
+ExportMerged = Annotated[bool, typer.Option("--merged", help=EXPORT_MERGED_HELP)]
 ExportDial = Annotated[float | None, typer.Option("--dial", metavar="FACTOR", help=EXPORT_DIAL_HELP)]
 ExportFolder = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A new folder for the model.")]
 FilesTo = Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help=TO_HELP, show_default=False)]
@@ -508,23 +514,41 @@ def evaluate(
     _stop_over_budget(result)
 
 
-@app.command(rich_help_panel=RUN)
-def export(run: FinishedRun, out: ExportFolder, dial: ExportDial = None, as_json: AsJson = False) -> None:
-    """A model for use elsewhere: with --dial, the policy nearer to its reference, and how near to the exact dial."""
+@app.command(rich_help_panel=RUN, context_settings=LENIENT)
+def export(
+    run: ExportedRun,
+    out: ExportFolder,
+    changes: Changes = None,
+    merged: ExportMerged = False,
+    dial: ExportDial = None,
+    trl: ExportTrl = False,
+    as_json: AsJson = False,
+) -> None:
+    """For use elsewhere: --merged, a model without adapter; --dial, nearer to the reference; --trl, for TRL alone."""
     with _other_output_apart(as_json):
         from .commands.export import export as export_model
 
         console = Console(stderr=True) if as_json else LastingConsole()
-        result = export_model(run, dial=dial, out=out, console=console)
+        result = export_model(run, dial=dial, merged=merged, trl=trl, out=out, changes=changes or [], console=console)
     if as_json:
         _print_json(result)
         return
 
-    from .runs.model_card import nearness_in_words, nearness_rows
+    from .runs.model_card import merged_in_words, nearness_in_words, nearness_rows
 
-    Console().print(terminal.nearness_table(result["dial"], nearness_rows(result)))
-    print_line(Console(), nearness_in_words(result))
-    print_line(Console(), f"{out} holds {result['form']}: an approximation of decoding with the dial.")
+    if trl:
+        for sentence in result["left_out"]:
+            print_line(Console(), f"Not in it: {sentence}")
+        if result["why_no_yaml"] is not None:
+            print_line(Console(), f"There is no file for trl dpo --config: {result['why_no_yaml']}.")
+        print_line(Console(), f"{out} holds {', '.join(result['files'])}. Train with: python {out / 'train_dpo.py'}")
+    elif merged:
+        print_line(Console(), merged_in_words(result))
+        print_line(Console(), f"{out} holds the merged model in {result['dtype']}, for whatever loads Transformers.")
+    else:
+        Console().print(terminal.nearness_table(result["dial"], nearness_rows(result)))
+        print_line(Console(), nearness_in_words(result))
+        print_line(Console(), f"{out} holds {result['form']}: an approximation of decoding with the dial.")
 
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)

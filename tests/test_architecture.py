@@ -36,7 +36,8 @@ ORDER = [
     {"models"},
     {"guard", "shared_prefix"},
     {"training"},
-    {"evaluation", "planning", "benchmark", "export"},
+    {"evaluation", "planning", "benchmark"},
+    {"exports"},
     {"run_page"},
     {"commands", "command_words", "toyworld"},
     {"cli"},
@@ -50,7 +51,7 @@ ONLY = {  # library -> the rooms or modules that may import it, also inside a fu
     "typer": {"cli"},
     "peft": {"models"},
     "bitsandbytes": {"models"},
-    "trl": {"training.trainer", "benchmark.bare", "shared_prefix.cpu_head", "export"},
+    "trl": {"training.trainer", "benchmark.bare", "shared_prefix.cpu_head"},
 }
 VERB_MAY = {
     "commands.sweep": {"train", "evaluate"},

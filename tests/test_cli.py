@@ -66,7 +66,7 @@ TYPOS: list[tuple[list[str], str]] = [
     ),
     (["exprot"], "No such command 'exprot'. Did you mean 'export'?"),
     (["export", "x"], "Missing option '--out'."),
-    (["export", "x", "--out", "y"], "error: Say what is to be exported: --dial 0.5 is half the way"),
+    (["export", "x", "--out", "y"], "error: Say what is to be exported: --merged is one plain model"),
     (["export", "x", "--out", "y", "--dial", "0"], "error: --dial 0: a number above 0."),
     (["export", "x", "--out", "y", "--dial", "half"], "'--dial': Input should be a valid number"),
     (["show"], "Missing argument 'RECIPE'."),

@@ -1,180 +1,94 @@
-"""A model to be used elsewhere, made of a finished run: the policy nearer to its reference, as the beta dial has it."""
+"""What is used elsewhere, made of a finished run: a model, or the run itself for TRL alone."""
 
 from __future__ import annotations
 
-import math
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
-from ..errors import RecipeError, UsageError
-from ..progress import Stage
+from ..errors import UsageError
+from ..recipe import catalogue
+from ..recipe.overrides import apply
 from ..recipe.recipe import Recipe
-from ..runs import environment, files
 from ..runs.folder import Run
-from ..runs.model_card import scaled_card
-from ..runs.rebuilt import recipe_of
-from ..runs.unwritable import unwritable_reason
-from ..training.finished import policy_and_reference
-from ..training.session import Session
 
-if TYPE_CHECKING:
-    import torch
-
-    from ..models.scaled import ScaledAdapter, ScaledModel
-
-COMPARED = 4  # held-out pairs whose log-probabilities are computed again with what was written
-LARGEST_DIFFERENCE = 1e-5  # nats, of a token's log-probability between what was written and what was to be
+WHAT = (
+    "--merged is one plain model, the adapter in the weights of its base; --dial 0.5 is half the way from the "
+    "reference to the policy; --trl is a script that trains the same with TRL alone"
+)
 
 
 def export(
-    run: Run | Path | str, *, dial: float | None = None, out: Path | str, console: Console | None = None
+    run: Run | Recipe | Path | str,
+    *,
+    dial: float | None = None,
+    merged: bool = False,
+    trl: bool = False,
+    out: Path | str,
+    changes: Sequence[str] = (),
+    console: Console | None = None,
 ) -> dict[str, Any]:
-    """Write the model that is nearest to decoding with the beta `dial`, and say how near; returns export.json.
+    """Write what a finished run gives for use elsewhere into the new folder `out`; returns what its export.json holds.
 
-    It is a LoRA adapter or a whole model, as the run's own, which plain PEFT or Transformers loads. `out` is a new
-    folder, with tokenizer, chat template and model card. What was written is loaded once more, and gives the
-    log-probabilities that it should, or there is no folder. UsageError for what is asked for wrongly, RecipeError where
-    the run has no such model.
+    `dial`: the model that is nearest to decoding with the beta dial there, a LoRA adapter or a whole model as the run's
+    own. `merged`: the adapter in the weights of its base, for whatever loads Transformers' models. Of both, what was
+    written is loaded once more and gives the log-probabilities that it should, or there is no folder. `trl`: the pairs
+    and a plain script that train the same with TRL alone, also of a recipe that has not been run, with `changes` to it.
+
+    UsageError for what is asked for wrongly, RecipeError where the run has no such model.
     """
+    # Imported here: it brings what reads pairs and models.
+    from ..exports.folders import refuse_existing
+
     console = console or Console(quiet=True)
     folder = Path(out)
-    factor = _factor(dial)
-    if folder.exists():
-        raise UsageError(f"{folder} is there already. Remove it, or name another: --out FOLDER")
-    run = run if isinstance(run, Run) else Run(run)
-    recipe = recipe_of(run)
-    session = Session(recipe, console)
-    _refuse_other_model(recipe, session, run)
-    session.read_pairs()
+    _refuse_other_than_one(dial, merged, trl)
+    if dial is not None:
+        from ..exports.dialled import refuse_factor
 
-    result: dict[str, Any] = {"run": str(run.path), "recipe": recipe.name}
-    compared = session.eval.select(range(min(COMPARED, len(session.eval))))
+        refuse_factor(dial)
+    refuse_existing(folder)
+    if trl:
+        from ..exports.trl_run import export_trl, recipe_and_run
 
-    def fill(where: Path) -> None:
-        expected = _write_scaled(where, run, session, factor, compared, result)
-        result["versions"] = environment.installed()
-        result["largest_difference"] = _largest_difference(where, run, session, compared, expected)
-        files.write_json(where / "export.json", result)
-        card = scaled_card(
-            recipe,
-            session.settings,
-            base=session.model_path,
-            base_is_on_the_hub=not Path(session.model_path).exists(),
-            folder=folder,
-            result=result,
-        )
-        files.write_text(where / "README.md", card)
+        recipe, of_run = recipe_and_run(_run_or_recipe(run, changes))
+        return export_trl(recipe, of_run, folder, console)
 
-    try:
-        files.write_folder(folder, fill)
-    except Exception as error:  # of whichever library finds the disk full
-        reason = unwritable_reason(error)
-        if reason is None or isinstance(error, RecipeError):
-            raise
-        raise RecipeError(f"{folder} cannot be written: {reason}. Choose another place: --out FOLDER") from error
-    return result
+    finished = _run(run)
+    if changes:
+        raise UsageError(f"{changes[0]}: a finished run is exported as it is. Changes go with --trl and a recipe.")
+    if dial is not None:
+        from ..exports.dialled import export_dialled
+
+        return export_dialled(finished, dial, folder, console)
+
+    from ..exports.merged import export_merged
+
+    return export_merged(finished, folder, console)
 
 
-def _write_scaled(
-    where: Path, run: Run, session: Session, factor: float, compared: Any, result: dict[str, Any]
-) -> torch.Tensor:
-    """Write the model and all that belongs to it; `result` learns how near it is.
-
-    Returns the log-probabilities that it gives to the `compared` pairs in memory, which is free of it afterwards.
-    """
-    console = session.console
-    with Stage(console, "Loading TRL"):
-        from ..evaluation.dial import beyond_the_policy
-        from ..evaluation.nearness import answer_logps, nearness
-
-    warning = beyond_the_policy([factor])
-    if warning:
-        session.say(f"dial: {warning}")
-    policy, reference, tokenizer = policy_and_reference(run, session)
-    with Stage(console, "Scaling the weights"):
-        scaled = _scaled(run, session.recipe, policy, reference, factor)
-    result["form"] = scaled.in_words()
-    with session.autocast():
-        numbers = nearness(
-            session.recipe,
-            session.eval,
-            policy,
-            reference,
-            scaled.model,
-            tokenizer,
-            session.positions(),
-            factor,
-            console,
-        )
-    result.update(numbers)
-    result["warning"] = warning
-
-    with Stage(console, "Writing the model"):
-        _copy_what_is_no_weight(run.path / "model", where)
-        scaled.write(where)
-    with scaled.model() as model:
-        return answer_logps(model, compared)
+def _refuse_other_than_one(dial: float | None, merged: bool, trl: bool) -> None:
+    asked = {"--dial": dial is not None, "--merged": merged, "--trl": trl}
+    options = [option for option, is_asked in asked.items() if is_asked]
+    if not options:
+        raise UsageError(f"Say what is to be exported: {WHAT}.")
+    if len(options) > 1:
+        raise UsageError(f"{' and '.join(options)}: one of them, each writes a folder of its own.")
 
 
-def _factor(dial: float | None) -> float:
-    if dial is None:
-        raise UsageError("Say what is to be exported: --dial 0.5 is half the way from the reference to the policy.")
-    if not 0 < dial < math.inf:
-        raise UsageError(
-            f"--dial {dial:g}: a number above 0. At 0 it is the reference itself, which was there before training."
-        )
-    return dial
+def _run(run: Run | Recipe | Path | str) -> Run:
+    if isinstance(run, Recipe):
+        raise UsageError("A recipe that has not been run has no model to export: train it, or export it with --trl.")
+    return run if isinstance(run, Run) else Run(run)
 
 
-def _refuse_other_model(recipe: Recipe, session: Session, run: Run) -> None:
-    """What an adapter adds to its base cannot end at another model, which is not that base."""
-    if session.settings.reference == "other model" and recipe.adapter is not None:
-        raise RecipeError(
-            f"{run.path} has trained an adapter of {recipe.in_words(recipe.model)}, and its reference is another "
-            f"model, {recipe.reference}: no scale of the adapter leads there. The dial itself mixes the logits of "
-            f"both, and works: dpo-recipes evaluate {run.path} --dial FACTOR"
-        )
-
-
-def _scaled(run: Run, recipe: Recipe, policy: Any, reference: Any, factor: float) -> ScaledAdapter | ScaledModel:
-    """The model that is to be written, beside the policy."""
-    from ..models.scaled import ScaledAdapter, ScaledModel
-
-    if recipe.adapter is None:
-        with reference.model() as start:
-            return ScaledModel(policy, start, factor)
-    continued = recipe.adapter.continue_from
-    return ScaledAdapter(policy, run.path / "model", factor, start=continued)
-
-
-def _copy_what_is_no_weight(model: Path, where: Path) -> None:
-    """Tokenizer, chat template, generation config, code of the model's own: all that is neither weights nor card."""
-    for file in sorted(model.iterdir()):
-        is_weights = file.suffix == ".safetensors" or file.name.endswith(".safetensors.index.json")
-        if file.is_file() and not is_weights and file.name not in ("README.md", "adapter_config.json"):
-            shutil.copy2(file, where / file.name)
-
-
-def _largest_difference(where: Path, run: Run, session: Session, compared: Any, expected: torch.Tensor) -> float:
-    """By how much a token's log-probability, of the model loaded from its files, differs from what it should be: nats.
-
-    RecipeError where that is more than rounding.
-    """
-    from ..evaluation.nearness import answer_logps
-    from ..models.trained import load_trained
-
-    with Stage(session.console, "Loading what was written"):
-        model, _ = load_trained(where, run.recipe)
-        if not getattr(model, "is_quantized", False):  # 4-bit weights are where they stay
-            model.to(session.settings.device)
-        difference = float((answer_logps(model.eval(), compared) - expected).abs().max())
-    if not difference <= LARGEST_DIFFERENCE:
-        raise RecipeError(
-            f"What was written gives other log-probabilities than the model in memory, by up to {difference:.2g} nats "
-            "a token: it is not kept. Versions of peft or transformers that differ from the tested ones may be why: "
-            "dpo-recipes doctor"
-        )
-    return difference
+def _run_or_recipe(named: Run | Recipe | Path | str, changes: Sequence[str]) -> Run | Recipe:
+    """A run by its folder, a recipe by its name or its file."""
+    if isinstance(named, Run) or (not isinstance(named, Recipe) and Path(named).is_dir()):
+        if changes:
+            raise UsageError(f"{changes[0]}: a finished run is exported as it was trained. Changes go with a recipe.")
+        return named if isinstance(named, Run) else Run(named)
+    recipe = named if isinstance(named, Recipe) else catalogue.load(named)
+    return apply(recipe, changes)

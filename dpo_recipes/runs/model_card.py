@@ -104,6 +104,50 @@ def scaled_card(
     return "\n".join(text) + "\n"
 
 
+def merged_card(recipe: Recipe, *, base_is_on_the_hub: bool, folder: Path, result: Mapping[str, Any]) -> str:
+    """The card of a run's adapter merged into its base; `result` is its export.json."""
+    base = result["base"]
+    text = [
+        "---",
+        "library_name: transformers",
+        *([f"base_model: {base}"] if base_is_on_the_hub else []),
+        "tags: [trl, dpo]",
+        "---",
+        f"# {recipe.name}, merged",
+        "",
+        f"Made by dpo-recipes of the run `{result['run']}`: the adapter that it trained with Direct Preference "
+        f"Optimization (arXiv 2305.18290), in the weights of its base, {base}. It needs no adapter beside it.",
+        "",
+        merged_in_words(result),
+        "",
+        "## Load it",
+        "",
+        "```python",
+        *_code_of_whole_model(recipe, result["dtype"], folder),
+        "```",
+    ]
+    return "\n".join(text) + "\n"
+
+
+def merged_in_words(result: Mapping[str, Any]) -> str:
+    """How near a merged model is to the adapter that it was made of, and what it was merged into."""
+    difference, from_base = result["difference"], result["from_base"]
+    allowed = f"{result['tolerance']:g} on average may be rounding to {result['dtype']}"
+    sentences = [
+        f"Over the {result['tokens']:,} answer tokens of {result['pairs']:,} held-out pairs, its log-probabilities are "
+        f"{difference['mean']:.2g} nats per token away from those of the adapter on its base (at most "
+        f"{difference['largest']:.2g}; {allowed}), and "
+        f"those of the base alone are {from_base['mean']:.2g}."
+    ]
+    for other in result.get("bases", ()):
+        if other["merged_into"] != result["merged_into"]:
+            sentences.append(
+                f"It was trained over 4 bits and is merged into {result['merged_into']}; merged into "
+                f"{other['merged_into']} it would be {other['mean']:.2g} away."
+            )
+    return " ".join(sentences)
+
+
 def nearness_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what is measured, of decoding with the exact dial, of the exported model), as texts."""
     exact, exported = result.get("exact", {}), result.get("exported", {})
@@ -198,21 +242,10 @@ def reading_in_words(reading: Mapping[str, Any]) -> str:
 
 def _loading_code(recipe: Recipe, settings: Settings, base: str, folder: Path) -> list[str]:
     """Lines of Python that make `model` and `tokenizer`, as the model was when it was measured."""
-    options = f'dtype="{settings.weights}"'
-    if recipe.trust_remote_code:
-        options += f", trust_remote_code={recipe.trust_remote_code}"
-    tokenizer = "tokenizer = AutoTokenizer.from_pretrained(folder)"
-    where = f'folder = "{folder.as_posix()}"  # or wherever this card lies now'
-
     if recipe.adapter is None:
-        return [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            where,
-            f"model = AutoModelForCausalLM.from_pretrained(folder, {options})",
-            tokenizer,
-        ]
+        return _code_of_whole_model(recipe, settings.weights, folder)
 
+    options = _loading_options(recipe, settings.weights)
     if recipe.revision:
         options += f', revision="{recipe.revision}"'
     imported = "AutoModelForCausalLM, AutoTokenizer"
@@ -230,12 +263,36 @@ def _loading_code(recipe: Recipe, settings: Settings, base: str, folder: Path) -
         "from peft import PeftModel",
         f"from transformers import {imported}",
         "",
-        where,
+        _folder_line(folder),
         *four_bit,
         f'base = AutoModelForCausalLM.from_pretrained("{base}", {options})',
         "model = PeftModel.from_pretrained(base, folder)",
-        tokenizer,
+        TOKENIZER_LINE,
     ]
+
+
+TOKENIZER_LINE = "tokenizer = AutoTokenizer.from_pretrained(folder)"
+
+
+def _code_of_whole_model(recipe: Recipe, dtype: str, folder: Path) -> list[str]:
+    return [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        _folder_line(folder),
+        f"model = AutoModelForCausalLM.from_pretrained(folder, {_loading_options(recipe, dtype)})",
+        TOKENIZER_LINE,
+    ]
+
+
+def _loading_options(recipe: Recipe, dtype: str) -> str:
+    options = f'dtype="{dtype}"'
+    if recipe.trust_remote_code:
+        options += f", trust_remote_code={recipe.trust_remote_code}"
+    return options
+
+
+def _folder_line(folder: Path) -> str:
+    return f'folder = "{folder.as_posix()}"  # or wherever this card lies now'
 
 
 def _table_row(*cells: str) -> str:

@@ -191,7 +191,7 @@ def test_a_4_bit_run_is_scaled_over_its_4_bit_base(finished, tmp_path):
 
 
 def test_what_cannot_be_exported_is_one_message_and_leaves_nothing(run, tmp_path):
-    with pytest.raises(UsageError, match="Say what is to be exported: --dial 0.5"):
+    with pytest.raises(UsageError, match="Say what is to be exported: --merged is one plain model"):
         export(run, out=tmp_path / "x")
     for factor in (0, -1, math.inf, math.nan):
         with pytest.raises(UsageError, match="a number above 0"):
