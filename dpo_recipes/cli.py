@@ -59,7 +59,6 @@ app = typer.Typer(
     help="Preference tuning recipes: one small Python file becomes a trained model, through Hugging Face TRL.",
     epilog="Start with: dpo-recipes train quickstart",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -111,7 +110,21 @@ RUNS_HELP = "Two run folders or more; the others are compared with the first."
 ROUNDS_HELP = "Train on the pairs too, then sample with what was trained: so many rounds."
 ROUND_REFERENCE_HELP = "Of the rounds: the start of the first, or the policy that each starts from."
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name, or the path of a file.", show_default=False)]
+
+def _recipes_that_begin_with(incomplete: str) -> list[str]:
+    """What a shell completes a recipe's name to."""
+    return [name for name in catalogue.recipe_files() if name.startswith(incomplete)]
+
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A name, or the path of a file.",
+        show_default=False,
+        autocompletion=_recipes_that_begin_with,
+    ),
+]
 Changes = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=CHANGES_HELP, show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 Changed = Annotated[bool, typer.Option("--changed", help="Only what the recipe file or the command line has set.")]
@@ -120,7 +133,9 @@ OfAdapter = Annotated[
     Literal["none", "lora", "qlora"] | None, typer.Option("--adapter", help="Only these; none: all weights train.")
 ]
 NewName = Annotated[str, typer.Argument(metavar="NAME", help="The new recipe's name.", show_default=False)]
-Source = Annotated[str, typer.Option("--from", metavar="RECIPE", help=SOURCE_HELP)]
+Source = Annotated[
+    str, typer.Option("--from", metavar="RECIPE", help=SOURCE_HELP, autocompletion=_recipes_that_begin_with)
+]
 PairCount = Annotated[int, typer.Option("-n", min=1, help="How many pairs.")]
 GpuMemory = Annotated[str | None, typer.Option("--gpu", metavar="MEMORY", help="Plan for a device of e.g. 24GB.")]
 NumProcesses = Annotated[int | None, typer.Option("--num-processes", metavar="N", help=PROCESSES_HELP)]

@@ -181,7 +181,7 @@ def test_help_is_short_and_grouped(dpo):
     assert [out.index(panel) for panel in ("Look", "Make your own", "Run")] == sorted(
         out.index(panel) for panel in ("Look", "Make your own", "Run")
     )
-    assert "Start with: dpo-recipes train quickstart" in out and "completion" not in out
+    assert "Start with: dpo-recipes train quickstart" in out and "--install-completion" in out
     for verb in ("list", "show", "new", "train", "preview", "check", "doctor"):
         code, out, _ = dpo(verb, "--help", columns=80)
         assert code == 0 and f" {verb} [OPTIONS]" in out and len(out.splitlines()) < 25

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import platform
 import re
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -49,6 +48,13 @@ def peak_memory(kind: str) -> int:
         high_water_mark = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
         if high_water_mark:
             return int(high_water_mark[1]) * 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+
+    import resource
+
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else resident * 1024  # others count in KiB
 

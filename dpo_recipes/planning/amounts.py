@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 from ..errors import UsageError
@@ -26,7 +25,9 @@ def parse_memory(text: str) -> int:
 def device_memory(kind: str) -> int:
     """Bytes of the device that is there."""
     if kind != "cuda":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        import psutil
+
+        return psutil.virtual_memory().total
     import torch
 
     return torch.cuda.get_device_properties(0).total_memory
