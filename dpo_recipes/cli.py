@@ -75,6 +75,7 @@ CHANGES_HELP = "Changes: beta=0.05 adapter.r=64 data.train=train trl.max_grad_no
 
 SOURCE_HELP = "The recipe to copy: one that `dpo-recipes list` names, or the path of a file."
 
+FROM_YAML_HELP = "A DPO run of TRL, the alignment handbook, Axolotl or LLaMA-Factory, read as a recipe."
 RESUME_HELP = "Go on with a run that was stopped: this folder, or the last one of the recipe."
 ALLOW_CHANGE_HELP = "Of --resume: what may be another than when the run began; may be given again."
 LENGTHS_HELP = f"Random words in these lengths, in place of the recipe's pairs: {', '.join(PROFILES)}."
@@ -136,6 +137,7 @@ NewName = Annotated[str, typer.Argument(metavar="NAME", help="The new recipe's n
 Source = Annotated[
     str, typer.Option("--from", metavar="RECIPE", help=SOURCE_HELP, autocompletion=_recipes_that_begin_with)
 ]
+FromYaml = Annotated[Path | None, typer.Option("--from-yaml", metavar="FILE", help=FROM_YAML_HELP)]
 PairCount = Annotated[int, typer.Option("-n", min=1, help="How many pairs.")]
 GpuMemory = Annotated[str | None, typer.Option("--gpu", metavar="MEMORY", help="Plan for a device of e.g. 24GB.")]
 NumProcesses = Annotated[int | None, typer.Option("--num-processes", metavar="N", help=PROCESSES_HELP)]
@@ -248,8 +250,13 @@ def show(recipe: RecipeName, changes: Changes = None, changed: Changed = False, 
 
 
 @app.command(rich_help_panel=MAKE)
-def new(name: NewName, source: Source = recipe_files.TEMPLATE) -> None:
-    """A recipe of your own: copy one to recipes/NAME.py, ready to edit."""
+def new(name: NewName, source: Source = recipe_files.TEMPLATE, from_yaml: FromYaml = None) -> None:
+    """A recipe of your own: copy one to recipes/NAME.py, or read the YAML of another program."""
+    if from_yaml is not None:
+        if source != recipe_files.TEMPLATE:
+            raise UsageError("--from and --from-yaml: one of the two.")
+        _show_imported(name, *recipe_files.new_from_yaml(name, from_yaml))
+        return
     file = recipe_files.new(name, source)
     if source == recipe_files.TEMPLATE:
         print(f"{file} is yours. Set its model and data, then: dpo-recipes check {name}")
@@ -606,6 +613,15 @@ def report(runs: RunFolders, to: PageFile = None) -> None:
 
 
 # ---------------------------------------------------------------------------------- what the verbs have alike
+
+
+def _show_imported(name: str, file: Path, imported: Any) -> None:
+    """What became of a YAML file: what is said in other words, what is not kept, and where the recipe is."""
+    for note in imported.notes:
+        print_line(Console(), note)
+    if imported.left_out:
+        Console().print(terminal.left_out_table(imported.program, imported.left_out))
+    print_line(Console(), f"{file} is yours, a run of {imported.program}. Look at it: dpo-recipes check {name}")
 
 
 def _recipe(name: str, changes: list[str] | None) -> Recipe:

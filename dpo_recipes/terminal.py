@@ -295,6 +295,15 @@ def dial_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def left_out_table(program: str, left_out: Iterable[tuple[str, str]]) -> Table:
+    """What a file of another program says and the recipe does not keep, each with the reason."""
+    columns = (Column("not kept", overflow="fold"), Column("why", overflow="fold"))
+    table = Table(*columns, title=f"Of the file of {program}", title_justify="left")
+    for row in left_out:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
 def nearness_table(factor: float, rows: Iterable[tuple[str, str, str]]) -> Table:
     """What decoding with the exact dial shows, and what the one model does that was exported for it."""
     columns = ("", Column("exact dial", justify="right"), Column("exported", justify="right"))

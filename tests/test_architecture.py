@@ -31,6 +31,7 @@ ORDER = [
     {"losses"},
     {"formats"},
     {"recipe"},
+    {"yaml_files"},
     {"runs"},
     {"data"},
     {"models"},
@@ -46,7 +47,7 @@ ORDER = [
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 # Reading a run's numbers needs no model code, so that `Run.load_model` reaches up when it is called.
 LAZY_EXCEPTIONS = {("runs.folder", "models")}
-LIGHT = {"errors", "losses", "formats", "recipe"}
+LIGHT = {"errors", "losses", "formats", "recipe", "yaml_files"}
 ONLY = {  # library -> the rooms or modules that may import it, also inside a function
     "typer": {"cli"},
     "peft": {"models"},

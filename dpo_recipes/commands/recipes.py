@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import RecipeError, UsageError
 from ..losses.selection import name_of
 from ..recipe import catalogue
+from ..yaml_files.read import Imported, read_yaml, text_of_recipe
 
 TEMPLATE = "starter"  # the recipe that is made to be copied
 # What a shipped recipe's header says behind `Group`, in the order of the list; above them stand one's own.
@@ -76,22 +77,42 @@ def new(name: str, source: str = TEMPLATE, folder: Path | str = "recipes") -> Pa
     is ever overwritten; RecipeError where `source` does not load or the file cannot be written.
     """
     original = catalogue.find(source)
-    if not NAME.fullmatch(name):
-        suggestion = _as_a_name(name) or f"my_{original.stem}"
-        raise UsageError(f"{name!r} cannot be a recipe's name: letters, digits and _, such as {suggestion}.")
+    target = _target(name, original.stem, folder)
+    catalogue.load(original)  # a file that does not load is no start
+    text = importlib.util.decode_source(original.read_bytes())
+    _write(target, _renamed(text, original.stem, name))
+    return target
 
+
+def new_from_yaml(name: str, file: Path | str, folder: Path | str = "recipes") -> tuple[Path, Imported]:
+    """A recipe file of the DPO run in a YAML file of TRL, the alignment handbook, Axolotl or LLaMA-Factory.
+
+    Returns the new file, and what was read. UsageError as for `new`, and where the YAML file is no DPO run or cannot be
+    said in a recipe.
+    """
+    target = _target(name, "imported", folder)
+    imported = read_yaml(file)
+    _write(target, text_of_recipe(name, file, imported))
+    return target, imported
+
+
+def _target(name: str, original: str, folder: Path | str) -> Path:
+    """The new file of a recipe. UsageError where it may not have that name, or is there already."""
+    if not NAME.fullmatch(name):
+        suggestion = _as_a_name(name) or f"my_{original}"
+        raise UsageError(f"{name!r} cannot be a recipe's name: letters, digits and _, such as {suggestion}.")
     target = Path(folder) / f"{name}.py"
     if target.exists():
         raise UsageError(f"{target} exists already and stays as it is: choose another name, or delete it.")
+    return target
 
-    catalogue.load(original)  # a file that does not load is no start
-    text = importlib.util.decode_source(original.read_bytes())
+
+def _write(target: Path, text: str) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(_renamed(text, original.stem, name), encoding="utf-8")
+        target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"{target} cannot be written: {error.strerror}.") from None
-    return target
 
 
 def _as_a_name(text: str) -> str:

@@ -29,12 +29,22 @@ def _kinds(value: Value) -> set[str]:
     return kinds
 
 
+def _written(part: Any, indent: str) -> str:
+    if isinstance(part, Value):
+        return _call(part, indent)
+    in_one_line = repr(part)
+    if not isinstance(part, dict) or len(in_one_line) <= WIDEST:
+        return in_one_line
+    entries = [f"{indent}    {key!r}: {value!r},\n" for key, value in part.items()]
+    return f"{{\n{''.join(entries)}{indent}}}"
+
+
 def _call(value: Value, indent: str = "", *, spread: bool = False) -> str:
     """`Data('pairs.jsonl', eval=0.1)`; with a field a line where that is asked for or too wide."""
     arguments = []
     for name, part in _given(value).items():
         is_first_by_position = name == "path"
-        written = _call(part, f"{indent}    ") if isinstance(part, Value) else repr(part)
+        written = _written(part, f"{indent}    ")
         arguments.append(written if is_first_by_position else f"{name}={written}")
 
     kind = type(value).__name__

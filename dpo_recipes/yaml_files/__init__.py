@@ -1,0 +1,1 @@
+"""YAML files of other programs, read as recipes."""
