@@ -133,6 +133,7 @@ OfModel = Annotated[str | None, typer.Option("--model", metavar="WORD", help="On
 OfAdapter = Annotated[
     Literal["none", "lora", "qlora"] | None, typer.Option("--adapter", help="Only these; none: all weights train.")
 ]
+OfMemory = Annotated[str | None, typer.Option("--gpu", metavar="MEMORY", help="Only what may fit into e.g. 24GB.")]
 NewName = Annotated[str, typer.Argument(metavar="NAME", help="The new recipe's name.", show_default=False)]
 Source = Annotated[
     str, typer.Option("--from", metavar="RECIPE", help=SOURCE_HELP, autocompletion=_recipes_that_begin_with)
@@ -211,16 +212,26 @@ def top(version: Version = False) -> None:
 
 
 @app.command("list", rich_help_panel=LOOK)
-def list_(model: OfModel = None, adapter: OfAdapter = None, as_json: AsJson = False) -> None:
+def list_(model: OfModel = None, adapter: OfAdapter = None, gpu: OfMemory = None, as_json: AsJson = False) -> None:
     """The recipes: name, model, data, loss, adapter, and what each is."""
     with _other_output_apart(as_json):
-        recipes = recipe_files.list_(model=model, adapter=adapter)
+        recipes = recipe_files.list_(model=model, adapter=adapter, gpu=gpu)
     if as_json:
         _print_json(recipes)
-    elif recipes:
-        Console().print(terminal.recipe_list(recipes))
-    else:
+        return
+    if not recipes:
         print_line(Console(), "No recipe is like that. All of them: dpo-recipes list")
+        return
+
+    memory = [] if gpu is None else [recipe_files.memory_in_words(recipe) for recipe in recipes]
+    Console().print(terminal.recipe_list(recipes, memory))
+    if gpu is not None:
+        print_line(
+            Console(),
+            "By formula, from the model's shape: between what every step holds, and more than one takes that reads "
+            "pairs of max_length, one at a time unless the recipe says how many. What cannot fit is left out. What a "
+            f"run on your pairs needs: dpo-recipes check NAME --gpu {gpu}",
+        )
 
 
 @app.command(rich_help_panel=LOOK, context_settings=LENIENT)

@@ -26,12 +26,15 @@ GAP = (0, 2, 0, 0)
 GAP_AND_BLANK_LINE = (0, 2, 1, 0)
 
 
-def recipe_list(recipes: Sequence[Mapping[str, str]]) -> Group:
+def recipe_list(recipes: Sequence[Mapping[str, Any]], memory_in_words: Sequence[str] = ()) -> Group:
     """The recipes of each group by name: loss and adapter below the name, model and data below what the recipe is.
 
-    A recipe is a dict of texts: name, group, model, data, loss, adapter, what. The model of a broken file is empty.
+    A recipe is a dict with the texts name, group, model, data, loss, adapter and what. The model of a broken file is
+    empty. `memory_in_words`: of each recipe what is said of its memory, below loss and adapter.
     """
     names = [_name_in_list(recipe) for recipe in recipes]
+    if memory_in_words:
+        names = [f"{name}\n{words}" for name, words in zip(names, memory_in_words, strict=True)]
     width = max(len(line) for name in names for line in Text.from_markup(name).plain.splitlines())
     parts: list[Any] = []
     for number, recipe in enumerate(recipes):
@@ -43,14 +46,14 @@ def recipe_list(recipes: Sequence[Mapping[str, str]]) -> Group:
     return Group(*parts)
 
 
-def _name_in_list(recipe: Mapping[str, str]) -> str:
+def _name_in_list(recipe: Mapping[str, Any]) -> str:
     name = f"[bold]{escape(recipe['name'])}[/]"
     if recipe["model"]:
         name += f"\n{escape(recipe['loss'])}, {escape(recipe['adapter'])}"
     return name
 
 
-def _what_in_list(recipe: Mapping[str, str]) -> str:
+def _what_in_list(recipe: Mapping[str, Any]) -> str:
     what = escape(recipe["what"])
     if recipe["model"]:
         # What the recipe prepares for itself has no place of its own to name.

@@ -8,7 +8,7 @@ Source    Paper, appendix B: beta 0.5 for this task, batch 64, RMSprop, learning
           config/config.yaml), where the paper is silent: one epoch, gradients clipped at 10. Ours: 638 tokens, the
           longest post with summary of OpenAI's own preprocessing (vwxyzjn/summarize_from_feedback_details), because the
           512 of that code would cut summaries; and 2 % held out, as the data set has no other split.
-Hardware  Not stated by the authors. In one process: dpo-recipes check gptj_6b_tldr --gpu 80GB
+Hardware  Not stated by the authors. In one process: dpo-recipes check gptj_6b_tldr --gpu 141GB
 Command   dpo-recipes train gptj_6b_tldr
 Expect    Loss from 0.693 downwards. The paper reports that GPT-4 prefers 61.7 % of the summaries at temperature 0 to
           the reference summaries, and 57.0 % of PPO's.

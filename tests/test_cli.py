@@ -229,6 +229,22 @@ def test_list_filters_by_model_and_adapter(dpo):
     assert json.loads(dpo("list", "--model", "no such model", "--json")[1]) == []
 
 
+def test_list_leaves_out_what_cannot_fit_and_says_what_is_not_known(dpo):
+    rows = {row["name"]: row for row in json.loads(dpo("list", "--json", "--gpu", "24GB")[1])}
+    assert rows["qwen3_8b_qlora"]["fits"] is True and rows["starter"]["fits"] is None
+    assert rows["qwen3_8b_qlora"]["least_memory"] < 12e9 < rows["zephyr_7b_mpo"]["most_memory"]
+    assert rows["starter"]["least_memory"] is None and "zephyr_7b_full" not in rows
+    rows = {row["name"]: row for row in json.loads(dpo("list", "--json")[1])}
+    assert rows["zephyr_7b_full"]["least_memory"] is None and rows["zephyr_7b_full"]["fits"] is None
+
+    code, out, _ = dpo("list", "--gpu", "12GB", "--model", "qwen", columns=80)
+    words = " ".join(out.split())
+    assert code == 0 and "fits: 7.12 to 11.2 GB" in words and "dpo-recipes check NAME --gpu 12GB" in words
+    assert "may fit: 9.54 to 15 GB" in words
+    code, _, err = dpo("list", "--gpu", "24")
+    assert code == 2 and "--gpu '24' is no amount of memory" in err
+
+
 def test_show_prints_values_origins_and_differences(dpo):
     code, out, err = dpo("show", RECIPE, "beta=0.3", "trl.max_grad_norm=0.5", columns=80)
     lines = [" ".join(line.split()) for line in out.splitlines()]

@@ -6,9 +6,12 @@ import ast
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 from ..errors import RecipeError, UsageError
 from ..losses.selection import name_of
+from ..planning.amounts import USABLE, parse_memory
+from ..planning.needs import Needs, needs
 from ..recipe import catalogue
 from ..yaml_files.read import Imported, read_yaml, text_of_recipe
 
@@ -19,29 +22,37 @@ GROUPS = ("To begin with", "One GPU", "Published runs", "The DPO paper", "Losses
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
-def list_(*, model: str | None = None, adapter: str | None = None) -> list[dict[str, str]]:
-    """Every recipe, by group and name, as a dict of texts: name, group, model, data, loss, adapter, what it is.
+def list_(*, model: str | None = None, adapter: str | None = None, gpu: str | None = None) -> list[dict[str, Any]]:
+    """Every recipe, by group and name, as a dict: name, group, model, data, loss, adapter, what it is; and its memory.
 
-    `model`: only those whose model has this in its name, whatever the case; `adapter`: none, lora or qlora. A file that
-    does not load is listed too, unless there is such a filter: its `what` says what is wrong with it, and all else is
-    empty.
+    `model`: only those whose model has this in its name, whatever the case; `adapter`: none, lora or qlora. `gpu`, such
+    as "24GB": not those that cannot fit into so much. Then `least_memory` and `most_memory` are bytes between which the
+    need of a run lies, where the model's shape is known, and `fits` is True where the most does and None where it
+    cannot be told. A file that does not load is listed too, unless there is such a filter: its `what` says what is
+    wrong with it, and all else is empty.
     """
-    rows = [_summary(name, path) for name, path in catalogue.recipe_files().items()]
+    memory = None if gpu is None else int(USABLE * parse_memory(gpu))
+    rows = [_summary(name, path, memory) for name, path in catalogue.recipe_files().items()]
     if model is not None:
         rows = [row for row in rows if model.lower() in row["model"].lower()]
     if adapter is not None:
         kind = "full" if adapter == "none" else adapter
         rows = [row for row in rows if row["adapter"].lower().split(" ")[0] == kind]
+    if memory is not None:
+        rows = [row for row in rows if row["fits"] is not False and row["model"]]
     return sorted(rows, key=_place_in_list)
 
 
-def _place_in_list(row: dict[str, str]) -> tuple[int, str]:
+def _place_in_list(row: dict[str, Any]) -> tuple[int, str]:
     groups = (YOURS, *GROUPS)
     return groups.index(row["group"]), row["name"]
 
 
-def _summary(name: str, path: Path) -> dict[str, str]:
-    summary = {"name": name, "group": YOURS, "model": "", "data": "", "loss": "", "adapter": "", "what": ""}
+def _summary(name: str, path: Path, memory: int | None) -> dict[str, Any]:
+    """A row of the list; `memory`: the bytes that a run may take, where it is asked whether it fits."""
+    texts = dict.fromkeys(("model", "data", "loss", "adapter", "what"), "")
+    numbers = dict.fromkeys(("least_memory", "most_memory", "fits"))
+    summary: dict[str, Any] = {"name": name, "group": YOURS, **texts, **numbers}
     try:
         recipe = catalogue.load(path)
     except RecipeError as error:
@@ -61,13 +72,36 @@ def _summary(name: str, path: Path) -> dict[str, str]:
     summary["what"] = header.split("\n")[0]
     if path.parent == catalogue.SHIPPED:
         summary["group"] = _group(header)
+    if memory is not None:
+        bounds = needs(recipe)
+        if bounds is not None:
+            summary["least_memory"], summary["most_memory"] = bounds
+            summary["fits"] = _fits(bounds, memory)
     return summary
+
+
+def _fits(bounds: Needs, memory: int) -> bool | None:
+    """None where only a plan can tell."""
+    if bounds.most < memory:
+        return True
+    if bounds.least >= memory:
+        return False
+    return None
 
 
 def _group(header: str) -> str:
     """The group that a shipped recipe's header names."""
     named = re.search(r"^Group +(.+)$", header, re.M)
     return named[1].strip() if named else GROUPS[-1]
+
+
+def memory_in_words(row: dict[str, Any]) -> str:
+    """What a row of the list says of its memory, such as `fits: 7 to 11 GB`."""
+    if row["least_memory"] is None:
+        return "memory not known"
+    least, most = row["least_memory"] / 1e9, row["most_memory"] / 1e9
+    verdict = "fits" if row["fits"] else "may fit"
+    return f"{verdict}: {least:.3g} to {most:.3g} GB"
 
 
 def new(name: str, source: str = TEMPLATE, folder: Path | str = "recipes") -> Path:

@@ -24,27 +24,11 @@ from ..shared_prefix.layout import Row
 from .bound import TRLS_TILE_WORDS
 from .head import CPUHeadOnPaper, Head
 from .live_bytes import Live
+from .needs import bytes_of_states
 from .packed_weights import count_numbers, is_packed, quantization_figures
 from .pair_lengths import PairLength, longest_pair, pairs_a_pass
 
 logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # what does not run is said once, by us
-
-# Part of an optimiser's name -> bytes that it keeps per number; the first that fits counts, so that the longer names
-# come first. Any other is taken for AdamW, with two numbers of the parameter's own size.
-BYTES_OF_STATES = {
-    "sgd": 0,
-    "adafactor": 0,
-    "rmsprop_bnb_8bit": 1,
-    "rmsprop": 4,
-    "adagrad": 4,
-    "ademamix_8bit": 3,
-    "ademamix": 12,
-    "lion_8bit": 1,
-    "lion": 4,
-    "4bit": 1,
-    "8bit": 2,
-    "32bit": 8,
-}
 
 
 def run_on_paper(
@@ -179,11 +163,7 @@ def _row(pairs: list[PairLength]) -> Row:
 
 def _optimizer_state(live: Live, parameter: torch.Tensor, optimizer: str) -> torch.Tensor:
     """What an optimiser keeps for a parameter, as bytes."""
-    size = parameter.numel() * 2 * parameter.itemsize
-    for name, bytes_per_number in BYTES_OF_STATES.items():
-        if name in optimizer:
-            size = parameter.numel() * bytes_per_number
-            break
+    size = parameter.numel() * bytes_of_states(optimizer, parameter.itemsize)
     return live.add(torch.empty(size, dtype=torch.uint8), "optimizer")
 
 

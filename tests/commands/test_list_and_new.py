@@ -32,6 +32,9 @@ def test_list_shows_a_broken_file_as_broken(here):
         "loss": "sigmoid + cdpo",
         "adapter": "QLoRA r=4",
         "what": "What.",
+        "least_memory": None,
+        "most_memory": None,
+        "fits": None,
     }
     assert shown["a_broken"]["what"].startswith("broken: line 2: TypeError: Recipe.__init__() missing 1 required")
     assert shown["smollm3_ultrafeedback"]["adapter"] == "LoRA r=32" and not shown["smollm3_ultrafeedback"][
