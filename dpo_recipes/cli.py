@@ -29,6 +29,7 @@ from .runs.files import to_json
 from .sentences import LastingConsole, Sentence, print_line
 from .side_by_side import SideBySide, prompts
 from .signals import Stopped, stop_signals_raised
+from .told_once import told_once
 
 
 class Verbs(TyperGroup):
@@ -82,6 +83,8 @@ LENGTHS_HELP = f"Random words in these lengths, in place of the recipe's pairs: 
 RANDOM_MODEL_HELP = f"Random weights of this size, in place of the recipe's model: {', '.join(SIZES)}."
 PROCESSES_HELP = "Plan for one of N such devices."
 ENGINE_HELP = f"One of {', '.join(ENGINES)}."
+LAUNCH_HELP = f"Several processes: {', '.join(ENGINES)}."
+LAUNCHED_HELP = "How many; without it, one for each GPU."
 POLICY_HELP = "In place of a run: the model to measure, or the folder of its adapter."
 REFERENCE_HELP = (
     "What it is compared with: a model, or an adapter's folder; of an adapter its base, unless one is named."
@@ -143,6 +146,13 @@ PairCount = Annotated[int, typer.Option("-n", min=1, help="How many pairs.")]
 GpuMemory = Annotated[str | None, typer.Option("--gpu", metavar="MEMORY", help="Plan for a device of e.g. 24GB.")]
 NumProcesses = Annotated[int | None, typer.Option("--num-processes", metavar="N", help=PROCESSES_HELP)]
 EngineName = Annotated[str | None, typer.Option("--engine", metavar="NAME", help=ENGINE_HELP)]
+LaunchEngine = Annotated[str | None, typer.Option("--launch", metavar="ENGINE", help=LAUNCH_HELP)]
+LaunchedProcesses = Annotated[int | None, typer.Option("--num-processes", metavar="N", help=LAUNCHED_HELP)]
+# Of several machines, which the README tells of: the help stays on one screen.
+NumMachines = Annotated[int | None, typer.Option("--num-machines", hidden=True)]
+MachineRank = Annotated[int | None, typer.Option("--machine-rank", hidden=True)]
+MainIp = Annotated[str | None, typer.Option("--main-process-ip", hidden=True)]
+MainPort = Annotated[int | None, typer.Option("--main-process-port", hidden=True)]
 RealSteps = Annotated[bool, typer.Option("--run", help="Take a few real steps beside the plan.")]
 SuspectPairs = Annotated[bool, typer.Option("--pairs", help="Train on each half of the pairs, and name the suspects.")]
 PairsFile = Annotated[Path | None, typer.Option("--to", metavar="FILE", help=PAIRS_FILE_HELP, show_default=False)]
@@ -333,9 +343,35 @@ def train(
     runs: RunsFolder = Path("runs"),
     resume: Resumed = None,
     allow_change: AllowedChanges = None,
+    launch: LaunchEngine = None,
+    num_processes: LaunchedProcesses = None,
+    num_machines: NumMachines = None,
+    machine_rank: MachineRank = None,
+    main_process_ip: MainIp = None,
+    main_process_port: MainPort = None,
 ) -> None:
     """Train a recipe: a run folder with the model, held-out numbers before and after, and answers side by side."""
     value = _recipe(recipe, changes)
+    machines: dict[str, Any] = {
+        "num_processes": num_processes,
+        "num_machines": num_machines,
+        "machine_rank": machine_rank,
+        "main_process_ip": main_process_ip,
+        "main_process_port": main_process_port,
+    }
+    if launch is not None:
+        from .training.launcher import launch as start_processes
+
+        arguments = [recipe, *(changes or []), "--runs", str(runs)]
+        if resume is not None:
+            arguments += ["--resume", resume]
+        for name in allow_change or []:
+            arguments += ["--allow-change", name]
+        raise typer.Exit(start_processes(value, launch, arguments, **machines))
+    for name, given in machines.items():
+        if given is not None:
+            raise UsageError(f"--{name.replace('_', '-')} belongs to --launch, which is not given.")
+
     from .commands.train import train as train_recipe
 
     console = LastingConsole()
@@ -746,12 +782,13 @@ def main() -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? instead of a traceback
     try:
-        with stop_signals_raised():
+        with told_once(), stop_signals_raised():
             app()
     except Stopped as stopped:
         with contextlib.suppress(OSError):  # the terminal may be gone
             behind_ctrl_c = "\n" if sys.stderr.isatty() else ""  # which a terminal shows as ^C
-            print(f"{behind_ctrl_c}{stopped}", file=sys.stderr)
+            if not stopped.is_told:
+                print(f"{behind_ctrl_c}{stopped}", file=sys.stderr)
         sys.exit(128 + stopped.signal)
     except RecipeError as error:
         left = getattr(error, "__notes__", [])  # what there is of a run

@@ -18,9 +18,11 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 class Stopped(BaseException):
     """A signal has stopped the program. A shell expects 128 and its number as the exit code, such as 130."""
 
-    def __init__(self, number: int, notes: list[str]):
+    def __init__(self, number: int, notes: list[str], is_told: bool = False):
+        """`is_told`: another process that was stopped with this one has said what there is to be said."""
         super().__init__(" ".join(["Stopped.", *notes]))
         self.signal = number
+        self.is_told = is_told
 
 
 @contextlib.contextmanager

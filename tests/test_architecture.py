@@ -40,7 +40,7 @@ ORDER = [
     {"evaluation", "planning", "benchmark"},
     {"exports"},
     {"run_page"},
-    {"commands", "command_words", "toyworld"},
+    {"commands", "command_words", "told_once", "toyworld"},
     {"cli"},
     {"__main__"},
 ]

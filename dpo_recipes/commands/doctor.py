@@ -192,7 +192,7 @@ def _known_problems() -> Iterator[Finding]:
         text = "cuDNN attention's gradients can be NaN under a mask (pytorch#196678): `train` switches it off."
         yield Finding("warn", "known problem", text)
     if _gpu_count() > 1:
-        text = "Several GPUs are visible, and one process uses one: set CUDA_VISIBLE_DEVICES=0."
+        text = "Several GPUs are visible, and one process uses one: `train RECIPE --launch ddp` uses all of them."
         yield Finding("warn", "known problem", text)
     if not cuda and torch.backends.cpu.get_cpu_capability() == "AVX512":
         text = "bitsandbytes repacks 4-bit weights on this CPU and spoils gradients: `train` prevents it."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from ..recipe.as_python import as_python
 from ..recipe.choices import without_choices
 from ..recipe.origins import values_with_origins
 from ..recipe.recipe import Recipe
+from ..recipe.resolve import Device, here, resolve
 from ..recipe.unusual import unusual_findings
 from ..run_page.page import write_report
 from ..runs import environment, files, folder, resumption
@@ -31,7 +32,7 @@ from ..runs.model_card import model_card
 from ..runs.unfinished import run_folder
 from ..sentences import print_line
 from ..terminal import comparison_table, data_table, observations_table
-from ..training import saved_model
+from ..training import engine, processes, saved_model
 from ..training.checked_pairs import hash_pairs
 from ..training.session import Session
 
@@ -53,17 +54,21 @@ def train(
     are those of a run that was never stopped. What of recipe, pairs, template, reference and versions is not as it was
     is refused by name, unless `allow_change` names it.
 
+    Where a launcher has started several processes, each of them is to call this: they train together, and the main
+    one prints and writes.
+
     Raises RecipeError with one readable message for whatever is the user's to fix; nothing is left half-written.
     """
-    console = console or Console()
-    stopped = None if resume is None else resumption.unfinished(resume, Path(runs), recipe)
+    console = processes.console_here(console or Console())
+    _come_together(recipe, console)
+    stopped = None if resume is None else _unfinished(resume, Path(runs), recipe)
     if stopped is not None and stopped.is_finished:
-        return _close_finished(stopped, recipe, console)
+        return _close_finished(stopped, recipe, console) if processes.is_main() else stopped
     changes = resumption.Changes(stopped, allow_change)
     changes.refuse_of_recipe(recipe)
     own_functions = loss_findings(recipe) + rule_findings(recipe)
     stop_at_fails(own_functions)
-    session = Session(recipe, console)
+    session = Session(recipe, console, with_others=True)
     session.say_warnings(unusual_findings(recipe) + own_functions)
     with Stage(console, "Checking the model's files"):
         session.check_model()
@@ -71,7 +76,7 @@ def train(
     with Stage(console, "Loading TRL"):
         from ..evaluation.beyond_pairs import beyond_pairs
         from ..evaluation.forgetting import over_budget
-        from ..evaluation.pair_numbers import measure_pairs, pair_rows
+        from ..evaluation.pair_numbers import at_its_start, measure_pairs, pair_rows
         from ..evaluation.rehearsal import rehearsed
         from ..guard.judge import Judge, Observation
         from ..training.checkpoints import Checkpoints
@@ -81,10 +86,14 @@ def train(
     shown_while_training = {metric.name: metric.short for metric in METRICS if metric.short}
     bar = TrainingBar(console, shown_while_training)
     trackers = Trackers(session.say)
-    with run_folder(recipe, Path(runs), stopped) as run, contextlib.closing(bar), contextlib.closing(trackers):
+    with (
+        _run_and_place(recipe, Path(runs), stopped) as (run, place),
+        contextlib.closing(bar),
+        contextlib.closing(trackers),
+    ):
         # The options, the pairs, and the trainer that takes them
         session.try_options()
-        session.read_pairs()
+        processes.main_first(session.read_pairs)
         _show_pairs(session)
         hash_pairs(session)
         changes.refuse_of_pairs(session.report)
@@ -92,7 +101,7 @@ def train(
         scores = rehearsed(recipe, session.eval, positions)
         stop_at_fails(scores)
         session.say_warnings(scores)
-        log = MetricsLog(run.path / "metrics.jsonl", bar)
+        log = MetricsLog(place / "metrics.jsonl", bar)
 
         def tell(observation: Observation) -> None:
             log.observed(observation._asdict())
@@ -107,12 +116,12 @@ def train(
         judge = Judge(recipe, session.settings, len(session.eval), tell)
         checkpoints = Checkpoints(recipe.checkpoints_are_paced, session.say)
         trainer = session.make_trainer(run.path / "checkpoints", [log, judge, checkpoints])
-        trackers.follow(trainer, run.path)
+        trackers.follow(trainer, place)
         who = _policy_and_reference(trainer)
         changes.refuse_of_reference(who)
         changes.refuse_unknown()
         since = resumption.last_checkpoint(run)
-        _describe(run, trainer, session, who)
+        _describe(place, trainer, session, who)
         session.say(f"Policy: {who['policy']}. Reference: {who['reference']}.")
         if trainer.reference_cache:
             session.say(trainer.reference_in_words())
@@ -121,7 +130,8 @@ def train(
         # Before training, which is measured again of a run that goes on: its reference is the recipe's, as it was
         kept = resumption.rows_until(run, since.step if since else 0)
         log.go_on(kept)
-        before, first = measure_pairs(trainer)
+        is_whole = engine.reads_before_training(trainer)
+        before, first = measure_pairs(trainer) if is_whole else ({}, None)
         judge.go_on(kept)
         if stopped:
             session.say(resumption.in_words(run, since, changes))
@@ -136,7 +146,7 @@ def train(
             session.say(log.closing_words)
             # The model first: whatever goes wrong from here on, the training is not lost.
             with Stage(console, "Writing the model"):
-                model = run.path / "model"  # one may be there, of a run that was stopped behind its training
+                model = place / "model"  # one may be there, of a run that was stopped behind its training
                 save = functools.partial(saved_model.save_model, trainer=trainer, tokenizer=session.tokenizer)
                 files.write_folder(model, save, replace=True)
         if recipe.data.streaming:
@@ -145,13 +155,25 @@ def train(
 
         # After training: the numbers, then the answers, which may fail in the recipe's own reward
         after, last = measure_pairs(trainer, first)
+        processes.leave()
+        if not processes.is_main():
+            return run
+        if first is None:
+            before, after = at_its_start(trainer, after, last)
         files.write_jsonl(run.path / "pairs.jsonl", pair_rows(trainer, last))
         _write_results(run, session, who, trainer.pair_reading(), before, after)
 
-        samples, more = beyond_pairs(recipe, trainer, session.reference, positions, console)
-        before.update(more.before)
-        after.update(more.after)
-        _write_results(run, session, who, trainer.pair_reading(), before, after)
+        samples: list[dict[str, Any]] = []
+        if engine.divides_weights(trainer):
+            session.say(
+                "Answers and unrelated text are not read here, as each process holds a part of the weights. To have "
+                f"them: dpo-recipes evaluate {run.path}"
+            )
+        else:
+            samples, more = beyond_pairs(recipe, trainer, session.reference, positions, console)
+            before.update(more.before)
+            after.update(more.after)
+            _write_results(run, session, who, trainer.pair_reading(), before, after)
         files.write_jsonl(run.path / "samples.jsonl", samples)  # last: a run that has them is finished
         _close(run, recipe)
         trackers.samples(samples)
@@ -167,6 +189,36 @@ def train(
     if too_far:
         raise RecipeError(too_far)
     return run
+
+
+def _come_together(recipe: Recipe, console: Console) -> None:
+    """Where a launcher has started several processes, make them one group; what cannot work is refused before."""
+    engine.refuse_lost_processes()
+    device = Device() if recipe.trl.get("use_cpu") else here()
+    if device.processes == 1:
+        return
+    engine.refuse_engine(recipe, engine.engine_here(recipe), device.kind)
+    engine.refuse_other_precision(resolve(recipe, device))
+    with Stage(console, "Waiting for the other processes"):
+        processes.join(recipe, device)
+
+
+def _unfinished(resume: folder.Run | Path | str, runs: Path, recipe: Recipe) -> folder.Run:
+    """The run that goes on, which the main process finds, as by then it may be in use."""
+    return folder.Run(processes.from_main(lambda: resumption.unfinished(resume, runs, recipe).path))
+
+
+@contextlib.contextmanager
+def _run_and_place(recipe: Recipe, runs: Path, stopped: folder.Run | None) -> Iterator[tuple[folder.Run, Path]]:
+    """The run, whose folder the main process makes and holds, and where this process writes its files."""
+    if processes.is_main():
+        with run_folder(recipe, runs, stopped) as run:
+            processes.from_main(lambda: run.path)
+            yield run, run.path
+        return
+    run = folder.Run(processes.from_main(lambda: runs))
+    with processes.place_to_write(run.path) as place:
+        yield run, place
 
 
 def _close(run: folder.Run, recipe: Recipe) -> None:
@@ -269,30 +321,40 @@ def _amounts(trainer: RecipeTrainer) -> str:
         amount = "1 pair"
     else:
         amount = f"{train_pairs:,} pairs"
-    return (
-        f"{amount} to train on, "
-        f"{len(trainer.eval_dataset):,} held out; {pairs_per_step} pairs a step = "
-        f"{settings.micro_batch_size} pairs x {settings.accumulation} accumulation; {precision} on {settings.device}."
+    step = f"{settings.micro_batch_size} pairs x {settings.accumulation} accumulation"
+    count = trainer.args.world_size
+    if count > 1:
+        step += f" x {count} processes under {engine.engine_here(recipe)}"
+    words = (
+        f"{amount} to train on, {len(trainer.eval_dataset):,} held out; {pairs_per_step} pairs a step = {step}; "
+        f"{precision} on {settings.device}."
     )
+    left_over = 0 if train_pairs is None else train_pairs % (settings.micro_batch_size * count)
+    if count > 1 and left_over:
+        words += (
+            f" {train_pairs:,} pairs do not divide over {count} processes: behind the last of an epoch some are read "
+            "twice, so that none has nothing to do."
+        )
+    return words
 
 
-def _describe(run: folder.Run, trainer: RecipeTrainer, session: Session, who: dict[str, Any]) -> None:
+def _describe(place: Path, trainer: RecipeTrainer, session: Session, who: dict[str, Any]) -> None:
     """Write everything about a run that is known before its first step."""
     recipe = trainer.recipe
     # Of a value made in Python, a file that makes the same one
     source = recipe.source.read_text(encoding="utf-8") if recipe.source else as_python(without_choices(recipe))
-    files.write_text(run.path / "recipe.py", source)
+    files.write_text(place / "recipe.py", source)
 
     values = {}
     for field, (value, origin) in values_with_origins(recipe, trainer.settings).items():
         values[field] = {"value": value, "origin": origin}
         if field in recipe.reasons:
             values[field]["reason"] = recipe.reasons[field]
-    files.write_json(run.path / "recipe.json", values)
-    files.write_json(run.path / "trl.json", trainer.args.to_dict())
-    files.write_json(run.path / "environment.json", environment.environment(recipe.seed, vars(session.device)))
-    files.write_json(run.path / "data.json", session.report)
-    files.write_json(run.path / "reference.json", who)
+    files.write_json(place / "recipe.json", values)
+    files.write_json(place / "trl.json", trainer.args.to_dict())
+    files.write_json(place / "environment.json", environment.environment(recipe.seed, vars(session.device)))
+    files.write_json(place / "data.json", session.report)
+    files.write_json(place / "reference.json", who)
 
 
 def _write_results(

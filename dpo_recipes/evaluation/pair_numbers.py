@@ -24,6 +24,16 @@ def measure_pairs(trainer: RecipeTrainer, start: PairLogps | None = None) -> tup
     return numbers_of(trainer, metrics, pairs, pairs if start is None else start), pairs
 
 
+def at_its_start(trainer: RecipeTrainer, after: Numbers, pairs: PairLogps) -> tuple[Numbers, Numbers]:
+    """(numbers before training, numbers after it) of a policy that was read after training alone.
+
+    It began as its own reference, whose log-probabilities are among the pairs'.
+    """
+    start = as_its_reference(pairs)
+    before = numbers_of(trainer, {}, start, start)
+    return before, numbers_of(trainer, after, pairs, start)
+
+
 def numbers_of(trainer: RecipeTrainer, metrics: Numbers, pairs: PairLogps, start: PairLogps) -> Numbers:
     """`pair_numbers` of pairs that are a trainer's held-out ones."""
     prompts = [tuple(ids) for ids in trainer.eval_dataset["prompt_ids"]]

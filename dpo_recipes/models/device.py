@@ -18,19 +18,23 @@ from ..errors import RecipeError
 from ..recipe.resolve import Device
 
 
-def device(say: Callable[[str], None] = lambda _: None, use_cpu: bool = False) -> Device:
+def device(
+    say: Callable[[str], None] = lambda _: None, use_cpu: bool = False, with_others: bool = False, name: str = "RECIPE"
+) -> Device:
     """Where this process trains: CUDA, Apple's GPU or the CPU; `use_cpu` chooses the CPU whatever else is there.
 
-    On CUDA, switches off an attention kernel whose gradients can be NaN, and says so. RecipeError where there are
-    several processes or GPUs.
+    On CUDA, switches off an attention kernel whose gradients can be NaN, and says so. `with_others`: it is one of the
+    processes of a run, as only those that train are. RecipeError for a command that a launcher has started several
+    times, and where one process sees several GPUs; then the recipe's `name` is in what to type.
     """
     processes = Device().processes
-    if processes > 1:
-        raise RecipeError(f"This version trains in one process; a launcher started {processes}.")
+    if processes > 1 and not with_others:
+        raise RecipeError(f"Only `train` works in several processes, and a launcher has started {processes} of this.")
     if use_cpu:
         return Device()
     if torch.cuda.is_available():
-        _refuse_several_gpus()
+        if processes == 1:
+            _refuse_several_gpus(name)
         _switch_off_cudnn_attention(say)
         return Device("cuda", bf16=torch.cuda.is_bf16_supported(including_emulation=False))
     if torch.backends.mps.is_available():
@@ -59,11 +63,14 @@ def peak_memory(kind: str) -> int:
     return resident if sys.platform == "darwin" else resident * 1024  # others count in KiB
 
 
-def _refuse_several_gpus() -> None:
+def _refuse_several_gpus(name: str) -> None:
     """The Trainer would wrap the model in DataParallel over all GPUs that it sees."""
     count = torch.cuda.device_count()
     if count > 1:
-        raise RecipeError(f"{count} GPUs are visible, and one process uses one. Set CUDA_VISIBLE_DEVICES=0, say.")
+        raise RecipeError(
+            f"{count} GPUs are visible, and one process uses one. To train on all of them: dpo-recipes train {name} "
+            "--launch ddp. To use one: CUDA_VISIBLE_DEVICES=0 before the command."
+        )
 
 
 def _switch_off_cudnn_attention(say: Callable[[str], None]) -> None:

@@ -23,6 +23,7 @@ from ..recipe.resolve import Device, multiplies_bf16, resolve
 from ..runs.folder import Run
 from ..runs.rebuilt import with_choices_of
 from ..terminal import choices_table
+from ..training.processes import from_main
 from .amounts import USABLE, device_memory, format_memory
 from .bound import at_most, shape_of
 from .pair_lengths import PairLength
@@ -91,7 +92,8 @@ def adopt(session: Session, *, tell: bool = True) -> Chosen:
     """
     with Stage(session.console, "Choosing settings for this device"):
         memory = device_memory(session.device.kind)
-        chosen = choose(session.recipe, of_session(session, session.device, memory))
+        situation = of_session(session, session.device, memory)
+        chosen = from_main(lambda: choose(session.recipe, situation))  # other devices may have other amounts of memory
     session.recipe = with_choices(session.recipe, chosen.choices)
     session.settings = resolve(session.recipe, session.device)
     if tell and chosen.choices:
@@ -340,7 +342,7 @@ def _of_the_order(recipe: Recipe, situation: Situation) -> list[Choice]:
     settings = resolve(recipe, situation.device)
     if "train_sampling_strategy" in recipe.trl or recipe.data.streaming or recipe.pair_sharing != "auto":
         return []
-    if settings.accumulation == 1:
+    if settings.accumulation == 1 or situation.device.processes > 1:
         return []
     if _couples(recipe, situation) or situation.why_padded is None:
         return []

@@ -206,7 +206,8 @@ def _processes_finding(recipe: Recipe, device: Device, spread: Launch) -> Findin
         f"{recipe.global_batch_size} pairs a step = {settings.micro_batch_size} pairs x {settings.accumulation} "
         f"accumulation x {spread.num_processes} processes. Under {spread.engine}: {ENGINES[spread.engine].words}.",
         *notes(recipe, spread.engine, settings.accumulation),
-        "Planned by formula, and not compared with runs on several GPUs. This version trains in one process.",
+        "Planned by formula, and not compared with runs on several GPUs. "
+        f"To train so: dpo-recipes train {recipe.name} --launch {spread.engine} --num-processes {spread.num_processes}",
     ]
     return Finding("info", "processes", " ".join(sentences))
 

@@ -17,6 +17,11 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
+def process() -> int:
+    """Which of them this is; 0 is the main one, and the only one where there is no launcher."""
+    return int(os.environ.get("RANK") or 0)
+
+
 @dataclass(frozen=True)
 class Device:
     """Where the run happens: torch's name, whether bf16 is native there, and the number of processes."""

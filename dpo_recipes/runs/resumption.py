@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,9 @@ from .checkpoint_folders import step_of, whole_checkpoints
 from .environment import installed
 from .folder import PAGE, Run
 from .rebuilt import FOLDER_NAME, assignments, differences
+
+# The variable that holds the words of --launch, for the processes that it starts.
+LAUNCHED_WITH = "DPO_RECIPES_LAUNCHED_WITH"
 
 LAST = "last"  # in place of a run folder: the last one that has not finished
 
@@ -109,7 +113,8 @@ def command(run: Run, recipe: Recipe) -> str:
     if catalogue.recipe_files().get(name) != recipe.source:
         name = str(recipe.source)
     changes = assignments(run.recipe) if (run.path / "recipe.json").exists() else []
-    return shlex.join(["dpo-recipes", "train", name, *changes, "--resume", str(run.path)])
+    launched = shlex.split(os.environ.get(LAUNCHED_WITH, ""))
+    return shlex.join(["dpo-recipes", "train", name, *changes, "--resume", str(run.path), *launched])
 
 
 class Checkpoint(NamedTuple):

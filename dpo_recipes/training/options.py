@@ -47,8 +47,8 @@ def require_options(trl: Mapping[str, Any]) -> None:
         _require_json_file(option, trl.get(option))
     if trl.get("fsdp"):
         raise RecipeError(
-            f"trl.fsdp={trl['fsdp']!r} shards a model over several processes, and this version trains in one. "
-            "Delete it."
+            f"trl.fsdp={trl['fsdp']!r} shards a model over several processes, which a launcher starts: delete it, and "
+            "use dpo-recipes train RECIPE --launch fsdp2."
         )
     for option in OF_SEVERAL_PROCESSES:
         if option in trl and processes() == 1:

@@ -14,6 +14,7 @@ from ..runs import files
 from ..runs.checkpoint_folders import remove_unfinished, whole_checkpoints
 from ..runs.folder import Run
 from ..runs.unwritable import places_with_room, unwritable_place, unwritable_reason
+from .engine import divides_weights
 
 if TYPE_CHECKING:
     from ..models.tokenizer import Tokenizer
@@ -29,7 +30,13 @@ def save_model(where: Path, trainer: Any, tokenizer: Tokenizer) -> None:
 
 @contextlib.contextmanager
 def kept_when_disk_is_full(run: Run, trainer: Any, tokenizer: Tokenizer) -> Iterator[None]:
-    """Where the run folder cannot be written any more, save the model, as far as it is trained, somewhere else."""
+    """Where the run folder cannot be written any more, save the model, as far as it is trained, somewhere else.
+
+    Not where each process holds a part of the weights: to be saved they would need all processes.
+    """
+    if divides_weights(trainer):
+        yield
+        return
     try:
         yield
     except Exception as error:  # of whichever library finds the disk full

@@ -31,6 +31,7 @@ from .checked_pairs import read_pairs
 from .library_bars import quieten, shown_as_ours
 from .options import require_device, require_options, try_options
 from .places import prepared, require
+from .processes import main_first
 
 if TYPE_CHECKING:
     from ..models.reference import Reference
@@ -63,10 +64,11 @@ class Session:
     # From make_trainer()
     reference: Reference
 
-    def __init__(self, recipe: Recipe, console: Console, *, with_pairs: bool = True):
+    def __init__(self, recipe: Recipe, console: Console, *, with_pairs: bool = True, with_others: bool = False):
         """RecipeError for whatever cannot be had or does not work on this machine.
 
-        `with_pairs=False`: the recipe's pairs will not be read, so that they need not be there.
+        `with_pairs=False`: the recipe's pairs will not be read, so that they need not be there. `with_others`: this may
+        be one of several processes that train together.
         """
         resolve(recipe, here())  # what can be refused is refused before anything is loaded
         require_options(recipe.trl)
@@ -85,7 +87,8 @@ class Session:
             quieten()
             from ..models.device import device
             from ..models.tokenizer import load_tokenizer
-        self.device = device(self.say, use_cpu=bool(recipe.trl.get("use_cpu")))
+        use_cpu = bool(recipe.trl.get("use_cpu"))
+        self.device = device(self.say, use_cpu=use_cpu, with_others=with_others, name=recipe.name)
         self.settings = resolve(recipe, self.device)
         with Stage(console, "Loading the tokenizer"), shown_as_ours(console):
             self.tokenizer = load_tokenizer(recipe, self.model_path, self.say)
@@ -104,7 +107,7 @@ class Session:
     def _find_places(self, with_pairs: bool) -> None:
         """Resolve the names of models and data, and refuse those that cannot be had."""
         recipe = self.recipe
-        folder = prepared(recipe, self.console)
+        folder = main_first(functools.partial(prepared, recipe, self.console))
 
         def resolved(name: str) -> str:
             return os.path.expanduser(name.replace(PREPARED, str(folder)))

@@ -33,6 +33,7 @@ from ..recipe.resolve import Settings
 from ..runs.checkpoint_folders import readable
 from . import batch_watch, checkpoint_files
 from .by_length import ByLengthWithinSteps, lengths, longest_first, places_before
+from .engine import clip_as_asked, prepare_again, refuse_training_apart
 from .memory_recovery import MemoryRecovery, with_fewer_at_once
 from .pair_log import PairLog
 from .pair_reading import PairReading
@@ -107,6 +108,8 @@ class RecipeTrainer(DPOTrainer):
         super().__init__(**arguments)  # which may already compute the reference
 
         self.data_collator = WithWeights(self.data_collator)
+        if self.is_deepspeed_enabled:
+            clip_as_asked(self)
         self.reading.share()
         if self.aux_loss_enabled:
             self.health.declared_loss = None  # the router's balancing loss comes on top
@@ -170,8 +173,14 @@ class RecipeTrainer(DPOTrainer):
 
     # The loss
 
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """TRL's. The policy has been read before, which must not keep the processes from training together."""
+        prepare_again(self)
+        return super().train(*arguments, **options)
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """TRL's; in parts where memory does not suffice for the whole micro-batch."""
+        refuse_training_apart(self, model)
 
         def take(part: dict[str, Any]) -> torch.Tensor:
             return super(RecipeTrainer, self).training_step(model, part, num_items_in_batch)

@@ -137,7 +137,7 @@ REFUSED_BY_THE_MACHINE = [
     (["trl.deepspeed=fine.json"], "needs the package deepspeed"),
     (["trl.accelerator_config=missing.json"], "there is no such file in"),
     (["trl.accelerator_config=no.json"], "is no JSON file"),
-    (["trl.fsdp=full_shard"], "this version trains in one"),
+    (["trl.fsdp=full_shard"], "use dpo-recipes train RECIPE --launch fsdp2"),
     (["trl.ddp_backend=gloo"], "trl.ddp_backend='gloo' would do nothing here: it is read where several processes"),
     (["trl.log_on_each_node=false"], "read where several processes train together"),
     (["trl.optim=sgd", "trl.adam_beta2=0.95"], "trl.adam_beta2=0.95 would do nothing here: optim='sgd' does not read"),

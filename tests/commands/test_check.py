@@ -342,7 +342,7 @@ def test_one_of_several_devices_is_planned_with_its_share_of_the_batch(made):
     assert " of 24.00 GB on each of 2 devices under ddp, in a step: " in of(found, "memory").text
     said = of(found, "processes")
     assert said.level == "info" and "4 pairs a step = 2 pairs x 1 accumulation x 2 processes" in said.text
-    assert "not compared with runs on several GPUs" in said.text and "trains in one process" in said.text
+    assert "not compared with runs on several GPUs" in said.text and "--launch ddp --num-processes 2" in said.text
 
 
 @pytest.mark.slow

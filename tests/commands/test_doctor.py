@@ -113,7 +113,8 @@ def test_several_gpus_are_one_too_many(machine, monkeypatch):
     machine.gpus("A", "B")
     monkeypatch.setattr(torch, "__version__", "2.10.0")
     assert [finding.name for finding in look() if finding.name.startswith("GPU")] == ["GPU 0", "GPU 1"]
-    assert known() == ["Several GPUs are visible, and one process uses one: set CUDA_VISIBLE_DEVICES=0."]
+    [said] = known()
+    assert "one process uses one: `train RECIPE --launch ddp` uses all" in said
 
 
 def test_a_driver_that_is_too_old_is_a_fail_and_its_gpus_are_not_asked(machine):

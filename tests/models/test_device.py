@@ -36,11 +36,14 @@ def test_cudnn_attention_is_switched_off_on_cuda_where_its_gradients_can_be_nan(
 def test_several_gpus_or_processes_are_refused_with_what_to_set(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    with pytest.raises(RecipeError, match="4 GPUs are visible, and one process uses one. Set CUDA_VISIBLE_DEVICES=0"):
-        device()
+    with pytest.raises(
+        RecipeError, match="To train on all of them: dpo-recipes train mine --launch ddp. To use one: CUDA"
+    ):
+        device(name="mine")
     monkeypatch.setattr(device_module, "Device", lambda: Device(processes=2))
-    with pytest.raises(RecipeError, match="one process; a launcher started 2"):
+    with pytest.raises(RecipeError, match="Only `train` works in several processes, and a launcher has started 2"):
         device()
+    assert device(use_cpu=True, with_others=True).processes == 2
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that keeps freed memory")

@@ -16,7 +16,9 @@ import torch
 from datasets import Dataset
 from making import make_pairs, recipe_for
 
+from dpo_recipes import LoRA
 from dpo_recipes.losses.pair_logps import PairLogps
+from dpo_recipes.models.adapter import peft_config
 from dpo_recipes.models.tokenizer import load_tokenizer
 from dpo_recipes.models.weights import load_weights
 from dpo_recipes.recipe.dpo_arguments import dpo_arguments
@@ -25,7 +27,8 @@ from dpo_recipes.training.reference_cache import fingerprint
 from dpo_recipes.training.trainer import RecipeTrainer, config
 
 STAGES = {"zero2": 2, "zero3": 3}
-LOGGED = ["loss", "logps/chosen", "logps/rejected", "rewards/margins", "rewards/accuracies", "entropy"]
+WITH_ADAPTER = {"adapter": LoRA(r=4)}
+LOGGED = ["loss", "grad_norm", "logps/chosen", "logps/rejected", "rewards/margins", "rewards/accuracies", "entropy"]
 
 
 def make_trainer(folder: Path, output: Path, engine: str, **changes) -> tuple[RecipeTrainer, list[str]]:
@@ -62,6 +65,7 @@ def make_trainer(folder: Path, output: Path, engine: str, **changes) -> tuple[Re
         train_dataset=Dataset.from_list(make_pairs(8)),
         eval_dataset=Dataset.from_list(make_pairs(5, seed=9)),  # which do not divide over two processes
         processing_class=load_tokenizer(recipe, str(folder)).tokenizer,
+        peft_config=peft_config(recipe.adapter),
     )
     return trainer, said
 
@@ -77,7 +81,7 @@ def train(folder: Path, output: Path, engine: str, **changes) -> dict:
             steps.append([log[name] for name in LOGGED])
     return {
         "steps": steps,
-        "held_out": [metrics[name] for name in LOGGED],
+        "held_out": [metrics[name] for name in LOGGED if name in metrics],
         "margins": PairLogps.h.fget(pairs).tolist(),
         "said": said,
         "cache": trainer.reference_cache,
@@ -152,6 +156,7 @@ def main(engine: str, folder: Path, output: Path) -> None:
     result = {}
     for name, changes in {"first": {}, "again": {"beta": 0.2}}.items():
         result[name] = train(folder, output / rank, engine, pair_sharing="require", **changes)
+    result["adapter"] = train(folder, output / rank, engine, pair_sharing="require", **WITH_ADAPTER)
     if engine in STAGES:
         result["off"] = train(folder, output / rank, engine, pair_sharing="off")
     if engine == "ddp":
