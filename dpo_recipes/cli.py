@@ -92,6 +92,7 @@ REFERENCE_HELP = (
 DATA_HELP = "Pairs to measure it on, in place of the run's own; all of them are held out."
 EXPORT_DIAL_HELP = "0.5 is half the way from the reference to the policy: near what twice the beta would have given."
 EXPORTED_RUN_HELP = "A run folder; for --trl also a recipe that has not been run."
+EXPORT_PUSH_HELP = "Send the model to this new repository of the hub as well, private without --public."
 EXPORT_TRL_HELP = "The pairs, a plain script and the file of `trl dpo --config`, which train the same."
 EXPORT_MERGED_HELP = "One plain model: the adapter in the weights of its base, in 16 bits where these are stored so."
 TO_HELP = "Where the files go, in place of the run folder."
@@ -203,10 +204,12 @@ JudgeModel = Annotated[str | None, typer.Option("--judge-model", metavar="NAME",
 JudgeKey = Annotated[str | None, typer.Option("--judge-key-env", metavar="VARIABLE", help=JUDGE_KEY_HELP)]
 DialFactors = Annotated[str | None, typer.Option("--dial", metavar="0.25,0.5,1,2", help=DIAL_HELP)]
 ExportedRun = Annotated[str, typer.Argument(metavar="RUN", help=EXPORTED_RUN_HELP, show_default=False)]
+ExportPush = Annotated[str | None, typer.Option("--push", metavar="ORG/NAME", help=EXPORT_PUSH_HELP)]
+ExportPublic = Annotated[bool, typer.Option("--public", help="Of --push: for everybody to see.")]
 ExportTrl = Annotated[bool, typer.Option("--trl", help=EXPORT_TRL_HELP)]
 ExportMerged = Annotated[bool, typer.Option("--merged", help=EXPORT_MERGED_HELP)]
 ExportDial = Annotated[float | None, typer.Option("--dial", metavar="FACTOR", help=EXPORT_DIAL_HELP)]
-ExportFolder = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A new folder for the model.")]
+ExportFolder = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The new folder to write.")]
 FilesTo = Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help=TO_HELP, show_default=False)]
 RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN", help="A run folder, or several.", show_default=False)]
 PageFile = Annotated[Path | None, typer.Option("--to", metavar="FILE", help=PAGE_HELP, show_default=False)]
@@ -591,6 +594,8 @@ def export(
     merged: ExportMerged = False,
     dial: ExportDial = None,
     trl: ExportTrl = False,
+    push: ExportPush = None,
+    public: ExportPublic = False,
     as_json: AsJson = False,
 ) -> None:
     """For use elsewhere: --merged, a model without adapter; --dial, nearer to the reference; --trl, for TRL alone."""
@@ -598,7 +603,17 @@ def export(
         from .commands.export import export as export_model
 
         console = Console(stderr=True) if as_json else LastingConsole()
-        result = export_model(run, dial=dial, merged=merged, trl=trl, out=out, changes=changes or [], console=console)
+        result = export_model(
+            run,
+            dial=dial,
+            merged=merged,
+            trl=trl,
+            out=out,
+            changes=changes or [],
+            push=push,
+            public=public,
+            console=console,
+        )
     if as_json:
         _print_json(result)
         return
@@ -618,6 +633,9 @@ def export(
         Console().print(terminal.nearness_table(result["dial"], nearness_rows(result)))
         print_line(Console(), nearness_in_words(result))
         print_line(Console(), f"{out} holds {result['form']}: an approximation of decoding with the dial.")
+    if "pushed" in result:
+        seen_by = "everybody" if public else "you alone"
+        print_line(Console(), f"{result['pushed']} has it too, for {seen_by} to see.")
 
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)

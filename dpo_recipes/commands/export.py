@@ -28,6 +28,8 @@ def export(
     trl: bool = False,
     out: Path | str,
     changes: Sequence[str] = (),
+    push: str | None = None,
+    public: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Write what a finished run gives for use elsewhere into the new folder `out`; returns what its export.json holds.
@@ -36,11 +38,14 @@ def export(
     own. `merged`: the adapter in the weights of its base, for whatever loads Transformers' models. Of both, what was
     written is loaded once more and gives the log-probabilities that it should, or there is no folder. `trl`: the pairs
     and a plain script that train the same with TRL alone, also of a recipe that has not been run, with `changes` to it.
+    `push`: the model goes to this new repository of the hub as well, private unless `public`.
 
     UsageError for what is asked for wrongly, RecipeError where the run has no such model.
     """
     # Imported here: it brings what reads pairs and models.
     from ..exports.folders import refuse_existing
+    from ..exports.push import push as send
+    from ..exports.push import refuse_push
 
     console = console or Console(quiet=True)
     folder = Path(out)
@@ -50,6 +55,7 @@ def export(
 
         refuse_factor(dial)
     refuse_existing(folder)
+    _refuse_idle_push(push, public, trl)
     if trl:
         from ..exports.trl_run import export_trl, recipe_and_run
 
@@ -59,14 +65,27 @@ def export(
     finished = _run(run)
     if changes:
         raise UsageError(f"{changes[0]}: a finished run is exported as it is. Changes go with --trl and a recipe.")
+    if push is not None:
+        refuse_push(push)
+    place = Path(push) if push is not None else folder  # where the card says that the model is
     if dial is not None:
         from ..exports.dialled import export_dialled
 
-        return export_dialled(finished, dial, folder, console)
+        result = export_dialled(finished, dial, folder, console, place)
+    else:
+        from ..exports.merged import export_merged
 
-    from ..exports.merged import export_merged
+        result = export_merged(finished, folder, console, place)
+    if push is not None:
+        result["pushed"] = send(folder, push, public=public, console=console)
+    return result
 
-    return export_merged(finished, folder, console)
+
+def _refuse_idle_push(push: str | None, public: bool, trl: bool) -> None:
+    if public and push is None:
+        raise UsageError("--public says who sees what --push sends, and nothing is sent: add --push ORG/NAME.")
+    if push is not None and trl:
+        raise UsageError("--push sends a model, and --trl writes a script and the pairs: send those yourself.")
 
 
 def _refuse_other_than_one(dial: float | None, merged: bool, trl: bool) -> None:

@@ -28,8 +28,11 @@ COMPARED = 4  # held-out pairs whose log-probabilities are computed again with w
 LARGEST_DIFFERENCE = 1e-5  # nats, of a token's log-probability between what was written and what was to be
 
 
-def export_dialled(run: Run, factor: float, folder: Path, console: Console) -> dict[str, Any]:
-    """Write the model that is nearest to decoding with the dial at `factor`, and say how near; returns export.json."""
+def export_dialled(run: Run, factor: float, folder: Path, console: Console, place: Path) -> dict[str, Any]:
+    """Write the model that is nearest to decoding with the dial at `factor`, and say how near; returns export.json.
+
+    `place`: where its card says that it is.
+    """
     recipe = recipe_of(run)
     session = Session(recipe, console)
     _refuse_other_model(recipe, session, run)
@@ -48,7 +51,7 @@ def export_dialled(run: Run, factor: float, folder: Path, console: Console) -> d
             session.settings,
             base=session.model_path,
             base_is_on_the_hub=not Path(session.model_path).exists(),
-            folder=folder,
+            folder=place,
             result=result,
         )
         files.write_text(where / "README.md", card)

@@ -33,10 +33,11 @@ COMPARED = 16  # held-out pairs whose log-probabilities tell whether two models 
 LARGEST_MEAN = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.05}
 
 
-def export_merged(run: Run, folder: Path, console: Console) -> dict[str, Any]:
+def export_merged(run: Run, folder: Path, console: Console, place: Path) -> dict[str, Any]:
     """Write the merged model, and say how near it is to adapter and base; returns export.json.
 
-    RecipeError where there is nothing to merge, and where the merged model is not what was trained.
+    `place`: where its card says that it is. RecipeError where there is nothing to merge, and where the merged model is
+    not what was trained.
     """
     recipe = recipe_of(run)
     _refuse_whole_model(run, recipe, folder)
@@ -52,7 +53,7 @@ def export_merged(run: Run, folder: Path, console: Console) -> dict[str, Any]:
         card = merged_card(
             recipe,
             base_is_on_the_hub=not Path(result["base"]).exists(),
-            folder=folder,
+            folder=place,
             result=result,
         )
         files.write_text(where / "README.md", card)

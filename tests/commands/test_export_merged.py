@@ -141,6 +141,17 @@ def test_a_run_of_all_weights_has_nothing_to_merge(finished, tmp_path):
         merge(run, tmp_path / "plain")
 
 
+def test_it_is_sent_where_that_is_asked_and_its_card_says_so(finished, tmp_path, monkeypatch):
+    from dpo_recipes.exports import push
+
+    sent = []
+    monkeypatch.setattr(push, "refuse_push", sent.append)
+    monkeypatch.setattr(push, "push", lambda folder, name, **_: f"https://hub/{name}")
+    result = export(finished().run, merged=True, out=tmp_path / "plain", push="org/mine", console=quiet())
+    assert sent == ["org/mine"] and result["pushed"] == "https://hub/org/mine"
+    assert 'folder = "org/mine"' in (tmp_path / "plain" / "README.md").read_text()
+
+
 def test_what_cannot_be_merged_leaves_nothing(finished, tmp_path, monkeypatch):
     run = finished().run
     with pytest.raises(UsageError, match="--dial and --merged: one of them"):
