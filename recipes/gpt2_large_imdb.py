@@ -8,12 +8,13 @@ Source    Paper, section 6.1, appendices B and C: gpt2-large after one epoch of 
           rate 1e-6 after a linear warm-up over 150 steps, then constant. Authors' code: gradients clipped at 10, 512
           tokens, one epoch.
 Hardware  Any GPU of 24 GB: dpo-recipes check gpt2_large_imdb --gpu 24GB
-Command   dpo-recipes pairs gpt2_large_imdb model=SFT --prompts prefixes.txt -n 4 --max-new-tokens 64
+Command   dpo-recipes pairs gpt2_large_imdb model=SFT --prompts prefixes.txt -n 4 --max-new-tokens 480
           dpo-recipes train gpt2_large_imdb model=SFT, and for the figure:
           dpo-recipes sweep gpt2_large_imdb model=SFT beta=0.05,0.1,1,5
 Expect    The reward of sampled answers rises to 0.9 and more at a KL of a few nats, and stays above PPO's at any KL.
 
-SFT is the folder of gpt2-large trained on IMDb reviews; the raw gpt2-large named below has not read any.
+SFT is the folder of gpt2-large trained on IMDb reviews; the raw gpt2-large named below has not read any. Reviews that
+are cut off before their end make no pair, so leave them room.
 """
 
 import functools
