@@ -184,7 +184,8 @@ def train(
     console.print(comparison_table(after["pairs"], compared(before, after)))
     if judge.observations:
         console.print(observations_table(judge.observations))
-    session.say(f"{run.path} holds the model, the numbers and the answers; its report.html shows them.")
+    holds = "the model, the numbers and the answers" if samples else "the model and the numbers"
+    session.say(f"{run.path} holds {holds}; its report.html shows them.")
     too_far = over_budget(recipe, after)
     if too_far:
         raise RecipeError(too_far)

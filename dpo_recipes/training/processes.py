@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -40,6 +41,8 @@ def join(recipe: Recipe, device: Device) -> None:
         return
     from accelerate import PartialState
 
+    # DeepSpeed's own calls of torch, of which each process would tell
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     timeout = timedelta(seconds=recipe.trl.get("ddp_timeout", TIMEOUT))
     if device.kind == "cpu":
         PartialState(cpu=True, backend=recipe.trl.get("ddp_backend"), timeout=timeout)

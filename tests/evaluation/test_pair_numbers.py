@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from making import make_start_pair_logps
 
 from dpo_recipes.evaluation.held_out import METRICS, SPREADS, TRL_MEANS
 from dpo_recipes.evaluation.intervals import wilson
-from dpo_recipes.evaluation.pair_numbers import as_its_reference, pair_numbers
+from dpo_recipes.evaluation.pair_numbers import as_its_reference, at_its_start, pair_numbers
 from dpo_recipes.losses.pair_logps import PairLogps
 
 
@@ -154,3 +156,18 @@ def test_pairs_of_one_prompt_are_worth_less_than_pairs_of_four():
 def test_where_tokens_count_less_behind_the_shorter_side_there_is_no_perplexity():
     numbers = pair_numbers({"loss": 0.5}, four(), 0.2, four(), same_start=False, whole=False)
     assert not [name for name in numbers if name.startswith("perplexity")]
+
+
+def test_a_policy_that_was_read_after_training_alone_began_as_its_own_reference():
+    """As under DeepSpeed and FSDP, which make its parts when training begins."""
+    trained = make_start_pair_logps(chosen_gap=3.0, rejected_gap=-1.0)
+    trainer = SimpleNamespace(
+        eval_dataset={"prompt_ids": [[pair] for pair in range(4)]},
+        recipe=SimpleNamespace(beta=0.1),
+        health=SimpleNamespace(same_start=True),
+        ld_alpha=None,
+    )
+    before, after = at_its_start(trainer, {"loss": 0.6}, trained)
+    assert before["rewards/margins"] == 0.0 and before["rewards/accuracies"] == 0.5
+    assert after["rewards/margins"] == pytest.approx(0.1 * 4 / 4) and after["loss"] == 0.6
+    assert after["logps/chosen_change_per_token"] == pytest.approx(3 / 40)
