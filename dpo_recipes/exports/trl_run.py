@@ -33,6 +33,8 @@ from .folders import write_export
 SCRIPT = "train_dpo.py"
 YAML = "dpo.yaml"
 COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs")  # of a pair, as TRL reads them
+# Of one process, as the script is: a run may have divided its batch over several.
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # What only our own progress bar and our own pace of checkpoints need.
 OURS_ALONE = ("output_dir", "disable_tqdm", "save_strategy", "save_total_limit")
 # Said even where it is TRL's default: it decides the result.
@@ -185,7 +187,8 @@ def _left_out(recipe: Recipe, session: Session) -> list[str]:
 def _of_the_run(arguments: Mapping[str, Any], run: Run) -> dict[str, Any]:
     """The values with which the run was trained, on whatever device that was."""
     trained_with = json.loads((run.path / "trl.json").read_text(encoding="utf-8"))
-    return {name: trained_with[name] for name in arguments if name in trained_with and name != "output_dir"}
+    own = ("output_dir", *BATCH)
+    return {name: trained_with[name] for name in arguments if name in trained_with and name not in own}
 
 
 def _worth_saying(recipe: Recipe, arguments: Mapping[str, Any]) -> dict[str, Any]:

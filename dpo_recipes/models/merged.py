@@ -63,6 +63,7 @@ def unmerged(base: Any, adapter: Path, weights: dict[str, torch.Tensor] | None =
         _replace(base, weights)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # merged() looks after it
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT asks for it by its old name
         model: Any = put_on(base, str(adapter))
     refuse_other_adapter_weights(model, str(adapter))
     return model

@@ -132,12 +132,12 @@ def merged_card(recipe: Recipe, *, base_is_on_the_hub: bool, folder: Path, resul
 def merged_in_words(result: Mapping[str, Any]) -> str:
     """How near a merged model is to the adapter that it was made of, and what it was merged into."""
     difference, from_base = result["difference"], result["from_base"]
-    allowed = f"{result['tolerance']:g} on average may be rounding to {result['dtype']}"
+    exact = result["in_32_bits"]["mean"]
     sentences = [
         f"Over the {result['tokens']:,} answer tokens of {result['pairs']:,} held-out pairs, its log-probabilities are "
         f"{difference['mean']:.2g} nats per token away from those of the adapter on its base (at most "
-        f"{difference['largest']:.2g}; {allowed}), and "
-        f"those of the base alone are {from_base['mean']:.2g}."
+        f"{difference['largest']:.2g}), where the base alone is {from_base['mean']:.2g} away; up to half of that is "
+        f"accepted, as the cost of weights in {result['dtype']}. Merged in 32 bits it would be {exact:.1g}."
     ]
     for other in result.get("bases", ()):
         if other["merged_into"] != result["merged_into"]:

@@ -19,12 +19,12 @@ RENAMED = {
 }
 NOT_SENT = "nothing is sent anywhere unless you ask for it here"
 OWN_FOLDER = "every run has a folder of its own, with its log"
-OF_ONE_PROCESS = "it is for several processes, and this version trains in one"
+OF_SEVERAL_PROCESSES = "how several processes train together is said by train --launch"
 # What is left behind by its name or its beginning -> why.
 LEFT_BEHIND = {
     r"push_to_hub.*|hub_.*|report_to|wandb_.*|swanlab_.*|use_swanlab|run_name|project": NOT_SENT,
     r"output_dir|overwrite_output_dir|logging_dir|resume_from_checkpoint|save_only_model": OWN_FOLDER,
-    r"ddp_.*|fsdp.*|deepspeed.*|accelerator_config|.*_parallel_size|dp_.*_size": OF_ONE_PROCESS,
+    r"ddp_.*|fsdp.*|deepspeed.*|accelerator_config|.*_parallel_size|dp_.*_size": OF_SEVERAL_PROCESSES,
     r"do_train|do_eval|do_predict|disable_tqdm": "the verbs say it: train, evaluate",
     r"plot_loss": "the curves are on the page of the run",
 }

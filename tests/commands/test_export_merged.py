@@ -58,6 +58,7 @@ def test_the_merged_model_is_adapter_and_base_in_one(finished, made, tiny):
     plain = loaded(folder)
     assert apart(plain, policy) < 1e-5 < 0.01 < apart(plain, load_policy(tiny()))
     assert result["difference"]["mean"] < 1e-4 and result["from_base"]["mean"] > 0.01
+    assert result["in_32_bits"]["mean"] < 1e-5
     assert result["dtype"] == "float32" and result["merged_into"] == "the original base"
     assert result == json.loads((folder / "export.json").read_text())
 
@@ -158,20 +159,31 @@ def test_what_cannot_be_merged_leaves_nothing(finished, tmp_path, monkeypatch):
         export(run, merged=True, dial=0.5, out=tmp_path / "x")
     with pytest.raises(UsageError, match="is there already"):
         merge(run, tmp_path)
-    monkeypatch.setattr(exporting, "LARGEST_MEAN", {"float32": 0.0})
-    with pytest.raises(RecipeError, match="above the 0 that rounding to float32 may cost. It is not kept"):
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "LARGEST_SHARE", 0.0)
+        with pytest.raises(RecipeError, match="lost when the weights are rounded to float32"):
+            merge(run, tmp_path / "x")
+    in_32_bits = merging._merge_in_32_bits
+
+    def doubled(layer, adapter):
+        layer.scale_layer(2)
+        in_32_bits(layer, adapter)
+
+    monkeypatch.setattr(merging, "_merge_in_32_bits", doubled)
+    with pytest.raises(RecipeError, match="Merged in 32 bits, the model is .* above the 0.0001 of rounding"):
         merge(run, tmp_path / "x")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_merge_that_is_not_what_was_trained_is_refused():
-    apart_by = {"mean": 0.01, "largest": 0.1}
-    result = {"difference": apart_by, "from_base": {"mean": 0.3}, "tolerance": 0.05, "dtype": "bfloat16"}
+    result = {"difference": {"mean": 0.01}, "from_base": {"mean": 0.3}, "tolerance": 0.15, "dtype": "bfloat16"}
     exporting._refuse_another_model(result, changed=True)
-    with pytest.raises(RecipeError, match="The merged model is its base"):
+    with pytest.raises(RecipeError, match="Rounded to bfloat16, the merged model is its base"):
         exporting._refuse_another_model(result, changed=False)
     with pytest.raises(RecipeError, match="lost when the weights are rounded to bfloat16"):
-        exporting._refuse_another_model(result | {"from_base": {"mean": 0.005}}, changed=True)
+        exporting._refuse_another_model(result | {"tolerance": 0.005}, changed=True)
+    with pytest.raises(RecipeError, match="The adapter changes no log-probability"):
+        exporting._refuse_inexact({"from_base": {"mean": 0.0}})
 
 
 def test_a_full_disk_and_ctrl_c_leave_nothing(finished, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from making import CHATML, quiet, short_recipe, train_in
 
 from dpo_recipes import Data, LoRA, QLoRA, RecipeError, Run, export
 from dpo_recipes.errors import UsageError
+from dpo_recipes.exports import trl_run
 from dpo_recipes.recipe.recipe import Recipe
 
 TOLERANCE = 1e-4  # of the loss of a step: nats, and the sums come in another order where each pair is read twice
@@ -88,8 +89,10 @@ def test_what_only_a_script_can_say(kind, tiny, pairs_file, start_adapter, tmp_p
     elif kind == "continued":
         changes |= {"adapter": LoRA(continue_from=str(start_adapter))}
     elif kind == "4 bits":
-        # In bf16 a pair that is read once is rounded otherwise than one that is read twice.
+        # In bf16 the same pair is rounded otherwise in another batch, and where it is read once: so both are the same.
         changes |= {"adapter": QLoRA(r=4), "pair_sharing": "off"}
+        options = {"gradient_checkpointing": False, "max_steps": 3, "precompute_ref_log_probs": False}
+        changes |= {"trl": options}
     else:
         template = CHATML.replace("<|im_start|>", "<|im_start|> ")
         changes |= {"data": Data(str(pairs_file), eval=0.25, chat_template=template), "micro_batch_size": 2}
@@ -115,6 +118,12 @@ def test_of_a_recipe_that_has_not_been_run(tiny, pairs_file, tmp_path):
     compile(script, "train_dpo.py", "exec")
     page = (tmp_path / "plain" / "README.md").read_text()
     assert "trl dpo --config dpo.yaml" in page and "read twice and padded: the same losses" in page
+
+
+def test_the_batch_is_that_of_one_process_and_all_else_that_of_the_run(tmp_path):
+    (tmp_path / "trl.json").write_text(json.dumps({"bf16": True, "gradient_accumulation_steps": 1, "output_dir": "x"}))
+    arguments = {"bf16": False, "gradient_accumulation_steps": 4, "per_device_train_batch_size": 2, "output_dir": "y"}
+    assert trl_run._of_the_run(arguments, Run(tmp_path)) == {"bf16": True}
 
 
 def test_what_trl_cannot_say_is_refused(tiny, pairs_file, tmp_path, finished_pairs):
