@@ -79,8 +79,8 @@ def test_it_is_a_plain_folder_with_all_that_belongs_to_it(made, tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "adapter",
-    [LoRA(r=4), LoRA(r=4, use_rslora=True), LoRA(r=4, use_dora=True), LoRA(r=4, target_modules=["embed_tokens"])],
-    ids=["lora", "rslora", "dora", "embedding"],
+    [LoRA(r=4), LoRA(r=4, use_rslora=True, use_dora=True), LoRA(r=4, target_modules=["embed_tokens"])],
+    ids=["lora", "rslora and dora", "embedding"],
 )
 def test_into_a_tied_base_of_16_bits(adapter, tiny, pairs_file, tmp_path):
     base = in_16_bits(tmp_path / "base", tiny(tie_word_embeddings=True))
