@@ -70,7 +70,7 @@ def _summary(name: str, path: Path, memory: int | None) -> dict[str, Any]:
 
     header = ast.get_docstring(ast.parse(path.read_bytes())) or ""
     summary["what"] = header.split("\n")[0]
-    if path.parent == catalogue.SHIPPED:
+    if _is_shipped(path):
         summary["group"] = _group(header)
     if memory is not None:
         bounds = needs(recipe)
@@ -78,6 +78,12 @@ def _summary(name: str, path: Path, memory: int | None) -> dict[str, Any]:
             summary["least_memory"], summary["most_memory"] = bounds
             summary["fits"] = _fits(bounds, memory)
     return summary
+
+
+def _is_shipped(path: Path) -> bool:
+    """Whether a file is one that comes with the package, or an unchanged copy of it, as in another checkout."""
+    shipped = catalogue.SHIPPED / path.name
+    return path == shipped or (shipped.is_file() and shipped.read_bytes() == path.read_bytes())
 
 
 def _fits(bounds: Needs, memory: int) -> bool | None:

@@ -170,10 +170,15 @@ def _replaced_data(data: Data, changes: Mapping[str, Any]) -> Data:
 
 
 def _refuse_to_part_what_is_made_together(recipe: Recipe, values: Mapping[str, Any]) -> None:
-    """The reward and the measures of a recipe that makes its own model or pairs are made for these alone."""
+    """The reward and the measures of a recipe that makes its own model or pairs are made for these alone.
+
+    A `prepare` that asks for the model makes its pairs with whichever is named.
+    """
     if not recipe.reward and not recipe.measures:
         return
     own_values = {"model": recipe.model, "data.path": recipe.data.name, "data.mix": recipe.data.name}
+    if recipe.prepare_asks_for_the_model:
+        del own_values["model"]
     for key, own_value in own_values.items():
         if key in values and PREPARED in own_value and PREPARED not in str(values[key]):
             model = values.get("model", "org/name")

@@ -20,7 +20,7 @@ from .adapters import LoRA, QLoRA
 from .data import Data
 from .judges import JudgeEndpoint, RewardModel
 from .trl_options import refuse_unusable_options
-from .validation import POSITIVE, Limit, Value, at_least, at_most, not_below, refuse_another_signature
+from .validation import POSITIVE, Limit, Value, at_least, at_most, not_below, parameters_of, refuse_another_signature
 
 PREPARED = "{prepared}"  # in `model` and `data.path`: the folder that the recipe's `prepare` fills
 
@@ -200,6 +200,11 @@ class Recipe(Value):
         if self.trl.get("sync_ref_model") or self.data.streaming:
             return False
         return self._reference_is_precomputed or bool(self.trl.get("precompute_ref_log_probs", True))
+
+    @property
+    def prepare_asks_for_the_model(self) -> bool:
+        """Whether `prepare` has a parameter `model`, in which it is told of one that it does not make itself."""
+        return self.prepare is not None and "model" in parameters_of(self.prepare)
 
     @property
     def checkpoints_are_paced(self) -> bool:

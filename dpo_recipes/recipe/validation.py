@@ -193,6 +193,14 @@ def _listed_words(hint: Any) -> list[str]:
     return words
 
 
+def parameters_of(function: Callable[..., Any]) -> frozenset[str]:
+    """The names of a function's parameters; none of one written in C, which has no signature to ask."""
+    try:
+        return frozenset(inspect.signature(function).parameters)
+    except ValueError:
+        return frozenset()
+
+
 def refuse_another_signature(written: str, function: Callable[..., Any] | None, *arguments: str) -> None:
     """Refuse a function that cannot be called as it will be, perhaps hours later."""
     if function is None:

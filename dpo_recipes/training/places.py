@@ -187,14 +187,9 @@ def prepared(recipe: Recipe, console: Console) -> Path | None:
 
 def _model_elsewhere(recipe: Recipe) -> dict[str, str]:
     """What `prepare` is told beforehand: the recipe's model, if it asks for one and does not make it itself."""
-    assert recipe.prepare is not None
-    if PREPARED in recipe.model:
-        return {}
-    try:
-        parameters = inspect.signature(recipe.prepare).parameters
-    except ValueError:  # one written in C has no signature to ask
-        return {}
-    return {"model": recipe.model} if "model" in parameters else {}
+    if recipe.prepare_asks_for_the_model and PREPARED not in recipe.model:
+        return {"model": recipe.model}
+    return {}
 
 
 def _key(prepare: functools.partial[None]) -> str:

@@ -247,6 +247,10 @@ def prepare(folder: Path, seed: int) -> None:
     pass
 
 
+def prepare_with(folder: Path, seed: int, model: str | None = None) -> None:
+    """Make pairs with whichever model is named."""
+
+
 MADE = {"model": "{prepared}/m", "data": Data("{prepared}/d"), "prepare": prepare}
 
 
@@ -264,6 +268,13 @@ def test_what_a_recipe_makes_for_its_own_reward_is_not_parted_from_it(assignment
     with pytest.raises(UsageError, match="does not go with recipe, which makes its own model and pairs") as error:
         apply(Recipe(**MADE, **scores), assignments)
     assert f"dpo-recipes {ways_out}" in str(error.value)
+
+
+def test_a_recipe_whose_pairs_are_made_with_the_model_takes_another_one():
+    recipe = Recipe(**(MADE | {"prepare": prepare_with}), reward=score)
+    assert apply(recipe, ["model=org/mine"]).model == "org/mine"
+    with pytest.raises(UsageError, match="does not go with recipe"):
+        apply(recipe, ["data.path=my.jsonl"])
 
 
 def test_a_recipe_that_makes_its_files_takes_other_values_and_places_within_them():
