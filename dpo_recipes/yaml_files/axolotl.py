@@ -62,9 +62,7 @@ def translate(values: dict[str, Any]) -> Translation:
     _objective(file)
     _optimisation(file)
     _adapter(file)
-    for reason, keys in LEFT.items():
-        for key in keys:
-            file.leave(key, reason)
+    file.leave_all(LEFT)
     file.options()
     return file
 

@@ -49,9 +49,7 @@ def translate(values: dict[str, Any], folder: Path) -> Translation:
     file.move("ref_model", "reference")
     _optimisation(file)
     _adapter(file)
-    for reason, keys in LEFT.items():
-        for key in keys:
-            file.leave(key, reason)
+    file.leave_all(LEFT)
     file.options()
     return file
 

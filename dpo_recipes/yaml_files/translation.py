@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UsageError
@@ -56,6 +57,12 @@ class Translation:
         value = self.unread.pop(key)
         if value not in (False, "", "none", [], {}):
             self.left_out.append((f"{key}: {_short(value)}", reason))
+
+    def leave_all(self, keys_of: Mapping[str, tuple[str, ...]]) -> None:
+        """Do not keep these keys; they stand behind the reason."""
+        for reason, keys in keys_of.items():
+            for key in keys:
+                self.leave(key, reason)
 
     def batch(self, pairs: int, accumulation: int) -> None:
         """So many pairs at once and so many times a step, on each device."""

@@ -111,7 +111,7 @@ def test_what_every_step_holds_of_a_zephyr_is_sixteen_bytes_a_number():
         {"adapter": LoRA(continue_from="folder")},
         {"adapter": LoRA(r=8, use_dora=True)},
     ],
-    ids=str,
+    ids=["no such model", "a model that is made", "no max_length", "another reference", "a continued adapter", "DoRA"],
 )
 def test_what_cannot_be_known_is_none(changes):
     assert needs(make_recipe(**{"model": "Qwen/Qwen3-8B", **changes})) is None
