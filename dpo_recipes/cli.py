@@ -9,19 +9,17 @@ import sys
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from . import cli_options as options
 from . import terminal
-from .benchmark.lengths import PROFILES
-from .benchmark.random_models import SIZES
 from .command_words import refuse_mistyped_options, with_run_of_resume
 from .commands import recipes as recipe_files
 from .errors import Finding, RecipeError, UsageError, nearest
-from .planning.engines import ENGINES
 from .recipe import catalogue, overrides
 from .recipe.judges import Endpoint, JudgeEndpoint, RewardModel
 from .recipe.recipe import PREPARED, Recipe
@@ -40,8 +38,10 @@ class Verbs(TyperGroup):
         command = self.get_command(ctx, word)
         if command is not None:
             if command.context_settings.get("ignore_unknown_options"):
-                options = [option for parameter in command.get_params(ctx) for option in parameter.opts]
-                refuse_mistyped_options(args[1:], options)
+                known: list[str] = []
+                for parameter in command.get_params(ctx):
+                    known.extend(parameter.opts)
+                refuse_mistyped_options(args[1:], known)
             return super().resolve_command(ctx, with_run_of_resume(args))
 
         if word in catalogue.recipe_files() or word.endswith(".py"):
@@ -72,160 +72,23 @@ RUN = "Run"
 # An unknown option falls into the overrides, where the message can say how values are written.
 LENIENT = {"ignore_unknown_options": True}
 
-CHANGES_HELP = "Changes: beta=0.05 adapter.r=64 data.train=train trl.max_grad_norm=0.5 adapter=none"
-
-SOURCE_HELP = "The recipe to copy: one that `dpo-recipes list` names, or the path of a file."
-
-FROM_YAML_HELP = "A DPO run of TRL, the alignment handbook, Axolotl or LLaMA-Factory, read as a recipe."
-RESUME_HELP = "Go on with a run that was stopped: this folder, or the last one of the recipe."
-ALLOW_CHANGE_HELP = "Of --resume: what may be another than when the run began; may be given again."
-LENGTHS_HELP = f"Random words in these lengths, in place of the recipe's pairs: {', '.join(PROFILES)}."
-RANDOM_MODEL_HELP = f"Random weights of this size, in place of the recipe's model: {', '.join(SIZES)}."
-PROCESSES_HELP = "Plan for one of N such devices."
-ENGINE_HELP = f"One of {', '.join(ENGINES)}."
-LAUNCH_HELP = f"Several processes: {', '.join(ENGINES)}."
-LAUNCHED_HELP = "How many; without it, one for each GPU."
-POLICY_HELP = "In place of a run: the model to measure, or the folder of its adapter."
-REFERENCE_HELP = (
-    "What it is compared with: a model, or an adapter's folder; of an adapter its base, unless one is named."
-)
-DATA_HELP = "Pairs to measure it on, in place of the run's own; all of them are held out."
-EXPORT_DIAL_HELP = "0.5 is half the way from the reference to the policy: near what twice the beta would have given."
-EXPORTED_RUN_HELP = "A run folder; for --trl also a recipe that has not been run."
-EXPORT_PUSH_HELP = "Send the model to this new repository of the hub as well, private without --public."
-EXPORT_TRL_HELP = "The pairs, a plain script and the file of `trl dpo --config`, which train the same."
-EXPORT_MERGED_HELP = "One plain model: the adapter in the weights of its base, in 16 bits where these are stored so."
-TO_HELP = "Where the files go, in place of the run folder."
-PAGE_HELP = "Where the page goes, in place of report.html in the run folder, or in the folder of several."
-REWARD_MODEL_HELP = "A sequence classifier with one output, a folder or a hub id, that scores the answers."
-DIAL_HELP = "What other betas would have given, from this run: 0.5 is half the way from the reference, 2 twice as far."
-JUDGE_HELP = "An OpenAI-compatible endpoint, such as https://host/v1, that compares them. Prompts and answers go there."
-JUDGE_MODEL_HELP = "The judge's model, as the endpoint names it."
-ENDPOINT_HELP = "Sample where a model is served, such as http://localhost:8000/v1 of vLLM. The prompts go there."
-ENDPOINT_MODEL_HELP = "The served model, as the endpoint names it."
-JUDGE_KEY_HELP = "The environment variable that holds the endpoint's key; without it no key is sent."
-PAIRS_FILE_HELP = "Where --pairs writes them, in place of RECIPE-suspects.jsonl."
-
-PROMPTS_HELP = "One a line (.txt), or rows with `prompt`, `question`, `instruction` or `messages`."
-PAIRS_FOLDER_HELP = "Where replies and pairs are kept, in place of RECIPE-pairs."
-MAX_NEW_TOKENS_HELP = "Where a reply is cut off, in place of 256 or what max_length leaves."
-SWEPT_HELP = "Values to combine: beta=0.05,0.1,0.5 loss=sigmoid,ipo"
-SWEEP_FOLDER_HELP = "Where the runs go, in place of sweeps/RECIPE; given again, it is gone on with."
-RUNS_HELP = "Two run folders or more; the others are compared with the first."
-ROUNDS_HELP = "Train on the pairs too, then sample with what was trained: so many rounds."
-ROUND_REFERENCE_HELP = "Of the rounds: the start of the first, or the policy that each starts from."
-
-
-def _recipes_that_begin_with(incomplete: str) -> list[str]:
-    """What a shell completes a recipe's name to."""
-    return [name for name in catalogue.recipe_files() if name.startswith(incomplete)]
-
-
-RecipeName = Annotated[
-    str,
-    typer.Argument(
-        metavar="RECIPE",
-        help="A name, or the path of a file.",
-        show_default=False,
-        autocompletion=_recipes_that_begin_with,
-    ),
-]
-Changes = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=CHANGES_HELP, show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
-Changed = Annotated[bool, typer.Option("--changed", help="Only what the recipe file or the command line has set.")]
-OfModel = Annotated[str | None, typer.Option("--model", metavar="WORD", help="Only models with this in their name.")]
-OfAdapter = Annotated[
-    Literal["none", "lora", "qlora"] | None, typer.Option("--adapter", help="Only these; none: all weights train.")
-]
-OfMemory = Annotated[str | None, typer.Option("--gpu", metavar="MEMORY", help="Only what may fit into e.g. 24GB.")]
-NewName = Annotated[str, typer.Argument(metavar="NAME", help="The new recipe's name.", show_default=False)]
-Source = Annotated[
-    str, typer.Option("--from", metavar="RECIPE", help=SOURCE_HELP, autocompletion=_recipes_that_begin_with)
-]
-FromYaml = Annotated[Path | None, typer.Option("--from-yaml", metavar="FILE", help=FROM_YAML_HELP)]
-PairCount = Annotated[int, typer.Option("-n", min=1, help="How many pairs.")]
-GpuMemory = Annotated[str | None, typer.Option("--gpu", metavar="MEMORY", help="Plan for a device of e.g. 24GB.")]
-NumProcesses = Annotated[int | None, typer.Option("--num-processes", metavar="N", help=PROCESSES_HELP)]
-EngineName = Annotated[str | None, typer.Option("--engine", metavar="NAME", help=ENGINE_HELP)]
-LaunchEngine = Annotated[str | None, typer.Option("--launch", metavar="ENGINE", help=LAUNCH_HELP)]
-LaunchedProcesses = Annotated[int | None, typer.Option("--num-processes", metavar="N", help=LAUNCHED_HELP)]
-# Of several machines, which the README tells of: the help stays on one screen.
-NumMachines = Annotated[int | None, typer.Option("--num-machines", hidden=True)]
-MachineRank = Annotated[int | None, typer.Option("--machine-rank", hidden=True)]
-MainIp = Annotated[str | None, typer.Option("--main-process-ip", hidden=True)]
-MainPort = Annotated[int | None, typer.Option("--main-process-port", hidden=True)]
-RealSteps = Annotated[bool, typer.Option("--run", help="Take a few real steps beside the plan.")]
-SuspectPairs = Annotated[bool, typer.Option("--pairs", help="Train on each half of the pairs, and name the suspects.")]
-PairsFile = Annotated[Path | None, typer.Option("--to", metavar="FILE", help=PAIRS_FILE_HELP, show_default=False)]
-ReferenceFolder = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The folder to write.")]
-RunsFolder = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders are made.")]
-Resumed = Annotated[str | None, typer.Option("--resume", metavar="[RUN]", help=RESUME_HELP, show_default=False)]
-AllowedChanges = Annotated[list[str] | None, typer.Option("--allow-change", metavar="NAME", help=ALLOW_CHANGE_HELP)]
-Lengths = Annotated[str | None, typer.Option("--lengths", metavar="KIND", help=LENGTHS_HELP)]
-RandomModel = Annotated[str | None, typer.Option("--random-model", metavar="SIZE", help=RANDOM_MODEL_HELP)]
-AgainstDefaults = Annotated[bool, typer.Option("--against-defaults", help="TRL with its own defaults for speed.")]
-CompactHead = Annotated[bool, typer.Option("--compact-head", help="TRL scores answers alone, as it does on a GPU.")]
-PromptsFile = Annotated[str, typer.Option("--prompts", metavar="FILE", help=PROMPTS_HELP, show_default=False)]
-ReplyCount = Annotated[int, typer.Option("-n", min=2, help="How many replies to each prompt.")]
-PairsFolder = Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help=PAIRS_FOLDER_HELP, show_default=False)]
-PairingKind = Annotated[
-    Literal["all", "best_worst", "best_random"], typer.Option("--pairing", help="Which replies make a pair.")
-]
-PerPrompt = Annotated[int | None, typer.Option("--per-prompt", min=1, help="At most so many pairs of a prompt.")]
-Temperature = Annotated[float, typer.Option("--temperature", help="Of sampling; 1 is the model as it is.")]
-MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help=MAX_NEW_TOKENS_HELP)]
-EndpointUrl = Annotated[str | None, typer.Option("--endpoint", metavar="URL", help=ENDPOINT_HELP)]
-EndpointModel = Annotated[str | None, typer.Option("--endpoint-model", metavar="NAME", help=ENDPOINT_MODEL_HELP)]
-EndpointKey = Annotated[str | None, typer.Option("--api-key-env", metavar="VARIABLE", help=JUDGE_KEY_HELP)]
-RoundCount = Annotated[int | None, typer.Option("--rounds", min=1, help=ROUNDS_HELP)]
-RoundReference = Annotated[Literal["kept", "moved"] | None, typer.Option("--reference", help=ROUND_REFERENCE_HELP)]
-SweptValues = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE,VALUE", help=SWEPT_HELP)]
-SeedCount = Annotated[int | None, typer.Option("--seeds", min=2, help="Each combination with so many seeds, from 0.")]
-SweepFolder = Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help=SWEEP_FOLDER_HELP)]
-FinishedRuns = Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help=RUNS_HELP, show_default=False)]
-FinishedRun = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
-PromptText = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Ask this, and end.")]
-SystemText = Annotated[
-    str | None, typer.Option("--system", metavar="TEXT", help="A system message before each prompt.")
-]
-ChatTemperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0: the likeliest answer.")]
-ChatNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Where an answer is cut off.")]
-ChatSeed = Annotated[int, typer.Option("--seed", min=0, help="Of answers that are drawn, the same for both sides.")]
-Batches = Annotated[int, typer.Option("--batches", min=2, help="How many batches.")]
-RunName = Annotated[
-    str | None, typer.Argument(metavar="[RUN]", help="A run folder, such as runs/quickstart-...", show_default=False)
-]
-PolicyName = Annotated[str | None, typer.Option("--policy", metavar="FOLDER", help=POLICY_HELP)]
-ReferenceName = Annotated[str | None, typer.Option("--reference", metavar="MODEL", help=REFERENCE_HELP)]
-PairsPath = Annotated[str | None, typer.Option("--data", metavar="FILE", help=DATA_HELP)]
-RewardModelName = Annotated[str | None, typer.Option("--reward-model", metavar="MODEL", help=REWARD_MODEL_HELP)]
-JudgeUrl = Annotated[str | None, typer.Option("--judge", metavar="URL", help=JUDGE_HELP)]
-JudgeModel = Annotated[str | None, typer.Option("--judge-model", metavar="NAME", help=JUDGE_MODEL_HELP)]
-JudgeKey = Annotated[str | None, typer.Option("--judge-key-env", metavar="VARIABLE", help=JUDGE_KEY_HELP)]
-DialFactors = Annotated[str | None, typer.Option("--dial", metavar="0.25,0.5,1,2", help=DIAL_HELP)]
-ExportedRun = Annotated[str, typer.Argument(metavar="RUN", help=EXPORTED_RUN_HELP, show_default=False)]
-ExportPush = Annotated[str | None, typer.Option("--push", metavar="ORG/NAME", help=EXPORT_PUSH_HELP)]
-ExportPublic = Annotated[bool, typer.Option("--public", help="Of --push: for everybody to see.")]
-ExportTrl = Annotated[bool, typer.Option("--trl", help=EXPORT_TRL_HELP)]
-ExportMerged = Annotated[bool, typer.Option("--merged", help=EXPORT_MERGED_HELP)]
-ExportDial = Annotated[float | None, typer.Option("--dial", metavar="FACTOR", help=EXPORT_DIAL_HELP)]
-ExportFolder = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The new folder to write.")]
-FilesTo = Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help=TO_HELP, show_default=False)]
-RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN", help="A run folder, or several.", show_default=False)]
-PageFile = Annotated[Path | None, typer.Option("--to", metavar="FILE", help=PAGE_HELP, show_default=False)]
-Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
 
 # ------------------------------------------------------------------------------------------------- the verbs
 
 
 @app.callback(invoke_without_command=True)
-def top(version: Version = False) -> None:
+def top(version: options.Version = False) -> None:
     if version:
         print(metadata.version("dpo-recipes"))
 
 
 @app.command("list", rich_help_panel=LOOK)
-def list_(model: OfModel = None, adapter: OfAdapter = None, gpu: OfMemory = None, as_json: AsJson = False) -> None:
+def list_(
+    model: options.OfModel = None,
+    adapter: options.OfAdapter = None,
+    gpu: options.OfMemory = None,
+    as_json: options.AsJson = False,
+) -> None:
     """The recipes: name, model, data, loss, adapter, and what each is."""
     with _other_output_apart(as_json):
         recipes = recipe_files.list_(model=model, adapter=adapter, gpu=gpu)
@@ -248,7 +111,12 @@ def list_(model: OfModel = None, adapter: OfAdapter = None, gpu: OfMemory = None
 
 
 @app.command(rich_help_panel=LOOK, context_settings=LENIENT)
-def show(recipe: RecipeName, changes: Changes = None, changed: Changed = False, as_json: AsJson = False) -> None:
+def show(
+    recipe: options.RecipeName,
+    changes: options.Changes = None,
+    changed: options.Changed = False,
+    as_json: options.AsJson = False,
+) -> None:
     """Every value of a recipe with its origin, then what differs from TRL's own defaults."""
     with _other_output_apart(as_json):
         value = _recipe(recipe, changes)
@@ -274,7 +142,9 @@ def show(recipe: RecipeName, changes: Changes = None, changed: Changed = False, 
 
 
 @app.command(rich_help_panel=MAKE)
-def new(name: NewName, source: Source = recipe_files.TEMPLATE, from_yaml: FromYaml = None) -> None:
+def new(
+    name: options.NewName, source: options.Source = recipe_files.TEMPLATE, from_yaml: options.FromYaml = None
+) -> None:
     """A recipe of your own: copy one to recipes/NAME.py, or read the YAML of another program."""
     if from_yaml is not None:
         if source != recipe_files.TEMPLATE:
@@ -290,7 +160,12 @@ def new(name: NewName, source: Source = recipe_files.TEMPLATE, from_yaml: FromYa
 
 
 @app.command(rich_help_panel=LOOK, context_settings=LENIENT)
-def preview(recipe: RecipeName, changes: Changes = None, count: PairCount = 3, as_json: AsJson = False) -> None:
+def preview(
+    recipe: options.RecipeName,
+    changes: options.Changes = None,
+    count: options.PairCount = 3,
+    as_json: options.AsJson = False,
+) -> None:
     """A few pairs as the model sees them; exit 1 where a run would stop."""
     with _other_output_apart(as_json):
         value = _recipe(recipe, changes)
@@ -302,15 +177,15 @@ def preview(recipe: RecipeName, changes: Changes = None, count: PairCount = 3, a
 
 @app.command(rich_help_panel=LOOK, context_settings=LENIENT)
 def check(
-    recipe: RecipeName,
-    changes: Changes = None,
-    gpu: GpuMemory = None,
-    num_processes: NumProcesses = None,
-    engine: EngineName = None,
-    run: RealSteps = False,
-    pairs: SuspectPairs = False,
-    to: PairsFile = None,
-    as_json: AsJson = False,
+    recipe: options.RecipeName,
+    changes: options.Changes = None,
+    gpu: options.GpuMemory = None,
+    num_processes: options.NumProcesses = None,
+    engine: options.EngineName = None,
+    run: options.RealSteps = False,
+    pairs: options.SuspectPairs = False,
+    to: options.PairsFile = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """All that can be known before training; exit 1 on a fail."""
     with _other_output_apart(as_json):
@@ -330,7 +205,7 @@ def check(
 
 
 @app.command(rich_help_panel=LOOK)
-def doctor(as_json: AsJson = False) -> None:
+def doctor(as_json: options.AsJson = False) -> None:
     """This machine: versions, devices, hub, caches, known problems."""
     with _other_output_apart(as_json):
         from .commands.doctor import doctor as look_at_this_machine
@@ -341,17 +216,17 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)
 def train(
-    recipe: RecipeName,
-    changes: Changes = None,
-    runs: RunsFolder = Path("runs"),
-    resume: Resumed = None,
-    allow_change: AllowedChanges = None,
-    launch: LaunchEngine = None,
-    num_processes: LaunchedProcesses = None,
-    num_machines: NumMachines = None,
-    machine_rank: MachineRank = None,
-    main_process_ip: MainIp = None,
-    main_process_port: MainPort = None,
+    recipe: options.RecipeName,
+    changes: options.Changes = None,
+    runs: options.RunsFolder = Path("runs"),
+    resume: options.Resumed = None,
+    allow_change: options.AllowedChanges = None,
+    launch: options.LaunchEngine = None,
+    num_processes: options.LaunchedProcesses = None,
+    num_machines: options.NumMachines = None,
+    machine_rank: options.MachineRank = None,
+    main_process_ip: options.MainIp = None,
+    main_process_port: options.MainPort = None,
 ) -> None:
     """Train a recipe: a run folder with the model, held-out numbers before and after, and answers side by side."""
     value = _recipe(recipe, changes)
@@ -383,21 +258,21 @@ def train(
 
 @app.command(rich_help_panel=MAKE, context_settings=LENIENT)
 def pairs(
-    recipe: RecipeName,
-    prompts: PromptsFile,
-    changes: Changes = None,
-    samples: ReplyCount = 4,
-    to: PairsFolder = None,
-    pairing: PairingKind = "all",
-    per_prompt: PerPrompt = None,
-    temperature: Temperature = 1.0,
-    max_new_tokens: MaxNewTokens = None,
-    rounds: RoundCount = None,
-    reference: RoundReference = None,
-    endpoint: EndpointUrl = None,
-    endpoint_model: EndpointModel = None,
-    api_key_env: EndpointKey = None,
-    as_json: AsJson = False,
+    recipe: options.RecipeName,
+    prompts: options.PromptsFile,
+    changes: options.Changes = None,
+    samples: options.ReplyCount = 4,
+    to: options.PairsFolder = None,
+    pairing: options.PairingKind = "all",
+    per_prompt: options.PerPrompt = None,
+    temperature: options.Temperature = 1.0,
+    max_new_tokens: options.MaxNewTokens = None,
+    rounds: options.RoundCount = None,
+    reference: options.RoundReference = None,
+    endpoint: options.EndpointUrl = None,
+    endpoint_model: options.EndpointModel = None,
+    api_key_env: options.EndpointKey = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Pairs of the model's own replies, ranked by the recipe's reward; with --rounds, training on them in turns."""
     with _other_output_apart(as_json):
@@ -433,11 +308,11 @@ def pairs(
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)
 def sweep(
-    recipe: RecipeName,
-    changes: SweptValues = None,
-    seeds: SeedCount = None,
-    to: SweepFolder = None,
-    as_json: AsJson = False,
+    recipe: options.RecipeName,
+    changes: options.SweptValues = None,
+    seeds: options.SeedCount = None,
+    to: options.SweepFolder = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """A run for each combination of values, beta=0.05,0.1,0.5 loss=sigmoid,ipo, and one table of all."""
     with _other_output_apart(as_json):
@@ -456,7 +331,7 @@ def sweep(
 
 
 @app.command(rich_help_panel=RUN)
-def compare(runs: FinishedRuns, as_json: AsJson = False) -> None:
+def compare(runs: options.FinishedRuns, as_json: options.AsJson = False) -> None:
     """Runs beside each other: numbers, differences with intervals, and why they may differ."""
     from .commands.compare import compare as compare_runs
 
@@ -482,13 +357,13 @@ def compare(runs: FinishedRuns, as_json: AsJson = False) -> None:
 
 @app.command(rich_help_panel=RUN)
 def chat(
-    run: FinishedRun,
-    prompt: PromptText = None,
-    system: SystemText = None,
-    temperature: ChatTemperature = 0.7,
-    max_new_tokens: ChatNewTokens = 256,
-    seed: ChatSeed = 0,
-    as_json: AsJson = False,
+    run: options.FinishedRun,
+    prompt: options.PromptText = None,
+    system: options.SystemText = None,
+    temperature: options.ChatTemperature = 0.7,
+    max_new_tokens: options.ChatNewTokens = 256,
+    seed: options.ChatSeed = 0,
+    as_json: options.AsJson = False,
 ) -> None:
     """Type a prompt, and see what reference and policy answer, side by side; in a pipe, a prompt a line."""
     console = Console(stderr=as_json)
@@ -515,7 +390,12 @@ def chat(
 
 
 @app.command(rich_help_panel=MAKE, context_settings=LENIENT)
-def reference(recipe: RecipeName, out: ReferenceFolder, changes: Changes = None, as_json: AsJson = False) -> None:
+def reference(
+    recipe: options.RecipeName,
+    out: options.ReferenceFolder,
+    changes: options.Changes = None,
+    as_json: options.AsJson = False,
+) -> None:
     """The reference's numbers for all pairs, as a folder for other runs."""
     with _other_output_apart(as_json):
         value = _recipe(recipe, changes)
@@ -535,18 +415,18 @@ def reference(recipe: RecipeName, out: ReferenceFolder, changes: Changes = None,
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)
 def evaluate(
-    run: RunName = None,
-    changes: Changes = None,
-    policy: PolicyName = None,
-    reference: ReferenceName = None,
-    data: PairsPath = None,
-    reward_model: RewardModelName = None,
-    judge: JudgeUrl = None,
-    judge_model: JudgeModel = None,
-    judge_key_env: JudgeKey = None,
-    dial: DialFactors = None,
-    to: FilesTo = None,
-    as_json: AsJson = False,
+    run: options.RunName = None,
+    changes: options.Changes = None,
+    policy: options.PolicyName = None,
+    reference: options.ReferenceName = None,
+    data: options.PairsPath = None,
+    reward_model: options.RewardModelName = None,
+    judge: options.JudgeUrl = None,
+    judge_model: options.JudgeModel = None,
+    judge_key_env: options.JudgeKey = None,
+    dial: options.DialFactors = None,
+    to: options.FilesTo = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """A run, or any policy beside its reference, measured: held-out pairs, answers side by side, KL, reward."""
     changes = list(changes or [])
@@ -588,15 +468,15 @@ def evaluate(
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)
 def export(
-    run: ExportedRun,
-    out: ExportFolder,
-    changes: Changes = None,
-    merged: ExportMerged = False,
-    dial: ExportDial = None,
-    trl: ExportTrl = False,
-    push: ExportPush = None,
-    public: ExportPublic = False,
-    as_json: AsJson = False,
+    run: options.ExportedRun,
+    out: options.ExportFolder,
+    changes: options.Changes = None,
+    merged: options.ExportMerged = False,
+    dial: options.ExportDial = None,
+    trl: options.ExportTrl = False,
+    push: options.ExportPush = None,
+    public: options.ExportPublic = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """For use elsewhere: --merged, a model without adapter; --dial, nearer to the reference; --trl, for TRL alone."""
     with _other_output_apart(as_json):
@@ -640,14 +520,14 @@ def export(
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)
 def bench(
-    recipe: RecipeName,
-    changes: Changes = None,
-    lengths: Lengths = None,
-    random_model: RandomModel = None,
-    against_defaults: AgainstDefaults = False,
-    compact_head: CompactHead = False,
-    batches: Batches = 8,
-    as_json: AsJson = False,
+    recipe: options.RecipeName,
+    changes: options.Changes = None,
+    lengths: options.Lengths = None,
+    random_model: options.RandomModel = None,
+    against_defaults: options.AgainstDefaults = False,
+    compact_head: options.CompactHead = False,
+    batches: options.Batches = 8,
+    as_json: options.AsJson = False,
 ) -> None:
     """The recipe's steps in TRL's own trainer and in ours, in turns: seconds, memory, and whether they agree."""
     with _other_output_apart(as_json):
@@ -670,7 +550,7 @@ def bench(
 
 
 @app.command(rich_help_panel=LOOK)
-def report(runs: RunFolders, to: PageFile = None) -> None:
+def report(runs: options.RunFolders, to: options.PageFile = None) -> None:
     """One HTML file about a run, finished or not, or about several laid over each other; prints its path."""
     from .commands.report import report as write_report
 

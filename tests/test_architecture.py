@@ -40,7 +40,7 @@ ORDER = [
     {"evaluation", "planning", "benchmark"},
     {"exports"},
     {"run_page"},
-    {"commands", "command_words", "told_once", "toyworld"},
+    {"commands", "cli_options", "command_words", "told_once", "toyworld"},
     {"cli"},
     {"__main__"},
 ]
@@ -49,7 +49,7 @@ LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 LAZY_EXCEPTIONS = {("runs.folder", "models")}
 LIGHT = {"errors", "losses", "formats", "recipe", "yaml_files"}
 ONLY = {  # library -> the rooms or modules that may import it, also inside a function
-    "typer": {"cli"},
+    "typer": {"cli", "cli_options"},
     "peft": {"models"},
     "bitsandbytes": {"models"},
     "trl": {"training.trainer", "benchmark.bare", "shared_prefix.cpu_head"},

@@ -108,7 +108,7 @@ def _merge_in_32_bits(layer: Any, adapter: Path) -> None:
     own.float()
     try:
         layer.merge(safe_merge=True)
-    except (ValueError, RuntimeError, NotImplementedError) as error:
+    except (ValueError, RuntimeError) as error:
         raise RecipeError(f"The adapter in {adapter} cannot be merged: {str(error).strip()}") from error
     for name, parameter in own.named_parameters():
         parameter.data = parameter.data.to(dtypes[name])

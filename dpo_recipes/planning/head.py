@@ -26,7 +26,7 @@ class Head(torch.autograd.Function):
         ctx: Any, live: Live, triton: bool, tile_words: int, hidden: torch.Tensor, *weights: torch.Tensor
     ) -> torch.Tensor:
         """`weights`: (words, width), and in some models a bias; `tile_words`: the width of a tile."""
-        compute_dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+        compute_dtype = _product_dtype(hidden)
         ctx.save_for_backward(hidden, *weights)
         ctx.live = live
         ctx.triton = triton
@@ -52,6 +52,13 @@ class Head(torch.autograd.Function):
         for tensor, gradient in zip(ctx.saved_tensors, gradients, strict=True):
             returned.append(None if gradient is None else gradient.to(tensor.dtype))
         return None, None, None, *returned
+
+
+def _product_dtype(hidden: torch.Tensor) -> torch.dtype:
+    """The type in which hidden states are multiplied with the head."""
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu")
+    return hidden.dtype
 
 
 def _tile(
@@ -104,9 +111,10 @@ class CPUHeadOnPaper(torch.autograd.Function):
         ctx: Any, live: Live, tile_positions: int, tile_words: int, hidden: torch.Tensor, weight: torch.Tensor
     ) -> torch.Tensor:
         """`weight`: (words, width)."""
-        compute_dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+        compute_dtype = _product_dtype(hidden)
         room = _Room(live, compute_dtype, tile_positions, tile_words, hidden, weight)
-        tiles = room.tiles()
+        tile = room.tile(compute_dtype)
+        weights = room.tile(torch.float32)
 
         pulls = []
         for some in hidden.detach().split(tile_positions):
@@ -115,7 +123,7 @@ class CPUHeadOnPaper(torch.autograd.Function):
             room.fold_forward(len(some), folds_words=ctx.needs_input_grad[3])
         if pulls:
             ctx.pulls = live.add(torch.cat(pulls), "head")
-        del pulls, tiles
+        del pulls, tile, weights
 
         ctx.save_for_backward(hidden, weight)
         ctx.room = room
@@ -132,9 +140,9 @@ class CPUHeadOnPaper(torch.autograd.Function):
         if ctx.needs_input_grad[4]:
             weighed = live.add(hidden.new_empty(hidden.shape, dtype=torch.float32), "head")
             gradient = live.add(torch.zeros_like(weight, dtype=torch.float32), "head")
-            tiles = room.tiles()
+            tile = room.tile(room.compute_dtype)
             room.fold_backward(min(room.tile_positions, len(hidden)))
-            del weighed, tiles
+            del weighed, tile
             of_weight = gradient.to(weight.dtype)
         return None, None, None, of_hidden, of_weight
 
@@ -149,12 +157,10 @@ class _Room(NamedTuple):
     hidden: torch.Tensor
     weight: torch.Tensor
 
-    def tiles(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The two buffers that are used again and again."""
+    def tile(self, dtype: torch.dtype) -> torch.Tensor:
+        """A buffer that is used again and again."""
         shape = (min(self.tile_positions, len(self.hidden)), self.tile_words)
-        product = self.live.add(self.hidden.new_empty(shape, dtype=self.compute_dtype), "head")
-        weights = self.live.add(self.hidden.new_empty(shape, dtype=torch.float32), "head")
-        return product, weights
+        return self.live.add(self.hidden.new_empty(shape, dtype=dtype), "head")
 
     def fold_forward(self, positions: int, *, folds_words: bool) -> None:
         """Allocate what is temporary while a tile is folded in, and let go of it.
@@ -173,7 +179,11 @@ class _Room(NamedTuple):
 
     def fold_backward(self, positions: int) -> None:
         """Allocate what is temporary while a tile is folded into the gradient of the head, and let go of it."""
-        self._allocate_beside_casts(positions, min(self.tile_words, len(self.weight)), 0)
+        words = min(self.tile_words, len(self.weight))
+        numbers = 0
+        if self.compute_dtype != torch.float32:  # the product in float32
+            numbers = words * positions
+        self._allocate_beside_casts(positions, words, numbers)
 
     def _allocate_beside_casts(self, positions: int, words: int, numbers: int) -> None:
         """So many numbers in float32; hidden states and words in another type than their own, if need be."""

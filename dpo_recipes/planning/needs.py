@@ -42,8 +42,8 @@ SCALES_A_SCALE = 256
 # 13 and 4.
 WIDTHS_OF_A_TOKEN = 20
 MLPS_OF_A_TOKEN = 6
-# Bytes of such a number, by whether an adapter trains: its base is in 16 bits, and only some of them are of 32.
-BYTES_OF_ACTIVATIONS = {False: 4, True: 3}
+BYTES_OF_ACTIVATION = 4
+BYTES_OF_ACTIVATION_BESIDE_ADAPTER = 3  # whose base is in 16 bits, so that only some of them have 32
 
 # What torch's allocator keeps on top of what is in use: up to 15 % in plans of real models.
 KEPT_BY_ALLOCATOR = 1.15
@@ -138,7 +138,8 @@ def _passing(recipe: Recipe, shape: Shape, length: int, in_16_bits: bool) -> int
     positions = min(tokens_of_a_pass, TILE_POSITIONS)
     head = positions * TRLS_TILE_WORDS + (positions + 2 * TRLS_TILE_WORDS) * shape.width
     bytes_of_logit = 2 if in_16_bits else 4
-    in_bytes = BYTES_OF_ACTIVATIONS[recipe.adapter is not None] * activations + bytes_of_logit * head
+    bytes_of_activation = BYTES_OF_ACTIVATION if recipe.adapter is None else BYTES_OF_ACTIVATION_BESIDE_ADAPTER
+    in_bytes = bytes_of_activation * activations + bytes_of_logit * head
     if recipe.adapter is None:
         # Autocast keeps a copy of each weight in 16 bits; the gradients of embeddings and head are made whole in 32
         # bits before they are added.

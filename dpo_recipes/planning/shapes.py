@@ -126,66 +126,84 @@ def _gated(config: Mapping[str, Any], norm_widths: int, norm_heads: int) -> Shap
     )
 
 
+class _Ungated(NamedTuple):
+    """The sizes of a GPT: its MLP has no gate, its heads together are as wide as its hidden states, its last norm has
+    a bias.
+    """
+
+    layers: int
+    width: int
+    mlp: int
+    words: int
+
+    @classmethod
+    def named_as_in_gpt2(cls, config: Mapping[str, Any]) -> _Ungated:
+        width = config["n_embd"]
+        return cls(
+            layers=config["n_layer"],
+            width=width,
+            mlp=config.get("n_inner") or 4 * width,
+            words=config["vocab_size"],
+        )
+
+    def shape(
+        self, maps: dict[str, tuple[int, int]], *, rest_of_layer: int, positions: int = 0, head: int = 0
+    ) -> Shape:
+        """`positions`: how many have an embedding of their own."""
+        return Shape(
+            layers=self.layers,
+            width=self.width,
+            heads_width=self.width,
+            mlp=self.mlp,
+            words=self.words,
+            maps=maps,
+            rest_of_layer=rest_of_layer,
+            outside=(self.words + positions + 2) * self.width,
+            head=head,
+        )
+
+
 def _gpt_neox(config: Mapping[str, Any]) -> Shape:
-    width, mlp, words = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    return Shape(
+    sizes = _Ungated(
         layers=config["num_hidden_layers"],
-        width=width,
-        heads_width=width,
-        mlp=mlp,
-        words=words,
-        maps={
-            "query_key_value": (width, 3 * width),
-            "dense": (width, width),
-            "dense_h_to_4h": (width, mlp),
-            "dense_4h_to_h": (mlp, width),
-        },
-        rest_of_layer=4 * width + 5 * width + mlp,
-        outside=words * width + 2 * width,
-        head=0 if config.get("tie_word_embeddings") else words * width,
+        width=config["hidden_size"],
+        mlp=config["intermediate_size"],
+        words=config["vocab_size"],
     )
+    width, mlp = sizes.width, sizes.mlp
+    maps = {
+        "query_key_value": (width, 3 * width),
+        "dense": (width, width),
+        "dense_h_to_4h": (width, mlp),
+        "dense_4h_to_h": (mlp, width),
+    }
+    head = 0 if config.get("tie_word_embeddings") else sizes.words * width
+    return sizes.shape(maps, rest_of_layer=9 * width + mlp, head=head)
 
 
 def _gptj(config: Mapping[str, Any]) -> Shape:
-    width, words = config["n_embd"], config["vocab_size"]
-    mlp = config.get("n_inner") or 4 * width
-    square = (width, width)
-    return Shape(
-        layers=config["n_layer"],
-        width=width,
-        heads_width=width,
-        mlp=mlp,
-        words=words,
-        maps={
-            "q_proj": square,
-            "k_proj": square,
-            "v_proj": square,
-            "out_proj": square,
-            "fc_in": (width, mlp),
-            "fc_out": (mlp, width),
-        },
-        rest_of_layer=2 * width + mlp + width,
-        outside=words * width + 2 * width,
-        head=words * width + words,
-    )
+    sizes = _Ungated.named_as_in_gpt2(config)
+    width, mlp = sizes.width, sizes.mlp
+    maps = {
+        "q_proj": (width, width),
+        "k_proj": (width, width),
+        "v_proj": (width, width),
+        "out_proj": (width, width),
+        "fc_in": (width, mlp),
+        "fc_out": (mlp, width),
+    }
+    head = sizes.words * width + sizes.words  # with a bias
+    return sizes.shape(maps, rest_of_layer=3 * width + mlp, head=head)
 
 
 def _gpt2(config: Mapping[str, Any]) -> Shape:
-    width, words = config["n_embd"], config["vocab_size"]
-    mlp = config.get("n_inner") or 4 * width
-    return Shape(
-        layers=config["n_layer"],
-        width=width,
-        heads_width=width,
-        mlp=mlp,
-        words=words,
-        maps={
-            "c_attn": (width, 3 * width),
-            "c_proj": (width, width),
-            "c_fc": (width, mlp),
-            "mlp.c_proj": (mlp, width),
-        },
-        rest_of_layer=4 * width + 5 * width + mlp,
-        outside=(words + config.get("n_positions", 1024)) * width + 2 * width,
-        head=0,
-    )
+    sizes = _Ungated.named_as_in_gpt2(config)
+    width, mlp = sizes.width, sizes.mlp
+    maps = {
+        "c_attn": (width, 3 * width),
+        "c_proj": (width, width),
+        "c_fc": (width, mlp),
+        "mlp.c_proj": (mlp, width),
+    }
+    positions = config.get("n_positions", 1024)
+    return sizes.shape(maps, rest_of_layer=9 * width + mlp, positions=positions)

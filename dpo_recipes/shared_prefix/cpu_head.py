@@ -89,12 +89,16 @@ class CPUHead(ChunkedLogProbFunction):
 
         factor = logit_scale / temperature
         product_dtype = _product_dtype(hidden)
-        tiles = _Tiles.of(hidden, product_dtype)
+        tile = _Tile.of(hidden, product_dtype)
+        weights = torch.empty(tile.product.shape)
         found = []
         for some_hidden, some_targets in zip(hidden.split(TILE_POSITIONS), targets.split(TILE_POSITIONS), strict=True):
             rows = _Rows(some_hidden.to(product_dtype), some_targets, outputs, wants_pull=ctx.needs_input_grad[0])
             for first in range(0, len(weight), TILE_WORDS):
-                rows.fold(weight[first : first + TILE_WORDS], first, factor, tiles)
+                words = weight[first : first + TILE_WORDS]
+                logits = tile.logits(rows.hidden, words, factor)
+                rows.fold(logits, words, first, weights[: len(logits), : len(words)])
+                del logits  # before the next tile is made
             found.append(rows.numbers(weight))
         numbers = {name: torch.cat([of_rows[name] for of_rows in found]) for name in found[0]}
 
@@ -130,19 +134,23 @@ class CPUHead(ChunkedLogProbFunction):
         return of_hidden, of_weight, None, None, None, None, None, None, None
 
 
-class _Tiles(NamedTuple):
-    """Room for one tile at a time, (positions, TILE_WORDS), which is used again and again."""
+class _Tile(NamedTuple):
+    """Room for the logits of one tile at a time, (positions, TILE_WORDS), which is used again and again."""
 
     product: Tensor  # in the dtype of the product
-    weights: Tensor  # in float32
 
     @classmethod
-    def of(cls, hidden: Tensor, product_dtype: torch.dtype) -> _Tiles:
+    def of(cls, hidden: Tensor, product_dtype: torch.dtype) -> _Tile:
         positions = min(TILE_POSITIONS, len(hidden))
-        return cls(
-            product=torch.empty(positions, TILE_WORDS, dtype=product_dtype),
-            weights=torch.empty(positions, TILE_WORDS, dtype=torch.float32),
-        )
+        return cls(torch.empty(positions, TILE_WORDS, dtype=product_dtype))
+
+    def logits(self, hidden: Tensor, words: Tensor, factor: float) -> Tensor:
+        """(positions, words) in float32, from hidden states and rows of the head; it may be written into."""
+        room = self.product[: len(hidden), : len(words)]
+        logits = torch.mm(hidden, words.to(room.dtype).t(), out=room).float()
+        if factor != 1.0:
+            logits.mul_(factor)
+        return logits
 
 
 class _Rows:
@@ -166,13 +174,12 @@ class _Rows:
         self.sum_of_squares = torch.zeros(positions)
         self.sum_of_words = torch.zeros(positions, width) if wants_pull else None
 
-    def fold(self, words: Tensor, first: int, factor: float, tiles: _Tiles) -> None:
-        """Take in a tile of the vocabulary. `words`: (words, width), rows of the head from `first` on."""
-        shape = (slice(len(self.hidden)), slice(len(words)))
-        product = torch.mm(self.hidden, words.to(self.hidden.dtype).t(), out=tiles.product[shape])
-        logits = product.float()
-        if factor != 1.0:
-            logits.mul_(factor)
+    def fold(self, logits: Tensor, words: Tensor, first: int, room: Tensor) -> None:
+        """Take in a tile of the vocabulary.
+
+        `logits`: (positions, words), which are written over. `words`: (words, width), rows of the head from `first` on.
+        `room`: for the weights, of the shape of the logits.
+        """
         largest_of_tile = logits.amax(-1)
         self._note_targets(logits, largest_of_tile, first)
         if "mean_logits" in self.outputs:
@@ -181,7 +188,7 @@ class _Rows:
         largest = torch.maximum(self.largest, largest_of_tile)
         shrink = torch.exp(self.largest - largest)
         logits.sub_(largest[:, None])
-        weights = torch.exp(logits, out=tiles.weights[shape])
+        weights = torch.exp(logits, out=room)
         total = weights.sum(-1)
         self.sum.mul_(shrink).add_(total)
         if "entropy" in self.outputs:
@@ -247,21 +254,17 @@ def _weight_gradient(
     gradient = torch.empty(weight.shape, dtype=torch.float32)
     if len(hidden) == 0:
         gradient.zero_()
-    tiles = _Tiles.of(hidden, ctx.compute_dtype)
+    tile = _Tile.of(hidden, ctx.compute_dtype)
     for start in range(0, len(hidden), TILE_POSITIONS):
         positions = slice(start, start + TILE_POSITIONS)
         some_hidden = hidden[positions].to(ctx.compute_dtype)
         for first in range(0, len(weight), TILE_WORDS):
             words = slice(first, first + TILE_WORDS)
-            some_words = weight[words].to(ctx.compute_dtype)
-            shape = (slice(len(some_hidden)), slice(len(some_words)))
-            product = torch.mm(some_hidden, some_words.t(), out=tiles.product[shape])
-            logits = product if product.dtype == torch.float32 else tiles.weights[shape].copy_(product)
-            if ctx.factor != 1.0:
-                logits.mul_(ctx.factor)
+            logits = tile.logits(some_hidden, weight[words], ctx.factor)
             probabilities = logits.sub_(log_z[positions, None]).exp_()
             kept = 0.0 if start == 0 else 1.0  # there is nothing yet
             gradient[words].addmm_(probabilities.t(), weighed[positions], beta=kept, alpha=-1)
+            del logits, probabilities  # before the next tile is made
     return gradient.index_add_(0, targets, weighed)
 
 

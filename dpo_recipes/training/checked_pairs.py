@@ -11,7 +11,7 @@ from ..losses.trl_losses import COUPLED_LOSSES
 from ..runs.unwritable import UNWRITABLE
 from ..signals import interruptible
 from .length import length_findings
-from .library_bars import shown_as_ours
+from .tqdm_bars import shown_as_ours
 
 if TYPE_CHECKING:
     from ..data.preference_dataset import Read

@@ -28,10 +28,10 @@ from ..recipe.resolve import here, resolve
 from ..runs.full_memory import is_out_of_memory
 from ..sentences import print_line
 from .checked_pairs import read_pairs
-from .library_bars import quieten, shown_as_ours
 from .options import require_device, require_options, try_options
 from .places import prepared, require
 from .processes import main_first
+from .tqdm_bars import quieten, shown_as_ours
 
 if TYPE_CHECKING:
     from ..models.reference import Reference
@@ -273,7 +273,7 @@ class Session:
                     processing_class=tokenizer,
                     peft_config=peft_config(recipe.adapter),
                 )
-        except (ValueError, NotImplementedError, RuntimeError) as error:
+        except (ValueError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
             raise RecipeError(f"TRL refuses the recipe: {str(error).strip()}") from error

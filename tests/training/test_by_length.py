@@ -74,7 +74,8 @@ def padded(tiny, monkeypatch, *, by_length: bool, **changes):
     monkeypatch.setattr(pair_reading.shared_prefix, "share", lambda *_, **__: "it is a test")
     rows = make_pairs(28)
     for number, row in enumerate(rows):
-        row["chosen"][0]["content"] += " and" * (number * 7 % 20)
+        more_words = 7 * number % 20
+        row["chosen"][0]["content"] += " and" * more_words
     given = {"pair_sharing": "auto", "micro_batch_size": 2, "max_length": 200, **changes}
     trainer = build(tiny(), train=rows, **given)
     if by_length:

@@ -20,6 +20,11 @@ def leaning(module: str, fact: str) -> str:
     return f"{module} leans on this, and it no longer holds: {fact}"
 
 
+def assert_still_reads(module: str, method: str, text: str, why: str) -> None:
+    """A line of DPOTrainer's source stands as it did."""
+    assert text in SOURCE[method], leaning(module, f"DPOTrainer.{method}: {why} ({text!r})")
+
+
 def bare_trainer(tiny, tmp_path, model=None, callbacks=None, **options) -> DPOTrainer:
     """TRL's own trainer on four pairs of the tiny model, with a new adapter unless a model is given."""
     arguments = {

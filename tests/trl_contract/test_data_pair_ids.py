@@ -6,7 +6,7 @@ Read again: `DPOTrainer._prepare_dataset` whole. tests/data/test_tokenize.py com
 from __future__ import annotations
 
 import pytest
-from reading_trl import SOURCE, leaning
+from reading_trl import assert_still_reads
 
 
 @pytest.mark.parametrize(
@@ -19,4 +19,4 @@ from reading_trl import SOURCE, leaning
     ],
 )
 def test_the_source_reads_as_it_did(text, why):
-    assert text in SOURCE["_prepare_dataset"], leaning("data/pair_ids.py", f"_prepare_dataset: {why} ({text!r})")
+    assert_still_reads("data/pair_ids.py", "_prepare_dataset", text, why)

@@ -6,7 +6,7 @@ Read again: `DPOTrainer._compute_loss`, for what it adds to `_metrics`, and `DPO
 from __future__ import annotations
 
 import pytest
-from reading_trl import SOURCE, leaning
+from reading_trl import assert_still_reads
 
 
 @pytest.mark.parametrize(
@@ -35,4 +35,4 @@ from reading_trl import SOURCE, leaning
     ],
 )
 def test_the_source_reads_as_it_did(method, text, why):
-    assert text in SOURCE[method], leaning("training/pair_log.py", f"DPOTrainer.{method}: {why} ({text!r})")
+    assert_still_reads("training/pair_log.py", method, text, why)

@@ -13,7 +13,7 @@ import math
 import re
 
 import pytest
-from reading_trl import SOURCE, bare_trainer, first_batch, leaning
+from reading_trl import SOURCE, assert_still_reads, bare_trainer, first_batch, leaning
 from trl import DPOTrainer
 
 from dpo_recipes.training.trainer import RecipeTrainer
@@ -90,7 +90,7 @@ def test_an_attribute_that_we_read_or_set_is_made_in_init(name):
     ],
 )
 def test_the_source_reads_as_it_did(method, text, why):
-    assert text in SOURCE[method], leaning("training/trainer.py", f"DPOTrainer.{method}: {why} ({text!r})")
+    assert_still_reads("training/trainer.py", method, text, why)
 
 
 def test_telemetry_is_sent_by_the_one_method_that_is_overridden():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from reading_trl import SOURCE, leaning
+from reading_trl import SOURCE, assert_still_reads, leaning
 
 
 @pytest.mark.parametrize("name", ["aux_loss_enabled", "router_aux_loss_coef", "_metrics", "_total_train_tokens"])
@@ -34,7 +34,7 @@ def test_an_attribute_that_we_read_or_set_is_made_in_init(name):
     ],
 )
 def test_the_source_reads_as_it_did(method, text, why):
-    assert text in SOURCE[method], leaning("training/weighted_pairs.py", f"DPOTrainer.{method}: {why} ({text!r})")
+    assert_still_reads("training/weighted_pairs.py", method, text, why)
 
 
 def test_a_loss_asks_the_accelerator_for_its_device_and_to_gather_alone():

@@ -12,8 +12,8 @@ from making import make_pairs, write_jsonl
 from rich.console import Console
 
 from dpo_recipes.progress import _Clock
-from dpo_recipes.training import library_bars
-from dpo_recipes.training.library_bars import CLASSES, LibraryBar, shown_as_ours
+from dpo_recipes.training import tqdm_bars
+from dpo_recipes.training.tqdm_bars import CLASSES, LibraryBar, shown_as_ours
 
 
 @pytest.fixture
@@ -21,12 +21,12 @@ def shown(monkeypatch) -> list[tuple[str, float, int | None, str]]:
     """(words, done, total, unit) of each bar, whenever it moves."""
     seen = []
 
-    class Noted(library_bars.Stage):
+    class Noted(tqdm_bars.Stage):
         def show(self, done, total=None):
             super().show(done, total)
             seen.append((self.words, self.done, self.total, self.unit))
 
-    monkeypatch.setattr(library_bars, "Stage", Noted)
+    monkeypatch.setattr(tqdm_bars, "Stage", Noted)
     return seen
 
 
@@ -99,7 +99,7 @@ def test_a_download_is_counted_in_bytes(shown, server, monkeypatch):
     ],
 )
 def test_what_a_bar_is_called(words, unit, ours):
-    assert library_bars._in_our_words(words, unit) == ours
+    assert tqdm_bars._in_our_words(words, unit) == ours
 
 
 def test_the_total_of_several_downloads_may_grow(shown):
