@@ -220,6 +220,7 @@ def train(
     changes: options.Changes = None,
     runs: options.RunsFolder = Path("runs"),
     resume: options.Resumed = None,
+    once: options.Once = False,
     allow_change: options.AllowedChanges = None,
     launch: options.LaunchEngine = None,
     num_processes: options.LaunchedProcesses = None,
@@ -243,6 +244,8 @@ def train(
         arguments = [recipe, *(changes or []), "--runs", str(runs)]
         if resume is not None:
             arguments += ["--resume", resume]
+        if once:
+            arguments.append("--once")
         for name in allow_change or []:
             arguments += ["--allow-change", name]
         raise typer.Exit(start_processes(value, launch, arguments, **machines))
@@ -253,7 +256,7 @@ def train(
     from .commands.train import train as train_recipe
 
     console = LastingConsole()
-    train_recipe(value, runs=runs, resume=resume, allow_change=allow_change or (), console=console)
+    train_recipe(value, runs=runs, resume=resume, once=once, allow_change=allow_change or (), console=console)
 
 
 @app.command(rich_help_panel=MAKE, context_settings=LENIENT)
@@ -469,25 +472,47 @@ def evaluate(
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)
 def export(
     run: options.ExportedRun,
-    out: options.ExportFolder,
+    out: options.ExportFolder = None,
     changes: options.Changes = None,
     merged: options.ExportMerged = False,
     dial: options.ExportDial = None,
     trl: options.ExportTrl = False,
     push: options.ExportPush = None,
     public: options.ExportPublic = False,
+    job: options.ExportJob = None,
+    nodes: options.JobNodes = None,
+    gpus_per_node: options.JobGpus = None,
+    gpu_type: options.JobGpuType = None,
+    launch: options.JobEngine = None,
+    time: options.JobTime = None,
+    keep: options.JobKeep = None,
+    account: options.JobAccount = None,
+    partition: options.JobPartition = None,
+    package: options.JobPackage = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """For use elsewhere: --merged, a model without adapter; --dial, nearer to the reference; --trl, for TRL alone."""
-    with _other_output_apart(as_json):
+    """For use elsewhere: a model (--merged, --dial), a script for TRL alone (--trl), the file of a job (--job)."""
+    of_job: dict[str, Any] = {
+        "nodes": nodes,
+        "gpus_per_node": gpus_per_node,
+        "gpu_type": gpu_type,
+        "launch": launch,
+        "time": time,
+        "keep": keep,
+        "account": account,
+        "partition": partition,
+        "package": package,
+    }
+    with _other_output_apart(as_json or job is not None):
         from .commands.export import export as export_model
 
-        console = Console(stderr=True) if as_json else LastingConsole()
+        console = Console(stderr=True) if as_json or job is not None else LastingConsole()
         result = export_model(
             run,
             dial=dial,
             merged=merged,
             trl=trl,
+            job=_job(job, of_job),
             out=out,
             changes=changes or [],
             push=push,
@@ -500,6 +525,13 @@ def export(
 
     from .runs.model_card import merged_in_words, nearness_in_words, nearness_rows
 
+    if job is not None:
+        if out is None:
+            print(result["text"], end="")
+        else:
+            print_line(Console(), f"{out} holds the job. Its first lines say how it is started.")
+        return
+    assert out is not None
     if trl:
         for sentence in result["left_out"]:
             print_line(Console(), f"Not in it: {sentence}")
@@ -618,6 +650,18 @@ def _served(
     if model is None:
         raise UsageError(f"{option} {url}: name its model with {option}-model.")
     return kind(url, model=model, api_key_env=key_env)
+
+
+def _job(platform: str | None, given: dict[str, Any]) -> Any:
+    """What --job and the options beside it ask for; None without it."""
+    given = {name: value for name, value in given.items() if value is not None}
+    if platform is None:
+        if given:
+            raise UsageError(f"--{next(iter(given)).replace('_', '-')} belongs to --job KIND, which is not given.")
+        return None
+    from .exports.job import Job
+
+    return Job(platform, **given)
 
 
 def _reward(

@@ -31,7 +31,14 @@ REFERENCE_HELP = (
 )
 DATA_HELP = "Pairs to measure it on, in place of the run's own; all of them are held out."
 EXPORT_DIAL_HELP = "0.5 is half the way from the reference to the policy: near what twice the beta would have given."
-EXPORTED_RUN_HELP = "A run folder; for --trl also a recipe that has not been run."
+EXPORTED_RUN_HELP = "A run folder; for --trl and --job also a recipe that has not been run."
+EXPORT_OUT_HELP = "The new folder to write; of --job a file, in place of standard output."
+EXPORT_JOB_HELP = "A file that trains it elsewhere: sbatch for Slurm, sky for SkyPilot, hf-jobs for Hugging Face Jobs."
+OF_JOB = "Of --job"
+JOB_GPU_HELP = "Which GPUs, such as H100; of hf-jobs its hardware, such as a100x4."
+JOB_ENGINE_HELP = f"What spreads it over several GPUs: {', '.join(ENGINES)}."
+JOB_KEEP_HELP = "Where run and caches stay: a folder, of sky s3://NAME, of hf-jobs OWNER/NAME of a bucket."
+JOB_PACKAGE_HELP = "What pip installs there as dpo-recipes, such as a wheel; else as it is installed here."
 EXPORT_PUSH_HELP = "Send the model to this new repository of the hub as well, private without --public."
 EXPORT_TRL_HELP = "The pairs, a plain script and the file of `trl dpo --config`, which train the same."
 EXPORT_MERGED_HELP = "One plain model: the adapter in the weights of its base, in 16 bits where these are stored so."
@@ -100,6 +107,8 @@ PairsFile = Annotated[Path | None, typer.Option("--to", metavar="FILE", help=PAI
 ReferenceFolder = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The folder to write.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders are made.")]
 Resumed = Annotated[str | None, typer.Option("--resume", metavar="[RUN]", help=RESUME_HELP, show_default=False)]
+# Of jobs that may be started again, as export --job writes them: hidden for the same reason
+Once = Annotated[bool, typer.Option("--once", hidden=True)]
 AllowedChanges = Annotated[list[str] | None, typer.Option("--allow-change", metavar="NAME", help=ALLOW_CHANGE_HELP)]
 Lengths = Annotated[str | None, typer.Option("--lengths", metavar="KIND", help=LENGTHS_HELP)]
 RandomModel = Annotated[str | None, typer.Option("--random-model", metavar="SIZE", help=RANDOM_MODEL_HELP)]
@@ -149,7 +158,31 @@ ExportPublic = Annotated[bool, typer.Option("--public", help="Of --push: for eve
 ExportTrl = Annotated[bool, typer.Option("--trl", help=EXPORT_TRL_HELP)]
 ExportMerged = Annotated[bool, typer.Option("--merged", help=EXPORT_MERGED_HELP)]
 ExportDial = Annotated[float | None, typer.Option("--dial", metavar="FACTOR", help=EXPORT_DIAL_HELP)]
-ExportFolder = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The new folder to write.")]
+ExportFolder = Annotated[Path | None, typer.Option("--out", metavar="PLACE", help=EXPORT_OUT_HELP, show_default=False)]
+ExportJob = Annotated[str | None, typer.Option("--job", metavar="KIND", help=EXPORT_JOB_HELP)]
+JobNodes = Annotated[int | None, typer.Option("--nodes", rich_help_panel=OF_JOB, help="How many machines: 1.")]
+JobGpus = Annotated[
+    int | None, typer.Option("--gpus-per-node", rich_help_panel=OF_JOB, help="How many GPUs each machine has: 1.")
+]
+JobGpuType = Annotated[
+    str | None, typer.Option("--gpu-type", rich_help_panel=OF_JOB, metavar="NAME", help=JOB_GPU_HELP)
+]
+JobEngine = Annotated[
+    str | None, typer.Option("--launch", rich_help_panel=OF_JOB, metavar="ENGINE", help=JOB_ENGINE_HELP)
+]
+JobTime = Annotated[
+    str | None, typer.Option("--time", rich_help_panel=OF_JOB, metavar="LIMIT", help="Such as 90m, 24h or 2d.")
+]
+JobKeep = Annotated[str | None, typer.Option("--keep", rich_help_panel=OF_JOB, metavar="PLACE", help=JOB_KEEP_HELP)]
+JobAccount = Annotated[
+    str | None, typer.Option("--account", rich_help_panel=OF_JOB, metavar="NAME", help="Of Slurm: who pays.")
+]
+JobPartition = Annotated[
+    str | None, typer.Option("--partition", rich_help_panel=OF_JOB, metavar="NAME", help="Of Slurm: which machines.")
+]
+JobPackage = Annotated[
+    str | None, typer.Option("--package", rich_help_panel=OF_JOB, metavar="WHAT", help=JOB_PACKAGE_HELP)
+]
 FilesTo = Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help=TO_HELP, show_default=False)]
 RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN", help="A run folder, or several.", show_default=False)]
 PageFile = Annotated[Path | None, typer.Option("--to", metavar="FILE", help=PAGE_HELP, show_default=False)]

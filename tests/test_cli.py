@@ -65,7 +65,13 @@ TYPOS: list[tuple[list[str], str]] = [
         "Endpoint.url='h:80' must be the address of an OpenAI-compatible endpoint, such as https://host/v1",
     ),
     (["exprot"], "No such command 'exprot'. Did you mean 'export'?"),
-    (["export", "x"], "Missing option '--out'."),
+    (["export", "x"], "error: Say what is to be exported: --merged is one plain model"),
+    (["export", "x", "--merged"], "error: Name the new folder that is to be written: --out FOLDER."),
+    (["export", RECIPE, "--trl", "--nodes", "2"], "error: --nodes belongs to --job KIND, which is not given."),
+    (["export", RECIPE, "--job", "slurm"], "error: --job slurm is not one of sbatch, sky, hf-jobs."),
+    (["export", RECIPE, "--job", "sbatch", "--trl"], "error: --trl and --job: one of them"),
+    (["export", RECIPE, "--job", "sbatch", "--push", "a/b"], "error: --push sends a model, and --job writes a file"),
+    (["train", RECIPE, "--once", "--resume"], "error: --once goes on with a run by itself: leave --resume out."),
     (["export", "x", "--out", "y"], "error: Say what is to be exported: --merged is one plain model"),
     (["export", "x", "--out", "y", "--dial", "0"], "error: --dial 0: a number above 0."),
     (["export", "x", "--out", "y", "--dial", "half"], "'--dial': Input should be a valid number"),
@@ -338,7 +344,7 @@ def trained(monkeypatch):
 
     calls = Calls()
 
-    def fake(recipe, *, runs, resume=None, allow_change=(), console=None):
+    def fake(recipe, *, runs, resume=None, once=False, allow_change=(), console=None):
         calls.append((recipe, runs))
         calls.resumed = (resume, list(allow_change))
         if calls.fails:

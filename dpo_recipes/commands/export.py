@@ -1,10 +1,10 @@
-"""What is used elsewhere, made of a finished run: a model, or the run itself for TRL alone."""
+"""What is used elsewhere: a finished run's model, or the run itself, for TRL alone or as a job elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -12,11 +12,16 @@ from ..errors import UsageError
 from ..recipe import catalogue
 from ..recipe.overrides import apply
 from ..recipe.recipe import Recipe
+from ..runs import files
 from ..runs.folder import Run
+
+if TYPE_CHECKING:
+    from ..exports.job import Job
 
 WHAT = (
     "--merged is one plain model, the adapter in the weights of its base; --dial 0.5 is half the way from the "
-    "reference to the policy; --trl is a script that trains the same with TRL alone"
+    "reference to the policy; --trl is a script that trains the same with TRL alone; --job is a file that trains it "
+    "on a cluster or in a cloud"
 )
 
 
@@ -26,18 +31,21 @@ def export(
     dial: float | None = None,
     merged: bool = False,
     trl: bool = False,
-    out: Path | str,
+    job: Job | None = None,
+    out: Path | str | None = None,
     changes: Sequence[str] = (),
     push: str | None = None,
     public: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Write what a finished run gives for use elsewhere into the new folder `out`; returns what its export.json holds.
+    """Write what a run gives for use elsewhere into the new folder `out`; returns what its export.json holds.
 
     `dial`: the model that is nearest to decoding with the beta dial there, a LoRA adapter or a whole model as the run's
     own. `merged`: the adapter in the weights of its base, for whatever loads Transformers' models. Of both, what was
     written is loaded once more and gives the log-probabilities that it should, or there is no folder. `trl`: the pairs
     and a plain script that train the same with TRL alone, also of a recipe that has not been run, with `changes` to it.
+    `job`: the file that trains the run, or a recipe with `changes`, on a cluster or in a cloud; `out` is then a new
+    file, or None, as the text is returned in any case. Nothing is submitted.
     `push`: the model goes to this new repository of the hub as well, private unless `public`.
 
     UsageError for what is asked for wrongly, RecipeError where the run has no such model.
@@ -48,23 +56,31 @@ def export(
     from ..exports.push import refuse_push
 
     console = console or Console(quiet=True)
+    _refuse_other_than_one(dial, merged, trl, job)
+    if job is not None:
+        _refuse_idle_push(push, public, "--job writes a file that trains one elsewhere")
+        return _export_job(_run_or_recipe(run, changes), changes, job, out)
+    if out is None:
+        raise UsageError("Name the new folder that is to be written: --out FOLDER.")
     folder = Path(out)
-    _refuse_other_than_one(dial, merged, trl)
     if dial is not None:
         from ..exports.dialled import refuse_factor
 
         refuse_factor(dial)
     refuse_existing(folder)
-    _refuse_idle_push(push, public, trl)
     if trl:
+        _refuse_idle_push(push, public, "--trl writes a script and the pairs: send those yourself")
         from ..exports.trl_run import export_trl, recipe_and_run
 
         recipe, of_run = recipe_and_run(_run_or_recipe(run, changes))
         return export_trl(recipe, of_run, folder, console)
 
+    _refuse_idle_push(push, public)
     finished = _run(run)
     if changes:
-        raise UsageError(f"{changes[0]}: a finished run is exported as it is. Changes go with --trl and a recipe.")
+        raise UsageError(
+            f"{changes[0]}: a finished run is exported as it is. Changes go with --trl or --job and a recipe."
+        )
     if push is not None:
         refuse_push(push)
     place = Path(push) if push is not None else folder  # where the card says that the model is
@@ -81,25 +97,49 @@ def export(
     return result
 
 
-def _refuse_idle_push(push: str | None, public: bool, trl: bool) -> None:
+def _export_job(named: Run | Recipe, changes: Sequence[str], job: Job, out: Path | str | None) -> dict[str, Any]:
+    from ..exports.folders import refuse_existing
+    from ..exports.job import task_of
+    from ..exports.job_files import job_file
+
+    if out is not None:
+        refuse_existing(Path(out), "--out FILE")
+    task = task_of(named, changes, job)
+    text = job_file(task, job)
+    if out is not None:
+        files.write_text(Path(out), text)
+    return {
+        "run": str(named.path) if isinstance(named, Run) else None,
+        "recipe": task.recipe,
+        "job": job.platform,
+        "name": task.name,
+        "file": None if out is None else str(out),
+        "text": text,
+    }
+
+
+def _refuse_idle_push(push: str | None, public: bool, why_not: str | None = None) -> None:
+    """`why_not`: what is exported in place of a model."""
     if public and push is None:
         raise UsageError("--public says who sees what --push sends, and nothing is sent: add --push ORG/NAME.")
-    if push is not None and trl:
-        raise UsageError("--push sends a model, and --trl writes a script and the pairs: send those yourself.")
+    if push is not None and why_not is not None:
+        raise UsageError(f"--push sends a model, and {why_not}.")
 
 
-def _refuse_other_than_one(dial: float | None, merged: bool, trl: bool) -> None:
-    asked = {"--dial": dial is not None, "--merged": merged, "--trl": trl}
+def _refuse_other_than_one(dial: float | None, merged: bool, trl: bool, job: Job | None) -> None:
+    asked = {"--dial": dial is not None, "--merged": merged, "--trl": trl, "--job": job is not None}
     options = [option for option, is_asked in asked.items() if is_asked]
     if not options:
         raise UsageError(f"Say what is to be exported: {WHAT}.")
     if len(options) > 1:
-        raise UsageError(f"{' and '.join(options)}: one of them, each writes a folder of its own.")
+        raise UsageError(f"{' and '.join(options)}: one of them, each writes something of its own.")
 
 
 def _run(run: Run | Recipe | Path | str) -> Run:
     if isinstance(run, Recipe):
-        raise UsageError("A recipe that has not been run has no model to export: train it, or export it with --trl.")
+        raise UsageError(
+            "A recipe that has not been run has no model to export: train it, or export it with --trl or --job."
+        )
     return run if isinstance(run, Run) else Run(run)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ..data.sources import is_path
-from ..errors import RecipeError, stop_at_fails
+from ..errors import RecipeError, UsageError, stop_at_fails
 from ..evaluation.closing_table import compared
 from ..evaluation.held_out import METRICS, SPREADS
 from ..guard.losses import loss_findings
@@ -45,6 +45,7 @@ def train(
     *,
     runs: Path | str = "runs",
     resume: folder.Run | Path | str | None = None,
+    once: bool = False,
     allow_change: Sequence[str] = (),
     console: Console | None = None,
 ) -> folder.Run:
@@ -54,6 +55,9 @@ def train(
     are those of a run that was never stopped. What of recipe, pairs, template, reference and versions is not as it was
     is refused by name, unless `allow_change` names it.
 
+    With `once`, for a job that may be started again, `runs` is to hold one run of the recipe: it is begun where there
+    is none, gone on with where it was stopped, and given back as it is where it has finished.
+
     Where a launcher has started several processes, each of them is to call this: they train together, and the main
     one prints and writes.
 
@@ -61,8 +65,11 @@ def train(
     """
     console = processes.console_here(console or Console())
     _come_together(recipe, console)
-    stopped = None if resume is None else _unfinished(resume, Path(runs), recipe)
+    stopped = _run_that_is_there(resume, once, Path(runs), recipe)
     if stopped is not None and stopped.is_finished:
+        if once and not resumption.has_an_end_to_come(stopped, recipe):
+            print_line(console, f"{stopped.path} has finished: nothing is left to be done.")
+            return stopped
         return _close_finished(stopped, recipe, console) if processes.is_main() else stopped
     changes = resumption.Changes(stopped, allow_change)
     changes.refuse_of_recipe(recipe)
@@ -120,7 +127,7 @@ def train(
         who = _policy_and_reference(trainer)
         changes.refuse_of_reference(who)
         changes.refuse_unknown()
-        since = resumption.last_checkpoint(run)
+        since = processes.from_main(lambda: resumption.last_checkpoint(run))
         _describe(place, trainer, session, who)
         session.say(f"Policy: {who['policy']}. Reference: {who['reference']}.")
         if trainer.reference_cache:
@@ -204,9 +211,29 @@ def _come_together(recipe: Recipe, console: Console) -> None:
         processes.join(recipe, device)
 
 
-def _unfinished(resume: folder.Run | Path | str, runs: Path, recipe: Recipe) -> folder.Run:
-    """The run that goes on, which the main process finds, as by then it may be in use."""
-    return folder.Run(processes.from_main(lambda: resumption.unfinished(resume, runs, recipe).path))
+def _run_that_is_there(
+    resume: folder.Run | Path | str | None, once: bool, runs: Path, recipe: Recipe
+) -> folder.Run | None:
+    """The run that goes on, or has finished already where one is enough; None where a new one begins.
+
+    The main process finds it, as by then it may be in use.
+    """
+    if once and resume is not None:
+        raise UsageError("--once goes on with a run by itself: leave --resume out.")
+    if once:
+        found = processes.from_main(lambda: resumption.only_run(runs, recipe))
+    elif resume is not None:
+        found = processes.from_main(lambda: resumption.unfinished(resume, runs, recipe).path)
+    else:
+        return None
+    return None if found is None else _folder_here(found)
+
+
+def _folder_here(path: Path) -> folder.Run:
+    """The folder of a run as this process sees it: another machine may have no disk in common with the main one."""
+    if not processes.is_main():
+        path.mkdir(parents=True, exist_ok=True)
+    return folder.Run(path)
 
 
 @contextlib.contextmanager
@@ -217,7 +244,7 @@ def _run_and_place(recipe: Recipe, runs: Path, stopped: folder.Run | None) -> It
             processes.from_main(lambda: run.path)
             yield run, run.path
         return
-    run = folder.Run(processes.from_main(lambda: runs))
+    run = _folder_here(processes.from_main(lambda: runs))
     with processes.place_to_write(run.path) as place:
         yield run, place
 

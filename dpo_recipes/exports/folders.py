@@ -11,10 +11,10 @@ from ..runs import files
 from ..runs.unwritable import unwritable_reason
 
 
-def refuse_existing(folder: Path) -> None:
+def refuse_existing(place: Path, option: str = "--out FOLDER") -> None:
     """UsageError where something is there already: an export overwrites nothing."""
-    if folder.exists():
-        raise UsageError(f"{folder} is there already. Remove it, or name another: --out FOLDER")
+    if place.exists():
+        raise UsageError(f"{place} is there already. Remove it, or name another: {option}")
 
 
 def write_export(folder: Path, fill: Callable[[Path], None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,9 +15,12 @@ from .full_memory import is_out_of_memory
 WHOLE = "whole.json"  # the last file of a checkpoint: the size in bytes of every other one
 
 
-def mark_whole(checkpoint: Path) -> None:
-    """Say, in a file that is there whole or not at all, that everything of a checkpoint has been written."""
-    write_json(checkpoint / WHOLE, _sizes(checkpoint))
+def mark_whole(checkpoint: Path, written_by_others: Mapping[str, int] | None = None) -> None:
+    """Say, in a file that is there whole or not at all, that everything of a checkpoint has been written.
+
+    `written_by_others`: name -> bytes of files that other machines have written, which may not be seen from here yet.
+    """
+    write_json(checkpoint / WHOLE, {**(written_by_others or {}), **sizes_of(checkpoint)})
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -30,7 +33,7 @@ def is_whole(checkpoint: Path) -> bool:
         raise RecipeError(
             f"The checkpoint {checkpoint} cannot be read: {error.strerror}. Make it readable, or move it away."
         ) from None
-    return sizes == _sizes(checkpoint)
+    return sizes == sizes_of(checkpoint)
 
 
 @contextmanager
@@ -49,7 +52,7 @@ def readable(checkpoint: str | None) -> Iterator[None]:
         ) from error
 
 
-def _sizes(checkpoint: Path) -> dict[str, int]:
+def sizes_of(checkpoint: Path) -> dict[str, int]:
     """Name inside the checkpoint -> bytes."""
     sizes = {}
     for path in sorted(checkpoint.rglob("*")):

@@ -68,20 +68,12 @@ def unfinished(resume: Run | Path | str, runs: Path, recipe: Recipe) -> Run:
     name = recipe.name
     if resume != LAST:
         run = resume if isinstance(resume, Run) else Run(resume)
-        if run.is_finished and not _has_an_end_to_come(run, recipe):
+        if run.is_finished and not has_an_end_to_come(run, recipe):
             raise UsageError(f"{run.path} has finished: there is nothing to go on with.")
         return run
 
-    of_this_recipe = []
-    for path in runs.glob("*/"):
-        named = FOLDER_NAME.fullmatch(path.name)
-        if named and named["recipe"] == name:
-            of_this_recipe.append(Run(path))
-    waiting = []
-    for run in of_this_recipe:
-        is_unfinished = not run.is_finished or _has_an_end_to_come(run, recipe)
-        if is_unfinished and not run.is_in_use:
-            waiting.append(run)
+    of_this_recipe = _runs_of(name, runs)
+    waiting = [run for run in of_this_recipe if _is_to_go_on(run, recipe) and not run.is_in_use]
     if not waiting:
         found = "all that there are have finished, or are being trained" if of_this_recipe else "there is none"
         raise UsageError(
@@ -91,7 +83,36 @@ def unfinished(resume: Run | Path | str, runs: Path, recipe: Recipe) -> Run:
     return max(waiting, key=_time_of_start)
 
 
-def _has_an_end_to_come(run: Run, recipe: Recipe) -> bool:
+def only_run(runs: Path, recipe: Recipe) -> Path | None:
+    """The one run of a recipe that a folder is to hold: the last unfinished one, else the last; None without any.
+
+    RecipeError where a process is training in it.
+    """
+    of_this_recipe = _runs_of(recipe.name, runs)
+    if not of_this_recipe:
+        return None
+    unfinished_ones = [run for run in of_this_recipe if _is_to_go_on(run, recipe)]
+    run = max(unfinished_ones or of_this_recipe, key=_time_of_start)
+    if run.is_in_use:
+        raise RecipeError(f"Another process is training in {run.path}.")
+    return run.path
+
+
+def _runs_of(name: str, runs: Path) -> list[Run]:
+    """The runs of a recipe in a folder of them."""
+    of_this_recipe = []
+    for path in runs.glob("*/"):
+        named = FOLDER_NAME.fullmatch(path.name)
+        if named and named["recipe"] == name:
+            of_this_recipe.append(Run(path))
+    return of_this_recipe
+
+
+def _is_to_go_on(run: Run, recipe: Recipe) -> bool:
+    return not run.is_finished or has_an_end_to_come(run, recipe)
+
+
+def has_an_end_to_come(run: Run, recipe: Recipe) -> bool:
     """Whether a run that has its answers was stopped before its page was written or its checkpoints were removed."""
     has_page = (run.path / PAGE).exists()
     keeps_checkpoints = recipe.checkpoints_are_paced and (run.path / "checkpoints").exists()

@@ -14,9 +14,11 @@ from safetensors.torch import load_model, save_model
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..progress import Stage
-from ..runs.checkpoint_folders import mark_whole, readable
+from ..runs.checkpoint_folders import mark_whole, readable, sizes_of
+from . import processes
 
 MOVING_REFERENCE = "reference.safetensors"
+PICKLE = "training_args.bin"  # of the arguments
 
 
 def write(trainer: Any, by_trainer: Callable[[], None]) -> None:
@@ -35,9 +37,10 @@ def write(trainer: Any, by_trainer: Callable[[], None]) -> None:
     finally:
         args.save_total_limit = most_kept
     trainer.accelerator.wait_for_everyone()
+    seen_by_all = processes.from_all(sizes_of(checkpoint))
     if args.should_save:
-        (checkpoint / "training_args.bin").unlink(missing_ok=True)  # a pickle; trl.json says the same
-        mark_whole(checkpoint)
+        (checkpoint / PICKLE).unlink(missing_ok=True)  # trl.json says the same
+        mark_whole(checkpoint, {name: size for seen in seen_by_all for name, size in seen.items() if name != PICKLE})
         rotate_checkpoints(
             output_dir=str(checkpoint.parent),
             save_total_limit=most_kept,

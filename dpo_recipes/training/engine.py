@@ -47,6 +47,11 @@ def refuse_engine(recipe: Recipe, engine: str, device: str) -> None:
     _refuse_device(recipe, engine, device)
     if engine.startswith("zero") and find_spec("deepspeed") is None:
         raise RecipeError(f"{engine} needs the package deepspeed, which is not installed: pip install deepspeed")
+    refuse_what_it_cannot_train(recipe, engine)
+
+
+def refuse_what_it_cannot_train(recipe: Recipe, engine: str) -> None:
+    """RecipeError where several processes under an engine cannot train the recipe, on whatever machine."""
     if engine in DIVIDES_WEIGHTS and isinstance(recipe.adapter, QLoRA):
         raise RecipeError(f"{engine} cannot divide 4-bit weights: {_why_not_4_bits(engine)} Take ddp, or adapter=lora.")
     if engine in DIVIDES_WEIGHTS and recipe.trl.get("sync_ref_model"):

@@ -59,6 +59,15 @@ def from_main(make: Callable[[], T]) -> T:
     return broadcast_object_list([make() if is_main() else None])[0]
 
 
+def from_all(value: T) -> list[T]:
+    """What each process gives, in all of them, by rank."""
+    if processes() == 1:
+        return [value]
+    from accelerate.utils import gather_object
+
+    return gather_object([value])
+
+
 def main_first(work: Callable[[], T]) -> T:
     """What each process makes of it: the first of a machine, then the others, which find in a cache what it read."""
     if processes() == 1:

@@ -307,3 +307,31 @@ def test_a_run_that_was_killed_behind_its_answers_gets_its_page_and_nothing_is_t
     assert closed.path == run.path and closed.evaluation == numbers
     assert "was trained and measured already, and was stopped before its end. Its report.html is written now" in said
     assert (run.path / "report.html").exists() and not (run.path / "checkpoints").exists()
+
+
+def test_once_begins_a_run_goes_on_with_it_and_leaves_it_alone_when_it_has_finished(
+    tiny, pairs_file, here, monkeypatch, at_every_step
+):
+    recipe = recipe_of_mode(tiny, pairs_file)
+    stop_in_a_step(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        quietly(recipe, "job", once=True)
+    [stopped] = (here / "job").iterdir()
+
+    run, said = quietly(recipe, "job", once=True)
+    assert run.path.resolve() == stopped and run.is_finished
+    assert f"{run.path} goes on after step {STOPPED_IN}." in said
+    finished_at = (stopped / "report.html").stat().st_mtime_ns
+
+    again, said = quietly(recipe, "job", once=True)
+    assert again.path == run.path and f"{run.path} has finished: nothing is left to be done." in said
+    assert [path.resolve() for path in (here / "job").iterdir()] == [stopped]
+    assert (stopped / "report.html").stat().st_mtime_ns == finished_at
+
+
+def test_once_refuses_a_run_that_another_process_is_training(tiny, pairs_file, here):
+    from dpo_recipes.runs.folder import create, in_use
+
+    recipe = recipe_of_mode(tiny, pairs_file)
+    with in_use(create(here / "job", recipe.name)), pytest.raises(RecipeError, match="Another process is training in"):
+        quietly(recipe, "job", once=True)
