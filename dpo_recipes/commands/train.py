@@ -141,7 +141,7 @@ def train(
         before, first = measure_pairs(trainer) if is_whole else ({}, None)
         judge.go_on(kept)
         if stopped:
-            session.say(resumption.in_words(run, since, changes))
+            session.say(resumption.in_words(run, since, changes, session.device.processes))
 
         # Training. Of a stream, the drops are known only when it has been read.
         if recipe.data.streaming:
@@ -204,6 +204,7 @@ def _come_together(recipe: Recipe, console: Console) -> None:
     engine.refuse_lost_processes()
     device = Device() if recipe.trl.get("use_cpu") else here()
     if device.processes == 1:
+        engine.refuse_fsdp_on_a_cpu(recipe, device.kind)
         return
     engine.refuse_engine(recipe, engine.engine_here(recipe), device.kind)
     engine.refuse_other_precision(resolve(recipe, device))
@@ -372,17 +373,17 @@ def _describe(place: Path, trainer: RecipeTrainer, session: Session, who: dict[s
     # Of a value made in Python, a file that makes the same one
     source = recipe.source.read_text(encoding="utf-8") if recipe.source else as_python(without_choices(recipe))
     files.write_text(place / "recipe.py", source)
+    files.write_json(place / "trl.json", trainer.args.to_dict())
+    files.write_json(place / "environment.json", environment.environment(recipe.seed, vars(session.device)))
+    files.write_json(place / "data.json", session.report)
+    files.write_json(place / "reference.json", who)
 
     values = {}
     for field, (value, origin) in values_with_origins(recipe, trainer.settings).items():
         values[field] = {"value": value, "origin": origin}
         if field in recipe.reasons:
             values[field]["reason"] = recipe.reasons[field]
-    files.write_json(place / "recipe.json", values)
-    files.write_json(place / "trl.json", trainer.args.to_dict())
-    files.write_json(place / "environment.json", environment.environment(recipe.seed, vars(session.device)))
-    files.write_json(place / "data.json", session.report)
-    files.write_json(place / "reference.json", who)
+    files.write_json(place / "recipe.json", values)  # last: of a run that has it, what goes on is held against them all
 
 
 def _write_results(

@@ -11,6 +11,7 @@ of all tokens of a micro-batch.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -104,8 +105,19 @@ def adopt(session: Session, *, tell: bool = True) -> Chosen:
 
 
 def adopt_of(session: Session, run: Run) -> None:
-    """Let a run go on with what was chosen when it began: other settings would round otherwise from there on."""
-    session.recipe = with_choices_of(run, session.recipe)
+    """Let a run go on with what was chosen when it began: other settings would round otherwise from there on.
+
+    Where it goes on in more processes, one of them may have fewer pairs a step than were chosen to be read at once.
+    """
+    recipe = with_choices_of(run, session.recipe)
+    if MICRO_BATCH in recipe.reasons:
+        assert recipe.micro_batch_size is not None
+        pairs = recipe.global_batch_size // session.device.processes  # of each device and step
+        at_once = math.gcd(recipe.micro_batch_size, pairs)
+        recipe = recipe.evolve(micro_batch_size=at_once).from_where(
+            source=recipe.source, cli_keys=recipe.cli_keys, called=recipe.called, reasons=recipe.reasons
+        )
+    session.recipe = recipe
     session.settings = resolve(session.recipe, session.device)
 
 

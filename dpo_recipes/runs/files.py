@@ -1,10 +1,12 @@
 """Files and folders that are written whole or not at all: to a temporary name beside them, then renamed."""
 
+import contextlib
+import glob
 import json
 import numbers
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +63,78 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 def write_folder(path: Path, fill: Callable[[Path], None], *, replace: bool = False) -> None:
     """Let `fill` write into a temporary folder, then rename it to `path`; a failure leaves nothing behind.
 
-    OSError where a folder stands there, unless it is to be replaced; then a failure leaves that.
+    Nor does what a process had begun to write for `path` that was killed. OSError where a folder stands there, unless
+    it is to be replaced; then a failure leaves that.
     """
     temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)  # of a process of the same number that was killed
-    temporary.mkdir(parents=True)
+    _remove_abandoned(path)
     before = _temporary(path.with_name(f"{path.name}.before"))
     try:
-        fill(temporary)
-        if replace and path.is_dir():
-            os.rename(path, before)
-        os.rename(temporary, path)
+        with _new_and_held(temporary):
+            fill(temporary)
+            if replace and path.is_dir():
+                os.rename(path, before)
+            os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _new_and_held(folder: Path) -> Iterator[None]:
+    """A new folder, locked while it is written, so that others know that somebody does; where there are no locks not.
+
+    The lock ends with the process, however that ends.
+    """
+    folder.mkdir(parents=True)
+    lock = _lock(folder)
+    while lock is None:  # another process has taken it for abandoned before it was locked
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        lock = _lock(folder)
+    try:
+        yield
+    finally:
+        if lock >= 0:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """The open and locked folder; -1 where it cannot be locked at all, None where it is not there or is locked."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has none
+        return -1
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    except OSError:  # a file system that knows no locks
+        os.close(lock)
+        return -1
+    try:
+        is_still_there = os.path.samestat(os.fstat(lock), os.stat(folder))
+    except FileNotFoundError:
+        is_still_there = False
+    if not is_still_there:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary folders for `path` that no process holds any more: the disk would fill with them."""
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        lock = _lock(folder) if folder.is_dir() else None
+        if lock is not None and lock >= 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
 
 def remove_temporary(folder: Path) -> None:

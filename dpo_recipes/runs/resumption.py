@@ -152,12 +152,15 @@ def last_checkpoint(run: Run) -> Checkpoint | None:
     return None
 
 
-def in_words(run: Run, last: Checkpoint | None, changes: Changes) -> str:
-    """Where a run goes on, and with what changes."""
+def in_words(run: Run, last: Checkpoint | None, changes: Changes, processes: int) -> str:
+    """Where a run goes on, in how many processes, if these are others than it was in, and with what changes."""
     if last is None:
         words = f"{run.path} has no whole checkpoint: it begins anew."
     else:
         words = f"{run.path} goes on after step {last.step:,}."
+        if changes.processes not in (None, processes):
+            were = "one process" if changes.processes == 1 else f"{changes.processes} processes"
+            words += f" It was in {were} and is in {processes} now; a step has the same pairs."
     if changes.seen:
         words += f" Changed since it began, as allowed: {'; '.join(changes.seen.values())}."
     return words
@@ -171,6 +174,9 @@ class Changes:
         self.run = run if run is not None and (run.path / "recipe.json").exists() else None
         self.allowed = set(allowed)
         self.seen: dict[str, str] = {}  # name -> what has changed, of what was allowed
+        self.processes: int | None = None  # that the run was in; None where nobody knows
+        if self.run is not None:
+            self.processes = self.run.environment["device"].get("processes")
         if run is None and self.allowed:
             raise UsageError("--allow-change belongs to --resume, which is not given.")
 

@@ -151,9 +151,22 @@ def refuse_training_apart(trainer: Any, model: Any) -> None:
         raise RuntimeError("Each process would train a policy of its own.")
 
 
+def refuse_fsdp_on_a_cpu(recipe: Recipe, device: str) -> None:
+    """RecipeError where one process was started under FSDP on a CPU: it would train without, and not say so."""
+    engine = engine_here(recipe)
+    if device == "cpu" and engine.startswith("fsdp"):
+        raise RecipeError(
+            f"{engine} needs GPUs, and this run is on a CPU: accelerate would train there without it. Use: dpo-recipes "
+            f"train {recipe.name}"
+        )
+
+
 def refuse_lost_processes() -> None:
-    """RecipeError where `accelerate launch --cpu --num_processes N` has started one process, which it says nowhere."""
-    if processes() > 1 or not _is_set("ACCELERATE_USE_CPU"):
+    """RecipeError where `accelerate launch` was asked for several processes and has started one, saying it nowhere.
+
+    So it does with --cpu, with a configuration for several CPUs without mpirun, and where there is one GPU.
+    """
+    if processes() > 1 or "ACCELERATE_USE_CPU" not in os.environ:  # which it sets to True or False
         return
     import psutil
 
@@ -162,13 +175,33 @@ def refuse_lost_processes() -> None:
         words = parent.cmdline() if parent is not None else []
     except psutil.Error:  # gone, or another user's
         return
-    asked = _value_of(words, "num_processes")
-    if asked.isdigit() and int(asked) > 1:
+    asked = _processes_asked_for(words)
+    if asked > 1:
         raise RecipeError(
-            f"accelerate launch --cpu has started one process, and not the {asked} that were asked for. Use: "
+            f"accelerate launch has started one process, and not the {asked} that were asked for. Use: "
             f"dpo-recipes train RECIPE --launch ddp --num-processes {asked}; or: torchrun --nproc_per_node {asked} "
             "-m dpo_recipes train RECIPE"
         )
+
+
+def _processes_asked_for(words: list[str]) -> int:
+    """How many processes the command line of accelerate's launcher, or the configuration that it names, asks for."""
+    asked = _value_of(words, "num_processes")
+    if asked.isdigit():
+        return int(asked)
+    file = _value_of(words, "config_file")
+    if not file:
+        return 1
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # accelerate has read it; it may be gone by now
+        return 1
+    # Of other kinds they are started, or, as by TRL's own single_gpu.yaml with its 8 processes of no kind, not meant.
+    if isinstance(values, dict) and values.get("distributed_type") == "MULTI_CPU":
+        return int(values.get("num_processes") or 1)
+    return 1
 
 
 def _value_of(words: list[str], option: str) -> str:

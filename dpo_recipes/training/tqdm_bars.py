@@ -2,7 +2,8 @@
 
 Leans on TRL 1.16: `DPOTrainer._precompute_ref_logps` shows no bar of its own where TQDM_DISABLE is set.
 And on Transformers 5.23 (`set_tqdm_hook`), datasets 5.2 and huggingface_hub 2.4 (the names under which their modules
-find their own class of bars), and on the words that they show.
+find their own class of bars), and on the words that they show; and on the warning of Transformers'
+`compare_trainer_and_checkpoint_args`.
 """
 
 from __future__ import annotations
@@ -93,8 +94,14 @@ def quieten() -> None:
 
     # What of their bars is worth a look is shown as ours.
     disable_progress_bar()
+    logging.getLogger("transformers.trainer_utils").addFilter(_is_not_told_already)
     datasets.disable_progress_bars()
     os.environ["TQDM_DISABLE"] = "1"  # read by TRL for the reference pass
+
+
+def _is_not_told_already(record: logging.LogRecord) -> bool:
+    """Whether a warning says what our own lines do not: what has changed since a run began, they say or refuse."""
+    return "do not match the ones in the `trainer_state.json`" not in record.getMessage()
 
 
 @contextmanager

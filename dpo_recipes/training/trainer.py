@@ -3,7 +3,8 @@
 Leans on TRL 1.16: `DPOTrainer._compute_loss`, which calls the model once and reads the reference from the batch where
 `precompute_ref_logps` is set; `_precompute_ref_logps`, `_prepare_dataset`, `_send_telemetry`,
 `_set_signature_columns_if_needed`, `prediction_step` and `compute_ref_log_probs`; and of its Trainer, which is
-Transformers', `_save_checkpoint`, `_load_from_checkpoint`, `_load_optimizer_and_scheduler` and `_load_rng_state`.
+Transformers', `_run_epoch`, `_save_checkpoint`, `_load_from_checkpoint`, `_load_optimizer_and_scheduler` and
+`_load_rng_state`.
 """
 
 from __future__ import annotations
@@ -177,6 +178,17 @@ class RecipeTrainer(DPOTrainer):
         """TRL's. The policy has been read before, which must not keep the processes from training together."""
         prepare_again(self)
         return super().train(*arguments, **options)
+
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        """An epoch, unless all steps are done: a run that goes on from its last one, within an epoch, trains no more.
+
+        Transformers 5.23 looks whether a run has come to its end behind a step alone, and would train another one. To
+        go when it looks before.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*arguments, **options)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """TRL's; in parts where memory does not suffice for the whole micro-batch."""

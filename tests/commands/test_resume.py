@@ -187,8 +187,11 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over_and_one_that_is_damaged_
     assert not last.exists()  # nobody can go on from it
 
     (before / "adapter_model.safetensors").write_bytes(weights)
+    environment = json.loads((run.path / "environment.json").read_text())
+    environment["device"]["processes"] = 2
+    (run.path / "environment.json").write_text(json.dumps(environment))
     _, said = quietly(recipe, tmp_path, resume=run)
-    assert f"goes on after step {STOPPED_IN - 1}." in said
+    assert f"goes on after step {STOPPED_IN - 1}. It was in 2 processes and is in 1 now; a step has the same" in said
 
 
 @pytest.mark.slow
@@ -221,6 +224,27 @@ def test_a_run_that_was_killed_behind_its_training_trains_the_rest_again_and_rep
     resumed, _ = quietly(recipe, run.path.parent, resume=run)
     assert (resumed.path / "model" / "adapter_model.safetensors").read_bytes() == weights
     assert not list(resumed.path.glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_from_its_last_step_trains_no_more(tiny, pairs_file, tmp_path, monkeypatch):
+    options = {"save_strategy": "steps", "save_steps": STEPS, "lr_scheduler_type": "constant"}
+    recipe = recipe_of_mode(tiny, pairs_file)
+    recipe = recipe.evolve(trl={**recipe.trl, **options})
+
+    def killed(*_arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as during:
+        during.setattr("dpo_recipes.evaluation.beyond_pairs.answers", killed)
+        with pytest.raises(KeyboardInterrupt):
+            quietly(recipe, tmp_path)
+    (run,) = map(Run, tmp_path.iterdir())
+    trained = (run.path / "model" / "adapter_model.safetensors").read_bytes()
+    resumed, said = quietly(recipe, tmp_path, resume="last")
+    assert f"goes on after step {STEPS}." in said
+    assert (resumed.path / "model" / "adapter_model.safetensors").read_bytes() == trained
+    assert [row["step"] for row in resumed.metrics if "loss" in row] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.slow

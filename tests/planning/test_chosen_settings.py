@@ -8,7 +8,7 @@ import pytest
 from making import SIZES, recipe_for
 
 from dpo_recipes import LoRA, QLoRA
-from dpo_recipes.planning.chosen_settings import BELIEVED, Situation, choose
+from dpo_recipes.planning.chosen_settings import BELIEVED, Situation, adopt_of, choose
 from dpo_recipes.planning.memory import Unplannable
 from dpo_recipes.planning.pair_lengths import PairLength
 from dpo_recipes.recipe.choices import Choice, with_choices, without_choices
@@ -231,3 +231,15 @@ def test_a_recipe_without_options_has_none_again_when_choices_are_taken_back():
     changed = with_choices(recipe, [Choice("trl.gradient_checkpointing", False, "it fits")])
     assert changed.trl == {"gradient_checkpointing": False}
     assert without_choices(changed).given == recipe.given
+
+
+@pytest.mark.parametrize(("processes", "pairs_at_once"), [(1, 16), (2, 16), (4, 8)])
+def test_a_run_that_goes_on_in_more_processes_reads_no_more_pairs_at_once_than_a_step_of_each_has(
+    processes, pairs_at_once
+):
+    recipe = recipe_for("model", global_batch_size=32)
+    entry = {"value": 16, "origin": "chosen", "reason": "that fit"}
+    session = SimpleNamespace(recipe=recipe, device=Device("cuda", True, processes))
+    adopt_of(session, SimpleNamespace(recipe={"micro_batch_size": entry}))
+    assert session.settings.micro_batch_size == pairs_at_once
+    assert session.recipe.reasons == {"micro_batch_size": "that fit"}

@@ -104,6 +104,25 @@ def test_what_a_killed_process_left_does_not_end_up_in_the_folder(tmp_path):
     assert os.listdir(tmp_path / "model") == ["new"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs locks")
+def test_what_another_process_had_begun_is_removed_if_that_was_killed_and_stays_while_it_writes(tmp_path):
+    abandoned = tmp_path / ".model.1.tmp"
+    abandoned.mkdir()
+    (abandoned / "half").write_text("x")
+    of_another_name = tmp_path / ".other.1.tmp"
+    of_another_name.mkdir()
+
+    def fill(folder):
+        while_it_writes = folder.rename(folder.with_name(".model.2.tmp"))  # as if of another process
+        files.write_folder(tmp_path / "model", lambda other: (other / "weights").write_text("second"), replace=True)
+        while_it_writes.rename(folder)
+        (folder / "weights").write_text("first")
+
+    files.write_folder(tmp_path / "model", fill, replace=True)
+    assert sorted(os.listdir(tmp_path)) == [".other.1.tmp", "model"]
+    assert (tmp_path / "model" / "weights").read_text() == "first"
+
+
 def refuse(constant):
     raise AssertionError(f"{constant} is no JSON")
 

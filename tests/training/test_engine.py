@@ -23,6 +23,7 @@ from dpo_recipes.training.engine import (
     prepare_again,
     reads_before_training,
     refuse_engine,
+    refuse_fsdp_on_a_cpu,
     refuse_lost_processes,
     refuse_other_precision,
     refuse_training_apart,
@@ -113,19 +114,62 @@ def test_a_precision_of_the_launcher_that_is_not_the_recipes_is_refused(monkeypa
         refuse_other_precision(full)
 
 
-@pytest.mark.parametrize("option", [["--num_processes", "2"], ["--num-processes=2"]])
-def test_one_process_in_the_place_of_several_is_refused(monkeypatch, option):
-    command = [sys.executable, "accelerate", "launch", "--cpu", *option, "-m", "dpo_recipes", "train", "quickstart"]
-    parent = SimpleNamespace(cmdline=lambda: command)
-    monkeypatch.setattr(psutil.Process, "parent", lambda self: parent)
+@pytest.fixture
+def launched(monkeypatch):
+    """launched(options): as if accelerate's launcher had been given these, and had started this process."""
+
+    def launch(*options, cpu="True"):
+        command = [sys.executable, "accelerate", "launch", *options, "-m", "dpo_recipes", "train", "quickstart"]
+        monkeypatch.setattr(psutil.Process, "parent", lambda self: SimpleNamespace(cmdline=lambda: command))
+        if cpu is not None:
+            monkeypatch.setenv("ACCELERATE_USE_CPU", cpu)
+
+    return launch
+
+
+@pytest.mark.parametrize(
+    ("options", "cpu"),
+    [
+        (["--cpu", "--num_processes", "2"], "True"),
+        (["--cpu", "--num_processes=2"], "True"),
+        (["--num_processes", "2"], "False"),  # on a machine with one GPU
+        (["--config_file", "several_cpus.yaml"], "True"),
+    ],
+)
+def test_one_process_in_the_place_of_several_is_refused(launched, here, options, cpu):
+    (here / "several_cpus.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n")
+    launched(*options, cpu=None)
     refuse_lost_processes()  # nobody has launched anything
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    launched(*options, cpu=cpu)
     with pytest.raises(
         RecipeError, match="one process, and not the 2 that were asked for. .* --num-processes 2; or: torch"
     ):
         refuse_lost_processes()
-    command[:] = command[:4]
-    refuse_lost_processes()  # one was asked for
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--cpu"],
+        ["--config_file", "single_gpu.yaml"],
+        ["--config_file", "several_cpus.yaml", "--num_processes", "1"],
+        ["--config_file", "absent.yaml"],
+    ],
+)
+def test_one_process_where_one_was_asked_for_is_not(launched, here, options):
+    (here / "several_cpus.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n")
+    (here / "single_gpu.yaml").write_text("distributed_type: 'NO'\nnum_processes: 8\n")  # as TRL ships one
+    launched(*options)
+    refuse_lost_processes()
+
+
+def test_fsdp_in_one_process_is_refused_on_a_cpu_where_nothing_would_come_of_it(monkeypatch):
+    refuse_fsdp_on_a_cpu(RECIPE, "cpu")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    refuse_fsdp_on_a_cpu(RECIPE, "cuda")
+    with pytest.raises(RecipeError, match="fsdp2 needs GPUs, .* train there without it. Use: dpo-recipes train recipe"):
+        refuse_fsdp_on_a_cpu(RECIPE, "cpu")
 
 
 def test_deepspeed_clips_where_the_recipe_does_and_not_at_its_own_default():

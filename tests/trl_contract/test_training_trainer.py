@@ -44,6 +44,14 @@ def test_a_method_that_we_call_or_override_has_this_signature(name, parameters):
     )
 
 
+def test_epochs_end_where_the_control_says_that_training_stops():
+    loop = inspect.getsource(DPOTrainer._inner_training_loop)
+    reads = re.search(r"self\._run_epoch\([^)]*\)\s+if self\.control\.should_training_stop:\s+break", loop)
+    assert reads, leaning(
+        "training/trainer.py", "the loop of epochs runs _run_epoch, then looks at should_training_stop"
+    )
+
+
 @pytest.mark.parametrize(
     "name",
     [
