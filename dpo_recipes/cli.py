@@ -491,7 +491,7 @@ def export(
     package: options.JobPackage = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """For use elsewhere: a model (--merged, --dial), a script for TRL alone (--trl), the file of a job (--job)."""
+    """For use elsewhere: a model (--merged, --dial), a script for TRL alone (--trl), the file of a job (--to)."""
     of_job: dict[str, Any] = {
         "nodes": nodes,
         "gpus_per_node": gpus_per_node,
@@ -653,11 +653,11 @@ def _served(
 
 
 def _job(platform: str | None, given: dict[str, Any]) -> Any:
-    """What --job and the options beside it ask for; None without it."""
+    """What --to and the options beside it ask for; None without it."""
     given = {name: value for name, value in given.items() if value is not None}
     if platform is None:
         if given:
-            raise UsageError(f"--{next(iter(given)).replace('_', '-')} belongs to --job KIND, which is not given.")
+            raise UsageError(f"--{next(iter(given)).replace('_', '-')} belongs to --to KIND, which is not given.")
         return None
     from .exports.job import Job
 

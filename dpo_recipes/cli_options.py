@@ -31,10 +31,10 @@ REFERENCE_HELP = (
 )
 DATA_HELP = "Pairs to measure it on, in place of the run's own; all of them are held out."
 EXPORT_DIAL_HELP = "0.5 is half the way from the reference to the policy: near what twice the beta would have given."
-EXPORTED_RUN_HELP = "A run folder; for --trl and --job also a recipe that has not been run."
-EXPORT_OUT_HELP = "The new folder to write; of --job a file, in place of standard output."
+EXPORTED_RUN_HELP = "A run folder; for --trl and --to also a recipe that has not been run."
+EXPORT_OUT_HELP = "The new folder to write; of --to a file, in place of standard output."
 EXPORT_JOB_HELP = "A file that trains it elsewhere: sbatch for Slurm, sky for SkyPilot, hf-jobs for Hugging Face Jobs."
-OF_JOB = "Of --job"
+OF_JOB = "Of --to"
 JOB_GPU_HELP = "Which GPUs, such as H100; of hf-jobs its hardware, such as a100x4."
 JOB_ENGINE_HELP = f"What spreads it over several GPUs: {', '.join(ENGINES)}."
 JOB_KEEP_HELP = "Where run and caches stay: a folder, of sky s3://NAME, of hf-jobs OWNER/NAME of a bucket."
@@ -107,7 +107,7 @@ PairsFile = Annotated[Path | None, typer.Option("--to", metavar="FILE", help=PAI
 ReferenceFolder = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The folder to write.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders are made.")]
 Resumed = Annotated[str | None, typer.Option("--resume", metavar="[RUN]", help=RESUME_HELP, show_default=False)]
-# Of jobs that may be started again, as export --job writes them: hidden for the same reason
+# Of jobs that may be started again, as export --to writes them: hidden for the same reason
 Once = Annotated[bool, typer.Option("--once", hidden=True)]
 AllowedChanges = Annotated[list[str] | None, typer.Option("--allow-change", metavar="NAME", help=ALLOW_CHANGE_HELP)]
 Lengths = Annotated[str | None, typer.Option("--lengths", metavar="KIND", help=LENGTHS_HELP)]
@@ -159,7 +159,7 @@ ExportTrl = Annotated[bool, typer.Option("--trl", help=EXPORT_TRL_HELP)]
 ExportMerged = Annotated[bool, typer.Option("--merged", help=EXPORT_MERGED_HELP)]
 ExportDial = Annotated[float | None, typer.Option("--dial", metavar="FACTOR", help=EXPORT_DIAL_HELP)]
 ExportFolder = Annotated[Path | None, typer.Option("--out", metavar="PLACE", help=EXPORT_OUT_HELP, show_default=False)]
-ExportJob = Annotated[str | None, typer.Option("--job", metavar="KIND", help=EXPORT_JOB_HELP)]
+ExportJob = Annotated[str | None, typer.Option("--to", metavar="KIND", help=EXPORT_JOB_HELP)]
 JobNodes = Annotated[int | None, typer.Option("--nodes", rich_help_panel=OF_JOB, help="How many machines: 1.")]
 JobGpus = Annotated[
     int | None, typer.Option("--gpus-per-node", rich_help_panel=OF_JOB, help="How many GPUs each machine has: 1.")

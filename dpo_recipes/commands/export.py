@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WHAT = (
     "--merged is one plain model, the adapter in the weights of its base; --dial 0.5 is half the way from the "
-    "reference to the policy; --trl is a script that trains the same with TRL alone; --job is a file that trains it "
+    "reference to the policy; --trl is a script that trains the same with TRL alone; --to is a file that trains it "
     "on a cluster or in a cloud"
 )
 
@@ -58,7 +58,7 @@ def export(
     console = console or Console(quiet=True)
     _refuse_other_than_one(dial, merged, trl, job)
     if job is not None:
-        _refuse_idle_push(push, public, "--job writes a file that trains one elsewhere")
+        _refuse_idle_push(push, public, "--to writes a file that trains one elsewhere")
         return _export_job(_run_or_recipe(run, changes), changes, job, out)
     if out is None:
         raise UsageError("Name the new folder that is to be written: --out FOLDER.")
@@ -79,7 +79,7 @@ def export(
     finished = _run(run)
     if changes:
         raise UsageError(
-            f"{changes[0]}: a finished run is exported as it is. Changes go with --trl or --job and a recipe."
+            f"{changes[0]}: a finished run is exported as it is. Changes go with --trl or --to and a recipe."
         )
     if push is not None:
         refuse_push(push)
@@ -127,7 +127,7 @@ def _refuse_idle_push(push: str | None, public: bool, why_not: str | None = None
 
 
 def _refuse_other_than_one(dial: float | None, merged: bool, trl: bool, job: Job | None) -> None:
-    asked = {"--dial": dial is not None, "--merged": merged, "--trl": trl, "--job": job is not None}
+    asked = {"--dial": dial is not None, "--merged": merged, "--trl": trl, "--to": job is not None}
     options = [option for option, is_asked in asked.items() if is_asked]
     if not options:
         raise UsageError(f"Say what is to be exported: {WHAT}.")
@@ -138,7 +138,7 @@ def _refuse_other_than_one(dial: float | None, merged: bool, trl: bool, job: Job
 def _run(run: Run | Recipe | Path | str) -> Run:
     if isinstance(run, Recipe):
         raise UsageError(
-            "A recipe that has not been run has no model to export: train it, or export it with --trl or --job."
+            "A recipe that has not been run has no model to export: train it, or export it with --trl or --to."
         )
     return run if isinstance(run, Run) else Run(run)
 

@@ -150,7 +150,7 @@ def refuse_job(job: Job) -> None:
     """UsageError where a job is asked for that its platform cannot have, or where something it needs is missing."""
     if job.platform not in PLATFORMS:
         names = ", ".join(PLATFORMS)
-        raise UsageError(f"--job {job.platform} is not one of {names}.{nearest(job.platform, PLATFORMS)}")
+        raise UsageError(f"--to {job.platform} is not one of {names}.{nearest(job.platform, PLATFORMS)}")
     if job.nodes < 1:
         raise UsageError(f"--nodes {job.nodes} is no number of machines: 1, 2, 4 and so on.")
     if job.gpus_per_node is not None and job.gpus_per_node < 1:
@@ -163,7 +163,7 @@ def refuse_job(job: Job) -> None:
             raise UsageError(f"--{option} {value!r} is no name: letters, digits, and any of . : @ _ -")
     if job.platform != "sbatch" and (job.account or job.partition):
         option = "--account" if job.account else "--partition"
-        raise UsageError(f"{option} is of Slurm, --job sbatch: {job.platform} knows none.")
+        raise UsageError(f"{option} is of Slurm, --to sbatch: {job.platform} knows none.")
     minutes_of(job.time)
     {"sbatch": _refuse_sbatch, "sky": _refuse_sky, "hf-jobs": _refuse_hf_jobs}[job.platform](job)
 
@@ -175,11 +175,11 @@ def _refuse_sbatch(job: Job) -> None:
 
 def _refuse_sky(job: Job) -> None:
     if job.gpu_type is None:
-        raise UsageError("--job sky: say which GPUs with --gpu-type, such as H100; `sky gpus list` has their names.")
+        raise UsageError("--to sky: say which GPUs with --gpu-type, such as H100; `sky gpus list` has their names.")
     if job.keep is None or not ADDRESS_OF_A_BUCKET.fullmatch(job.keep):
         given = "" if job.keep is None else f" and not {job.keep}"
         raise UsageError(
-            "--job sky: the machines are gone when the job ends. Name the bucket that keeps run and caches, "
+            "--to sky: the machines are gone when the job ends. Name the bucket that keeps run and caches, "
             f"--keep s3://NAME or gs://NAME{given}."
         )
 
@@ -195,8 +195,7 @@ def _refuse_hf_jobs(job: Job) -> None:
     if job.gpu_type not in flavors:
         given = "name the hardware" if job.gpu_type is None else f"{job.gpu_type} is no hardware of theirs. Name it"
         raise UsageError(
-            f"--job hf-jobs: {given} with --gpu-type, one of {', '.join(flavors)}."
-            f"{nearest(job.gpu_type or '', flavors)}"
+            f"--to hf-jobs: {given} with --gpu-type, one of {', '.join(flavors)}.{nearest(job.gpu_type or '', flavors)}"
         )
     if job.gpus_per_node not in (None, flavors[job.gpu_type]):
         raise UsageError(
@@ -204,11 +203,11 @@ def _refuse_hf_jobs(job: Job) -> None:
             "or take another --gpu-type."
         )
     if job.time is None:
-        raise UsageError("--job hf-jobs: say how long it may take, such as --time 12h; without, it is ended early.")
+        raise UsageError("--to hf-jobs: say how long it may take, such as --time 12h; without, it is ended early.")
     if job.keep is None or not A_BUCKET.fullmatch(bucket_of(job.keep)):
         given = "" if job.keep is None else f" and not {job.keep}"
         raise UsageError(
-            "--job hf-jobs: the machine is gone when the job ends. Name the bucket of the hub that keeps run and "
+            "--to hf-jobs: the machine is gone when the job ends. Name the bucket of the hub that keeps run and "
             f"caches, --keep OWNER/NAME{given}. It is made, private, where there is none."
         )
 

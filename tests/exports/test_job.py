@@ -1,4 +1,4 @@
-"""`export --job`: what is asked for, what travels, what is refused; the files are in test_job_files.py."""
+"""`export --to`: what is asked for, what travels, what is refused; the files are in test_job_files.py."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def refusal(name="mine", changes=(), **job) -> str:
 @pytest.mark.parametrize(
     ("job", "words"),
     [
-        ({"platform": "slurm"}, "--job slurm is not one of sbatch, sky, hf-jobs."),
+        ({"platform": "slurm"}, "--to slurm is not one of sbatch, sky, hf-jobs."),
         ({"platform": "sbtach"}, "Did you mean 'sbatch'?"),
         ({"nodes": 0}, "--nodes 0 is no number of machines"),
         ({"gpus_per_node": 0}, "--gpus-per-node 0: a job is for GPUs"),
@@ -63,7 +63,7 @@ def refusal(name="mine", changes=(), **job) -> str:
         ({"platform": "sky", **SKY, "gpu_type": None}, "say which GPUs with --gpu-type, such as H100"),
         ({"platform": "sky", **SKY, "keep": None}, "Name the bucket that keeps run and caches, --keep s3://NAME"),
         ({"platform": "sky", **SKY, "keep": "jobs"}, "or gs://NAME and not jobs."),
-        ({"platform": "sky", **SKY, "account": "me"}, "--account is of Slurm, --job sbatch: sky knows none."),
+        ({"platform": "sky", **SKY, "account": "me"}, "--account is of Slurm, --to sbatch: sky knows none."),
         ({"platform": "hf-jobs", **HUB, "partition": "gpu"}, "--partition is of Slurm"),
         ({"platform": "hf-jobs", **HUB, "nodes": 2}, "a job of Hugging Face Jobs is one machine"),
         ({"platform": "hf-jobs", **HUB, "gpu_type": "a100"}, "a100 is no hardware of theirs"),

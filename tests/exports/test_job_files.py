@@ -1,4 +1,4 @@
-"""The files of `export --job`, held against what reads them: shells, SkyPilot's keys, hf's parser, and our own."""
+"""The files of `export --to`, held against what reads them: shells, SkyPilot's keys, hf's parser, and our own."""
 
 from __future__ import annotations
 
