@@ -140,6 +140,9 @@ def data_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for reason in reasons:
         add_row(f"dropped: {reason}", [_drop_cell(split["dropped"].get(reason)) for split in splits])
 
+    if any("images" in split for split in splits):
+        add_row("images in a pair: pairs", [_images_cell(split.get("images")) for split in splits])
+
     # Lengths in tokens. Of a stream nothing is known beforehand: its cells stay empty.
     for side in ("prompt", "chosen", "rejected"):
         lengths = [_lengths_cell(split["tokens"][side]) if "tokens" in split else "" for split in splits]
@@ -370,6 +373,13 @@ def _drop_cell(drop: dict[str, Any] | None) -> str | int:
     if drop is None:
         return 0
     return f"{drop['count']:,} (rows {', '.join(drop['rows'])})"
+
+
+def _images_cell(images: dict[str, Any] | None) -> str:
+    """How many pairs have how many images, such as "1: 22, 2: 2"."""
+    if not images:
+        return ""
+    return ", ".join(f"{number}: {pairs:,}" for number, pairs in images["pairs"].items())
 
 
 def _lengths_cell(quantiles: dict[str, int]) -> str:

@@ -10,7 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from making import SHORT_ANSWER, make_adapter, make_model, make_pairs, make_trainer, write_jsonl
+from making import (
+    SHORT_ANSWER,
+    make_adapter,
+    make_image_pairs,
+    make_model,
+    make_pairs,
+    make_trainer,
+    make_vision_model,
+    write_jsonl,
+)
 
 # Before anything imports a Hugging Face library: a cache of our own, no hub, no GPU.
 _SCRATCH = tempfile.TemporaryDirectory(prefix="dpo-recipes-tests-", ignore_cleanup_errors=True)
@@ -52,6 +61,25 @@ def tiny(tmp_path_factory) -> Callable[..., Path]:
         return made[key]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny_vision(tmp_path_factory) -> Callable[..., Path]:
+    """tiny_vision(model_type="idefics3") -> the folder of a vision-language model, made once for each."""
+    made: dict[str, Path] = {}
+
+    def build(model_type: str = "idefics3") -> Path:
+        if model_type not in made:
+            made[model_type] = make_vision_model(tmp_path_factory.mktemp(model_type), model_type)
+        return made[model_type]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def image_pairs_file(tmp_path_factory) -> Path:
+    """24 explicit pairs with an image each, as a jsonl file."""
+    return make_image_pairs(tmp_path_factory.mktemp("image_pairs"))
 
 
 @pytest.fixture(scope="session")

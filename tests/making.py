@@ -78,6 +78,79 @@ def make_model(
     return folder
 
 
+# As CHATML, of content in blocks.
+IN_BLOCKS = (
+    "{%- for m in messages -%}{%- if not loop.first -%}{{ '\\n' }}{%- endif -%}{{ '<|im_start|>' + m['role'] + '\\n' }}"
+    "{%- if m['content'] is string -%}{{ m['content'] }}{%- else -%}{%- for part in m['content'] -%}"
+    "{{ '<image>' if part['type'] == 'image' else part['text'] }}{%- endfor -%}{%- endif -%}"
+    "{{ '<|im_end|>' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '\\n<|im_start|>assistant\\n' }}{%- endif -%}"
+)
+
+
+def make_vision_model(folder: Path, model_type: str = "idefics3", template: str = IN_BLOCKS, **changes) -> Path:
+    """A random vision-language model of two layers on each side, with its processor: "idefics3" or "llava".
+
+    Idefics3 cuts an image in tiles, as SmolVLM does, so that a larger one makes more tokens; for LLaVA all are alike.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText, Idefics3Processor, LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    tokenizer = make_tokenizer(template)
+    tiles = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
+    control_tokens = ["<|im_start|>", "<think>", "<image>", "<fake_token_around_image>", "<global-img>", *tiles]
+    tokenizer.add_special_tokens({"additional_special_tokens": control_tokens})
+    text = {**SIZES, "model_type": "llama", "vocab_size": 288, "pad_token_id": tokenizer.pad_token_id, **changes}
+    text |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    options: dict = {"text_config": text, "image_token_id": image_token, "pad_token_id": tokenizer.pad_token_id}
+    if model_type == "idefics3":
+        options |= {"vision_config": {**vision, "image_size": 32, "patch_size": 8}, "scale_factor": 2}
+        images = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+        processor = Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=template)
+    else:
+        vision |= {"model_type": "clip_vision_model", "image_size": 16, "patch_size": 4, "projection_dim": 32}
+        options |= {"vision_config": vision, "image_seq_length": 16}
+        images = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+        processor = LlavaProcessor(
+            images, tokenizer, 4, "default", chat_template=template, num_additional_image_tokens=1
+        )
+    config = AutoConfig.for_model(model_type, **options, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForImageTextToText.from_config(config)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.data.mul_(4)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def make_image(path: Path, width: int = 40, height: int = 24, seed: int = 0, mode: str = "RGB") -> Path:
+    """An image of random pixels."""
+    import numpy as np
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+    return path
+
+
+def make_image_pairs(folder: Path, n: int = 24, **more) -> Path:
+    """`make_pairs` as a jsonl file, each with an image of its own, of one of three sizes, in the folder beside it."""
+    rows = make_pairs(n)
+    for number, row in enumerate(rows):
+        width, height = ((40, 24), (30, 60), (20, 20))[number % 3]
+        make_image(folder / "pictures" / f"{number}.png", width, height, seed=number)
+        row |= {"images": [f"pictures/{number}.png"], **more}
+    return write_jsonl(folder / "pairs.jsonl", rows)
+
+
 def make_reward_model(folder: Path, template: str | None = CHATML, labels: int = 1, **changes) -> Path:
     """A random sequence classifier of two layers, with its tokenizer."""
     import torch

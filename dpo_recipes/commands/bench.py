@@ -22,6 +22,7 @@ from ..recipe.data import Data
 from ..recipe.recipe import Recipe
 from ..runs import environment
 from ..training.session import Session
+from ..training.with_images import refuse_images
 
 
 def bench(
@@ -65,6 +66,7 @@ def bench(
         session.try_options()
         if lengths is None:
             session.read_pairs()
+            refuse_images(session, "bench", "what it measures, reading pairs once, is for token ids alone")
         chosen = adopt(session)
         micro_batch_size = session.settings.micro_batch_size
         pairs = _pairs(session, lengths, batches * micro_batch_size)

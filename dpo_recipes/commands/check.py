@@ -23,6 +23,7 @@ from ..recipe.resolve import here
 from ..recipe.unusual import unusual_findings
 from ..runs import environment, files
 from ..training.session import Session
+from ..training.with_images import refuse_images
 
 if TYPE_CHECKING:
     pass
@@ -89,6 +90,9 @@ def check(
         if run:
             findings.append(Finding("skipped", "run", "it needs the model, which failed"))
         return result
+    recipe = session.recipe  # which pairs with images have decided a part of
+    if pairs is not None:
+        refuse_images(session, "check --pairs", "it compares pairs by their tokens")
     if run or pairs is not None:
         adopt(session, tell=False)  # for this machine, which need not be the one that is planned for
     add_plan(session, recipe, gpu_memory, spread, result)
@@ -188,12 +192,15 @@ def _sharing_findings(session: Session) -> list[Finding]:
     from ..models.base_model import without_adapters
     from ..planning.memory import skeletons
     from ..shared_prefix.forward import read_twice, why_not
+    from ..training.pair_reading import HAS_IMAGES
 
     recipe = session.recipe
     if recipe.pair_sharing == "off":
         return []
     for model in skeletons(session, recipe, session.settings):
         reason = None if model is None else why_not(without_adapters(model))
+        if session.has_images:
+            reason = HAS_IMAGES
         if reason is None:
             continue
         if recipe.pair_sharing == "require":

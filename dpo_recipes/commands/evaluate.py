@@ -21,6 +21,7 @@ from ..run_page.page import write_report
 from ..runs import files, folder
 from ..runs.rebuilt import recipe_of
 from ..training.session import LOOKS_ONLY, Session
+from ..training.with_images import refuse_images
 
 if TYPE_CHECKING:
     from ..losses.pair_logps import PairLogps
@@ -81,6 +82,8 @@ def evaluate(
     with Stage(console, "Checking the model's files"):
         session.check_model()
     session.read_pairs(all_held_out=subject.all_held_out)
+    if dial:
+        refuse_images(session, "evaluate --dial", "it samples answers")
     stop_at_fails([finding for finding in session.findings if finding.name.startswith(("eval ", "positions"))])
     with tempfile.TemporaryDirectory() as scratch:
         return _measured(subject, session, Path(scratch), dial)

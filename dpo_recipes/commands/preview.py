@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
+from ..data.image_pairs import ImageReader
+from ..data.images import IMAGES
+from ..data.tokenize import IMAGE_TOKENS
 from ..formats.pair_weights import WEIGHT
 from ..recipe.recipe import Recipe
 from ..training.session import Session
@@ -47,28 +50,38 @@ def preview(recipe: Recipe, *, count: int = 3, console: Console | None = None) -
     session.read_pairs()
 
     tokenizer = session.tokenizer.tokenizer
-    pairs = decode_pairs(session.train, tokenizer, recipe.max_length, count)
+    images = ImageReader(session.tokenizer.processor) if session.has_images else None
+    pairs = decode_pairs(session.train, tokenizer, recipe.max_length, count, images)
     draw_pairs(pairs, tokenizer, recipe.max_length, console)
     findings = [finding for finding in session.findings if finding.level == "fail" or finding.name in OF_TEMPLATE]
     return {"pairs": pairs, "findings": findings}
 
 
-def decode_pairs(pairs: Iterable[Any], tokenizer: Any, max_length: int | None, count: int) -> list[dict[str, Any]]:
+def decode_pairs(
+    pairs: Iterable[Any], tokenizer: Any, max_length: int | None, count: int, images: ImageReader | None = None
+) -> list[dict[str, Any]]:
     """The first tokenised pairs as text: row, weight, prompt, prompt_tokens, and what is kept and cut of each side.
+
+    An image is words in the prompt, such as [image 640x480], where `images` is the processor that reads it.
 
     A side is {"kept", "cut", "tokens", "cut_tokens"}; its `tokens` are all that it has, with those that are cut.
     """
     decoded = []
     for number, pair in enumerate(islice(pairs, count)):
         prompt_ids = pair["prompt_ids"]
+        image_tokens = pair.get(IMAGE_TOKENS, 0)
+        room = None if max_length is None else max_length - image_tokens
+        prompt = tokenizer.decode(prompt_ids)
+        if images is not None:
+            prompt = images.with_words(prompt, pair[IMAGES] or [])
         decoded.append(
             {
                 "row": pair.get("row", str(number)),
                 "weight": pair.get(WEIGHT, 1.0),
-                "prompt": tokenizer.decode(prompt_ids),
-                "prompt_tokens": len(prompt_ids),
-                "chosen": _decode_side(prompt_ids, pair["chosen_ids"], tokenizer, max_length),
-                "rejected": _decode_side(prompt_ids, pair["rejected_ids"], tokenizer, max_length),
+                "prompt": prompt,
+                "prompt_tokens": len(prompt_ids) + image_tokens,
+                "chosen": _decode_side(prompt_ids, pair["chosen_ids"], tokenizer, room),
+                "rejected": _decode_side(prompt_ids, pair["rejected_ids"], tokenizer, room),
             }
         )
     return decoded

@@ -21,7 +21,7 @@ from ..planning.chosen_settings import adopt, adopt_of
 from ..progress import Stage, TrainingBar
 from ..recipe.adapters import QLoRA
 from ..recipe.as_python import as_python
-from ..recipe.choices import without_choices
+from ..recipe.choices import IN_STEPS, TARGETS, without_choices
 from ..recipe.origins import values_with_origins
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Device, here, resolve
@@ -282,7 +282,7 @@ def _show_pairs(session: Session) -> None:
     """Print the data report and what a reader of the log should know of it; RecipeError where a finding is a fail."""
     session.console.print(data_table(session.report))
     for finding in session.findings:
-        if finding.level == "pass" and finding.name in ("pairs", "system", "weights"):
+        if finding.level == "pass" and finding.name in ("pairs", "system", "weights", "images"):
             session.say(finding.text)
     session.say_warnings(session.findings)
     stop_at_fails(session.findings)
@@ -315,11 +315,15 @@ def _policy(recipe: Recipe) -> str:
         return f"{model} + all weights"
     if adapter.continue_from:
         return f"{model} + {type(adapter).__name__} continued from {adapter.continue_from}"
-    return f"{model} + {type(adapter).__name__} of rank {adapter.r}"
+    where = " on what reads text" if TARGETS in recipe.reasons else ""
+    return f"{model} + {type(adapter).__name__} of rank {adapter.r}{where}"
 
 
 def _reference(recipe: Recipe, kind: str) -> str:
     """What each kind of reference is, as a sentence says it."""
+    if IN_STEPS in recipe.reasons and kind in ("start weights", "other model"):
+        who = "the weights it starts from" if kind == "start weights" else recipe.reference
+        return f"{who}, as a second model that reads the pairs in each step"
     continued_from = recipe.adapter.continue_from if recipe.adapter else None
     words = {
         "adapter off": "the same model with the adapter off",
@@ -409,6 +413,7 @@ def _write_results(
         pairs=after["pairs"],
         results=compared(before, after),
         observations=run.observations,
+        auto_class=session.auto_class,
     )
     files.write_text(run.path / "model" / "README.md", card)
 

@@ -14,12 +14,13 @@ from ..formats.readers import FORMATS, PAIR, PASSED_ON
 from ..formats.several_replies import Pairing
 from ..recipe.data import Data
 from ..runs.source_hash import source_hash
+from .images import IMAGE_FILES, IMAGES, changed_since
 from .parts import Part, may_be_rendered
 from .read_row import KEYS, NEAR, ODD, OF_ROW, read_rows
 from .rows_of_files import RAW
 
 # Columns that nothing reads any more once the pairs are chosen. The key of a pair stays, by which it can be named.
-USED_UP = ["dropped", "found", "prompt_key", "swapped_key", *NEAR, *ODD, *OF_ROW]
+USED_UP = ["dropped", "found", IMAGE_FILES, "prompt_key", "swapped_key", *NEAR, *ODD, *OF_ROW]
 
 
 def explicit_rows(part: Part, data: Data, num_proc: int | None, seed: int) -> Any:
@@ -33,22 +34,29 @@ def explicit_rows(part: Part, data: Data, num_proc: int | None, seed: int) -> An
     kind = Value("string") if part.form == "text" else Json()
     features = {
         **dict.fromkeys(PAIR, kind),
-        **dict.fromkeys(PASSED_ON, Json()),
+        **dict.fromkeys((*PASSED_ON, IMAGES, IMAGE_FILES), Json()),
         **dict.fromkeys((*KEYS, *NEAR, *ODD, *OF_ROW), Value("int64")),
         WEIGHT: Value("float64"),
         **dict.fromkeys(("row", "dropped", "found"), Value("string")),
     }
-    return raw.map(
-        read_rows,
-        batched=True,
-        with_indices=True,
-        fn_kwargs={**reading_arguments(part, data, seed), "reader": data.reader, "where": part.where},
-        new_fingerprint=_cache_key(raw, part, data, seed),
-        features=Features(features),
-        remove_columns=raw.column_names,
-        desc=f"Reading {part.where}",
-        num_proc=_processes(num_proc, len(raw), data),
-    )
+
+    def read(changed_files: list[Any]) -> Any:
+        return raw.map(
+            read_rows,
+            batched=True,
+            with_indices=True,
+            fn_kwargs={**reading_arguments(part, data, seed), "reader": data.reader, "where": part.where},
+            new_fingerprint=_cache_key(raw, part, data, seed, changed_files),
+            features=Features(features),
+            remove_columns=raw.column_names,
+            desc=f"Reading {part.where}",
+            num_proc=_processes(num_proc, len(raw), data),
+        )
+
+    pairs = read([])
+    # What the cache knows of images holds as long as their files are what they were.
+    changed_files = changed_since(pairs)
+    return read(changed_files) if changed_files else pairs
 
 
 def _is_looked_at(column: str) -> bool:
@@ -56,13 +64,15 @@ def _is_looked_at(column: str) -> bool:
     return may_hold_question(column) or column in ALL_SCORE_COLUMNS or column == WEIGHT
 
 
-def _cache_key(raw: Any, part: Part, data: Data, seed: int) -> str:
+def _cache_key(raw: Any, part: Part, data: Data, seed: int, changed_files: list[Any]) -> str:
     """The name under which datasets finds the pairs of a part again."""
     # All that decides what a row becomes. What data.parts finds of a part is in the key itself: its rows, its form.
-    code = source_hash("formats", "data.sources", "data.rows_of_files", "data.explicit_rows", "data.read_row")
+    code = source_hash(
+        "formats", "data.sources", "data.rows_of_files", "data.explicit_rows", "data.read_row", "data.images"
+    )
     # What a user's function reads beside the row no cache can know: it is asked anew in every run.
     reader = secrets.token_hex() if data.reader else None
-    key = [raw._fingerprint, reading_arguments(part, data, seed), code, reader]
+    key = [raw._fingerprint, reading_arguments(part, data, seed), code, reader, changed_files]
     return hashlib.sha256(repr(key).encode()).hexdigest()[:32]
 
 
@@ -92,4 +102,5 @@ def reading_arguments(part: Part, data: Data, seed: int) -> dict[str, Any]:
         "reading": reading,
         "label": part.label,
         "spans": part.spans,
+        "folders": part.folders,
     }

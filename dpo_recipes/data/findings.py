@@ -203,6 +203,8 @@ def _judge_drops(part: dict[str, Any], max_dropped: float, max_length: int | Non
         ways_out.append("change data.chat_template, which writes both sides alike")
     if any(reason.startswith("the chat template refuses it") for reason in lost):
         ways_out.append("change data.chat_template, or set data.system=merge where it has no system role")
+    if any(reason.startswith("the model's processor refuses it") for reason in lost):
+        ways_out.append("take other images")
     if any("max_length" in reason or "truncat" in reason for reason in lost):
         ways_out.append("raise max_length")
     if part["pairs"]:

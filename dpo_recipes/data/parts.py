@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..formats.messages import Row
 from ..formats.recognise import choose_format
 from ..recipe.data import Data
 from . import sources
+from .images import undecoded
 from .read_row import row_name
 from .rows_of_files import row_of
 from .sources import Span
@@ -30,6 +31,7 @@ class Part:
     share: float = 1.0  # of its pairs to use
     label: str = ""  # before its row numbers
     form: str = "reader"
+    folders: list[str] = field(default_factory=list)  # in which the names of images are looked for
 
 
 def load_parts(data: Data, paths: dict[str, float], name: str) -> tuple[list[Part], list[Part]]:
@@ -55,7 +57,8 @@ def load_parts(data: Data, paths: dict[str, float], name: str) -> tuple[list[Par
 
         load = sources.stream if data.streaming else sources.pick
         raw, spans = load(splits, data.train, path)
-        train_parts.append(Part(path, f"{path} ({data.train})", raw, spans, share, label))
+        where = f"{path} ({data.train})"
+        train_parts.append(Part(path, where, undecoded(raw), spans, share, label, folders=_folders(path)))
 
         if not isinstance(data.eval, str) or sources.is_path(eval_split):
             continue
@@ -63,11 +66,13 @@ def load_parts(data: Data, paths: dict[str, float], name: str) -> tuple[list[Par
             without_eval.append(path)
             continue
         raw, spans = sources.pick(splits, data.eval, path)
-        eval_parts.append(Part(path, f"{path} ({data.eval})", raw, spans, share, label))
+        where = f"{path} ({data.eval})"
+        eval_parts.append(Part(path, where, undecoded(raw), spans, share, label, folders=_folders(path)))
 
     if sources.is_path(eval_split) or (without_eval and os.path.exists(eval_split)):
         raw, spans = sources.pick(sources.files_of(eval_split, "data.eval"), eval_slice, eval_split)
-        return train_parts, [Part(str(data.eval), str(data.eval), raw, spans)]
+        where = str(data.eval)
+        return train_parts, [Part(where, where, undecoded(raw), spans, folders=_folders(eval_split))]
     if without_eval and eval_parts:
         raise RecipeError(
             f"{without_eval[0]} has no split {data.eval!r}, as others have. Set data.eval to a share, or to a file."
@@ -90,6 +95,14 @@ def _refuse_split_of_a_single_file(name: str, data: Data) -> None:
             f"data.eval={data.eval!r}: {name} is a single file, which has no splits. Give a share to hold out, "
             "data.eval=0.1, another file, or a slice: data.train=train[:90%] data.eval=train[90%:]."
         )
+
+
+def _folders(path: str) -> list[str]:
+    """Where a file or folder of rows has the images that it names: beside the rows, whatever the working folder is."""
+    place = os.path.abspath(os.path.expanduser(path))
+    if not _is_local(path):
+        return []
+    return [place, os.path.join(place, "data")] if os.path.isdir(place) else [os.path.dirname(place)]
 
 
 def _is_local(path: str) -> bool:

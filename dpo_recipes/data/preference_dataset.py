@@ -10,6 +10,7 @@ from ..formats.messages import Row
 from ..recipe.data import Data
 from .excluded import read_excluded
 from .hold_out import contradictions, fingerprint, hold_out, near_duplicates, near_prompts, without_excluded
+from .images import IMAGES
 from .keys import NO_KEYS, distinct
 from .parts import load_parts, one_kind_of_pairs, recognise_forms, refuse_idle_fields
 from .stream import streamed_pairs
@@ -70,6 +71,9 @@ def read(
         train, held_out, eval_split = hold_out(train, data, name)
     else:
         eval_split = str(data.eval)
+    if IMAGES not in train.left_out or IMAGES not in held_out.left_out:  # on one side alone there may be no image
+        for side in (train, held_out):
+            side.left_out = [name for name in side.left_out if name != IMAGES]
     if data.exclude is not None:
         train = without_excluded(train, data.exclude, report["notes"])
     report["notes"] += several_notes(train.counts, data, name)

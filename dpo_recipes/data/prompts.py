@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
+from ..formats.image_marks import image_values
 from ..formats.messages import Drop, Row, is_empty, malformed, messages, text
 from . import sources
 from .read_row import row_name
@@ -72,6 +73,8 @@ def _rows(path: str) -> list[Messages]:
 
 def _prompt_of(row: Row) -> Messages:
     """The conversation of a row up to its last user message; raises Drop where there is none."""
+    if image_values(row):
+        raise malformed("images", "stand beside the prompt, and replies are sampled to text alone", sorted(row))
     columns = [column for column in (*TEXT_COLUMNS, *CONVERSATION_COLUMNS) if not is_empty(row.get(column))]
     if not columns:
         known = ", ".join((*TEXT_COLUMNS, *CONVERSATION_COLUMNS))

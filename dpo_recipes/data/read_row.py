@@ -12,6 +12,7 @@ from ..formats.messages import Drop, Row
 from ..formats.oddities import odd_bits
 from ..formats.raw_row import Pair, Reading, explicit_pairs, is_repeated_header
 from ..formats.readers import PAIR, PASSED_ON
+from .images import IMAGE_FILES, IMAGES, files_of_images, images_of_files
 from .rows_of_files import row_of
 from .sources import Span
 
@@ -44,6 +45,7 @@ def read_row(
     reading: Reading,
     label: str,
     spans: list[Span],
+    folders: list[str],
     reader: Any,
     where: str,
 ) -> list[Row]:
@@ -62,9 +64,11 @@ def read_row(
     prompt_key: int | None = None
     read: list[Row] = []
     for pair_label, pair, _ in pairs:
-        of_row = {"row": name + pair_label, "number": number, "several": several}
+        of_row = {"row": name + pair_label, "number": number, "several": several, IMAGE_FILES: None}
+        if not isinstance(pair, Drop) and pair.get(IMAGES):
+            pair, of_row[IMAGE_FILES] = _with_image_files(pair, folders)
         if isinstance(pair, Drop):
-            nothing = dict.fromkeys((*PAIR, *PASSED_ON)) | dict.fromkeys((*KEYS, *NEAR, *ODD), 0)
+            nothing = dict.fromkeys((*PAIR, *PASSED_ON, IMAGES)) | dict.fromkeys((*KEYS, *NEAR, *ODD), 0)
             read.append({**nothing, "weight": 0.0, **of_row, "dropped": pair.reason, "found": pair.found})
             continue
         keys = _keys(pair, reading.every_turn)
@@ -73,6 +77,16 @@ def read_row(
         keys["prompt_key"] = prompt_key  # the pairs of one row stay on one side of the hold-out
         read.append({**_columns(pair, raw, kwargs), **keys, **of_row, "dropped": "", "found": ""})
     return read
+
+
+def _with_image_files(pair: Row, folders: list[str]) -> tuple[Row | Drop, list[Any] | None]:
+    """(the pair with its images as they are known to be, or why they cannot be read; the files that tell it)."""
+    image_files = None
+    try:
+        image_files = files_of_images(pair[IMAGES], folders)
+        return {**pair, IMAGES: images_of_files(image_files)}, [list(file) for file in image_files]
+    except Drop as drop:
+        return drop, image_files and [list(file) for file in image_files]
 
 
 def _several(pairs: list[Pair]) -> int:
@@ -89,6 +103,7 @@ def _columns(pair: Row, raw: Row, kwargs: Row) -> Row:
     """The columns of a pair that tell what it says, and what is odd about it."""
     columns = {name: pair[name] for name in (*PAIR, *PASSED_ON, "weight")}
     columns["chat_template_kwargs"] = pair["chat_template_kwargs"] | kwargs  # the recipe's over the row's own
+    columns[IMAGES] = pair.get(IMAGES)
     columns["odd_bits"] = odd_bits(pair, raw)
     for side in ("chosen", "rejected"):
         columns[f"{side}_key"] = _hash(json.dumps(pair[side], sort_keys=True).encode())
@@ -126,7 +141,8 @@ def _keys(pair: Row, every_turn: bool) -> dict[str, int]:
     )
     # Prompts that differ in case and white space alone ask the same.
     questions = _questions(pair)[:1] if every_turn else _questions(pair)
-    same_question = [" ".join(question.casefold().split()) for question in questions]
+    same_question = [" ".join(question.casefold().split()) for question in questions] + _image_keys(pair)
+    passed_on += [key.encode() for key in _image_keys(pair)]
     return {
         "prompt_key": _hash(json.dumps(same_question).encode()),
         "pair_key": _hash(prompt, chosen, rejected, *passed_on),
@@ -141,9 +157,14 @@ def _questions(pair: Row) -> list[str]:
     return [message["content"] for message in pair["prompt"] if message["role"] == "user"]
 
 
+def _image_keys(pair: Row) -> list[str]:
+    """By what the images of a pair are told from others: the same question about another image asks something else."""
+    return [image["key"] for image in pair.get(IMAGES, [])]
+
+
 def _near_keys(pair: Row) -> dict[str, int]:
     """The NEAR of a pair: the same for two that differ in case, white space and the punctuation around words alone."""
-    questions = [_near(question) for question in _questions(pair)]
+    questions = [_near(question) for question in _questions(pair)] + _image_keys(pair)
     sides = []
     for side in ("chosen", "rejected"):
         texts = [pair[side]] if isinstance(pair[side], str) else [message["content"] for message in pair[side]]

@@ -11,6 +11,7 @@ from ..formats.messages import Row
 from ..recipe.data import Data
 from .drop_reasons import EXCLUDED, HARMLESS, IN_EVALUATION, count_drop
 from .explicit_rows import USED_UP, reading_arguments
+from .images import IMAGES
 from .keys import is_among
 from .parts import Part
 from .read_row import read_rows
@@ -35,6 +36,11 @@ def streamed_pairs(
             lost = seen = 0
         last_number = row["number"]
         seen += 1
+        if row[IMAGES]:
+            raise RecipeError(
+                f"{part.where}, row {row['row']} has images, and data.streaming reads text alone: images are looked at "
+                "before training. Leave data.streaming out."
+            )
         reason = row["dropped"]
         if not reason and is_among(row["prompt_key"], barred):
             reason = IN_EVALUATION
@@ -61,4 +67,4 @@ def streamed_pairs(
         fn_kwargs={**reading_arguments(part, data, seed), "reader": data.reader, "where": part.where},
         remove_columns=part.raw.column_names,
     )
-    return explicit.filter(is_usable).remove_columns(USED_UP)
+    return explicit.filter(is_usable).remove_columns([*USED_UP, IMAGES])

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ..errors import Finding, RecipeError
-from ..formats.messages import Message
+from ..formats.messages import IMAGE, Message
 
 # The conversation that a template is tried on: no template writes these words of its own.
 SYSTEM = "Name the sources of rivers, and never guess."
@@ -133,7 +133,7 @@ def _parts(message: Message, is_learned: bool) -> list[str]:
     content = message["content"]
     if message["role"] == "assistant" and not is_learned:  # of an earlier turn the thought may go
         content = content.rpartition("</think>")[2]
-    parts = [part.strip() for part in MARKS.split(content)]
+    parts = [part.strip() for text in content.split(IMAGE) for part in MARKS.split(text)]
     return [part for part in parts if part]
 
 

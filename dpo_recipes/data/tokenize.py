@@ -20,6 +20,8 @@ from ..errors import RecipeError
 from ..runs.source_hash import source_hash
 from .batches import Tally, batches, kept_pairs
 from .drop_reasons import count_drop, count_drops
+from .image_pairs import REFUSED_BY_PROCESSOR, ImageReader
+from .images import IMAGES
 from .pair_ids import REFUSED, render, rendered_strings, row_of_batch, sequences
 from .report import FIGURES, NO_LIMIT, Counts, Figures, figures_of, split_report
 from .template_trial import lost_text
@@ -33,7 +35,8 @@ SAME_WHEN_RENDERED = "identical after the chat template"
 LOSES_END = "truncated: a side loses its end token"
 DROP_REASONS = ("", PROMPT_FILLS, SAME_WHEN_CUT, SAME_WHEN_RENDERED, LOSES_END)
 
-READ = ("row", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs")  # columns
+READ = ("row", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs", IMAGES)  # columns
+IMAGE_TOKENS = "image_tokens"  # the column of the tokens of a pair's images, beyond those that stand in for them
 PAIRS_OF_A_BATCH = 1000  # are stored together, where each batch costs memory as long as it is mapped
 PAIRS_AT_ONCE = 100  # are tokenised together, as ids in Python's own lists are large
 
@@ -53,11 +56,14 @@ def prepare(
     micro_batch_size: int = 1,
     seed: int = 0,
     dropped: dict[str, Any] | None = None,
+    images: ImageReader | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """(the pairs that can teach something, with the columns IDS and `length`; the split's part of the data report).
 
     `length` is that of a pair's longer sequence, prompt and completion, in tokens. `text`: the pairs are strings,
-    without a chat template; `ends`: ids that end a reply; `dropped`: the dict in which dropped pairs are counted.
+    without a chat template; `ends`: ids that end a reply; `dropped`: the dict in which dropped pairs are counted;
+    `images`: the processor of pairs with images, whose places in `prompt_ids` are not filled: `length` counts them
+    filled, and IMAGE_TOKENS how many more tokens that is.
     Of a stream the part is {"dropped"} alone, which grows while this process reads the stream.
 
     RecipeError when the chat template refuses every row; of some rows it is a reason to drop them.
@@ -67,7 +73,7 @@ def prepare(
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are parallel here; threads would warn of each fork
     if dropped is None:
         dropped = {}
-    how_to_tokenize = {"tokenizer": tokenizer, "text": text, "ends": ends}
+    how_to_tokenize = {"tokenizer": tokenizer, "text": text, "ends": ends, "images": images}
     if isinstance(pairs, IterableDataset):
         what_to_drop = {
             "max_length": max_length,
@@ -125,6 +131,9 @@ def _keep_and_count(
 
 
 def _refuses_every_row(refusal: str) -> RecipeError:
+    if refusal.startswith(REFUSED_BY_PROCESSOR):
+        words = refusal.removeprefix(f"{REFUSED_BY_PROCESSOR}: ")
+        return RecipeError(f"The model's processor refuses every row. Its own words: {words}. Correct the images.")
     words = refusal.removeprefix(f"{REFUSED}: ")
     return RecipeError(
         f"The chat template refuses every row. Its own words: {words}. Correct data.chat_template or the rows; where "
@@ -142,6 +151,8 @@ def _tokenize_stored(pairs: Any, how_to_tokenize: dict[str, Any], num_proc: int 
         **dict.fromkeys(["length", *FIGURES], Value("int32")),
         "refusal": Value("string"),
     }
+    if how_to_tokenize["images"] is not None:
+        features[IMAGE_TOKENS] = Value("int32")
     columns = [name for name in pairs.column_names if name in READ]
     return pairs.map(
         _tokenize_columns,
@@ -201,13 +212,14 @@ def _stream(
     tokenizer: Any,
     text: bool,
     ends: set[int],
+    images: None,
     max_length: int | None,
     drop_truncated: bool,
     dropped: dict[str, Any],
     seen: dict[str, int],
 ) -> dict[str, list]:
     """The pairs of a batch that stay, tokenised. `seen` counts the rows, and those that the template refuses."""
-    tokenized = _tokenize(batch, tokenizer=tokenizer, text=text, ends=ends)
+    tokenized = _tokenize(batch, tokenizer=tokenizer, text=text, ends=ends, images=images)
     [refusal] = tokenized.pop("refusal")
     seen["rows"] += 1
     if refusal:
@@ -236,16 +248,24 @@ def _tokenize_columns(*columns: list, names: list[str], **how_to_tokenize: Any) 
     return tokenized
 
 
-def _tokenize(batch: dict[str, list], *, tokenizer: Any, text: bool, ends: set[int]) -> dict[str, list]:
-    """The columns IDS, `length` and FIGURES of a batch.
+def _tokenize(
+    batch: dict[str, list], *, tokenizer: Any, text: bool, ends: set[int], images: ImageReader | None = None
+) -> dict[str, list]:
+    """The columns IDS, `length` and FIGURES of a batch, and IMAGE_TOKENS where there are images.
 
     As in TRL, the completions start where one of them first changes a token of the prompt: what the prompt holds
     behind that place stands in no part.
     """
     columns: dict[str, list] = {name: [] for name in (*IDS, "length", *FIGURES, "refusal")}
     control_tokens = _control_tokens(tokenizer)
-    rendered, refusals = render(batch, tokenizer, text)
-    prompts, with_chosen, with_rejected = sequences(rendered, tokenizer, text)
+    image_tokens = [0] * len(batch["row"])
+    if images is None:
+        rendered, refusals = render(batch, tokenizer, text)
+        prompts, with_chosen, with_rejected = sequences(rendered, tokenizer, text)
+    else:
+        rendered, refusals, image_tokens = images.render(batch)
+        prompts, with_chosen, with_rejected = images.sequences(rendered)
+        columns[IMAGE_TOKENS] = []
     for pair, prompt in enumerate(prompts):
         border = min(_common_tokens(prompt, with_chosen[pair]), _common_tokens(prompt, with_rejected[pair]))
         chosen = with_chosen[pair][border:]
@@ -262,8 +282,8 @@ def _tokenize(batch: dict[str, list], *, tokenizer: Any, text: bool, ends: set[i
             "prompt_ids": prompt[:border],
             "chosen_ids": chosen,
             "rejected_ids": rejected,
-            "length": border + max(len(chosen), len(rejected)),
-            "prompt_tokens": border,
+            "length": border + image_tokens[pair] + max(len(chosen), len(rejected)),
+            "prompt_tokens": border + image_tokens[pair],
             "chosen_tokens": len(chosen),
             "rejected_tokens": len(rejected),
             "common_tokens": _common_tokens(chosen, rejected),
@@ -274,6 +294,7 @@ def _tokenize(batch: dict[str, list], *, tokenizer: Any, text: bool, ends: set[i
             "control_tokens": int(_hold_control_token(messages, control_tokens)),
             "lost_text": int(loses_text),
             "refusal": refusals[pair],
+            IMAGE_TOKENS: image_tokens[pair],
         }
         for name, column in columns.items():
             column.append(values[name])
@@ -345,7 +366,7 @@ def _drop_reasons(figures: Figures, max_length: int | None, drop_truncated: bool
     return np.select(list(conditions.values()), [DROP_REASONS.index(reason) for reason in conditions], default=0)
 
 
-def _key(pairs: Any, tokenizer: Any, text: bool, ends: set[int]) -> str:
+def _key(pairs: Any, tokenizer: Any, text: bool, ends: set[int], images: ImageReader | None = None) -> str:
     """A hash of all that the ids depend on, by which the cache finds them again."""
     template = str(tokenizer.chat_template)
     depends_on = [
@@ -358,7 +379,8 @@ def _key(pairs: Any, tokenizer: Any, text: bool, ends: set[int]) -> str:
         sorted(ends),
         "strftime_now" in template and date.today(),  # it prints the day, so its tokens are others tomorrow
         FIGURES,
-        source_hash("data.tokenize", "data.pair_ids", "data.template_trial"),
+        images and images.state(),
+        source_hash("data.tokenize", "data.pair_ids", "data.image_pairs", "data.template_trial"),
         version("tokenizers"),
         version("transformers"),
     ]

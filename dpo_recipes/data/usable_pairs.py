@@ -17,6 +17,7 @@ from ..recipe.data import Data
 from .batches import Tally, batches, counted, kept_pairs
 from .drop_reasons import DUPLICATE, HARMLESS, IN_EVALUATION, OUTSIDE_SHARE
 from .explicit_rows import USED_UP, explicit_rows
+from .images import IMAGES
 from .keys import Keys, also_in, nth_smallest, repeated
 from .parts import Part, refuse_idle_field
 from .read_row import SEVERAL_REPLIES, SEVERAL_TURNS
@@ -208,10 +209,10 @@ def _drop_outside_share(rows: _Rows, first: int, end: int, share: float) -> None
 
 
 def _empty_columns(rows: _Rows, parts: list[Part]) -> list[str]:
-    """The columns of PASSED_ON in which no row has anything, and all of them for text, which no template reads."""
+    """Which of PASSED_ON and IMAGES no row has anything in, and all of them for text, which no template reads."""
     if parts[0].form == "text":
-        return list(PASSED_ON)
-    return [name for name in PASSED_ON if _is_empty(rows.pairs, name)]
+        return [*PASSED_ON, IMAGES]
+    return [name for name in (*PASSED_ON, IMAGES) if _is_empty(rows.pairs, name)]
 
 
 def _is_empty(pairs: Any, column: str) -> bool:

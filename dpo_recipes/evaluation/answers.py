@@ -23,7 +23,7 @@ from .held_out import BeforeAfter, Numbers
 from .intervals import mean_and_error, share_interval
 from .judge_endpoint import judge_answers
 from .kl import kl_to_reference
-from .rehearsal import Questions, Score, draws, number_of, prompt_text, questions
+from .rehearsal import NO_ANSWERS, Questions, Score, draws, has_images, number_of, prompt_text, questions
 
 GRAM = 4  # tokens of the runs that are looked for a second time
 
@@ -43,6 +43,8 @@ def answers(
     """
     console = console or Console(quiet=True)
     asked = questions(recipe, trainer.eval_dataset, positions)
+    if has_images(trainer.eval_dataset):
+        print_line(console, NO_ANSWERS)
     if not asked.prompts:  # none leaves room for an answer
         return [], BeforeAfter({}, {})
     counts = draws(recipe)

@@ -26,7 +26,7 @@ def beyond_pairs(
     """
     with trainer.accelerator.autocast():
         of_texts = forgetting(
-            trainer.model, reference, trainer.processing_class, unrelated_texts(recipe), positions, console
+            trainer.model, reference, trainer.tokenizer_of_text, unrelated_texts(recipe), positions, console
         )
         samples, of_answers = answers(recipe, trainer, reference, positions, console)
     return samples, BeforeAfter(of_texts.before | of_answers.before, of_texts.after | of_answers.after)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..data.images import IMAGES
 from ..losses.pair_logps import PairLogps
 from ..training.trainer import RecipeTrainer
 from .held_out import TRL_MEANS, Numbers
@@ -36,7 +37,7 @@ def at_its_start(trainer: RecipeTrainer, after: Numbers, pairs: PairLogps) -> tu
 
 def numbers_of(trainer: RecipeTrainer, metrics: Numbers, pairs: PairLogps, start: PairLogps) -> Numbers:
     """`pair_numbers` of pairs that are a trainer's held-out ones."""
-    prompts = [tuple(ids) for ids in trainer.eval_dataset["prompt_ids"]]
+    prompts = _prompts(trainer.eval_dataset)
     return pair_numbers(
         metrics,
         pairs,
@@ -46,6 +47,15 @@ def numbers_of(trainer: RecipeTrainer, metrics: Numbers, pairs: PairLogps, start
         groups=prompts,
         whole=trainer.ld_alpha is None,
     )
+
+
+def _prompts(pairs: Any) -> list[Any]:
+    """By what the prompts of tokenised pairs are told from each other: their tokens, and their images where any are."""
+    prompts: list[Any] = [tuple(ids) for ids in pairs["prompt_ids"]]
+    if IMAGES not in pairs.column_names:
+        return prompts
+    keys = [tuple(image["key"] for image in images or []) for images in pairs[IMAGES]]
+    return list(zip(prompts, keys, strict=True))
 
 
 def pair_numbers(
@@ -130,12 +140,13 @@ def pair_rows(trainer: RecipeTrainer, pairs: PairLogps) -> list[dict[str, Any]]:
 
     `prompt` numbers the prompts in their order: pairs of one number have the same.
     """
-    prompts: dict[tuple[int, ...], int] = {}
-    for ids in trainer.eval_dataset["prompt_ids"]:
-        prompts.setdefault(tuple(ids), len(prompts))
+    numbers: dict[Any, int] = {}
+    prompts = _prompts(trainer.eval_dataset)
+    for prompt in prompts:
+        numbers.setdefault(prompt, len(numbers))
     columns = {
         "row": trainer.eval_dataset["row"],
-        "prompt": [prompts[tuple(ids)] for ids in trainer.eval_dataset["prompt_ids"]],
+        "prompt": [numbers[prompt] for prompt in prompts],
         "chosen_logratio": pairs.chosen_logratios.tolist(),
         "rejected_logratio": pairs.rejected_logratios.tolist(),
         "chosen_tokens": pairs.chosen_tokens.long().tolist(),

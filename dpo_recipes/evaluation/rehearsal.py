@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from ..data.images import IMAGES
 from ..data.replies import Messages, question
 from ..errors import Finding, RecipeError
 from ..losses.selection import name_of
@@ -27,6 +28,8 @@ Score = Callable[[str, str], float]  # (prompt, completion) -> a number: a recip
 PROMPTS = 64  # held-out prompts that are asked, at most
 MAX_NEW_TOKENS = 256
 LEAST_NEW_TOKENS = 16  # a prompt with room for fewer is not asked
+
+NO_ANSWERS = "No answers are drawn: the held-out prompts have images, and replies are sampled to text alone."
 
 LONG = 10.0  # seconds that all calls of an evaluation may take without a word about it
 SHOWN = 60  # characters of a text that a message shows
@@ -65,6 +68,8 @@ def questions(recipe: Recipe, held_out: Any, positions: int | None) -> Questions
 
     `positions`: how many tokens policy and reference reach, prompt and answer together; None: nothing limits them.
     """
+    if has_images(held_out):
+        return Questions(prompts=[], ids=[], max_new_tokens=MAX_NEW_TOKENS, without_room=0)
     distinct: dict[tuple[int, ...], Messages | str] = {}
     for row in held_out.select_columns(["prompt", "prompt_ids"]):
         distinct.setdefault(tuple(row["prompt_ids"]), row["prompt"])
@@ -79,6 +84,10 @@ def questions(recipe: Recipe, held_out: Any, positions: int | None) -> Questions
         max_new_tokens=max_new_tokens,
         without_room=len(distinct) - len(fitting),
     )
+
+
+def has_images(held_out: Any) -> bool:
+    return IMAGES in held_out.column_names
 
 
 def _new_tokens(recipe: Recipe, prompt_lengths: list[int], positions: int | None) -> int:
@@ -99,17 +108,25 @@ def rehearsed(recipe: Recipe, held_out: Any, positions: int | None) -> list[Find
     How long the answers can be where the model reaches `positions` tokens (None: nothing limits it), and the recipe's
     reward and measures on a held-out pair, as they will be called.
     """
+    if has_images(held_out):
+        return [Finding("info", "answers", NO_ANSWERS), *_forgetting_findings(recipe)]
     asked = questions(recipe, held_out, positions)
     scores = dict(recipe.measures)
     if callable(recipe.reward):
         scores = {name_of(recipe.reward): recipe.reward} | scores
     calls = len(asked.prompts) * sum(draws(recipe))
     findings = _length_findings(recipe, asked, positions) + rehearse(scores, held_out, calls)
+    findings += _forgetting_findings(recipe)
+    return findings + _judge_findings(recipe, held_out, len(asked.prompts))
+
+
+def _forgetting_findings(recipe: Recipe) -> list[Finding]:
+    """Whether the text that both models read after training can be had."""
     try:
         unrelated_texts(recipe)
     except RecipeError as error:
-        findings.append(Finding("fail", "forgetting", str(error)))
-    return findings + _judge_findings(recipe, held_out, len(asked.prompts))
+        return [Finding("fail", "forgetting", str(error))]
+    return []
 
 
 def _judge_findings(recipe: Recipe, held_out: Any, prompts: int) -> list[Finding]:

@@ -17,6 +17,7 @@ from ..runs.model_card import scaled_card
 from ..runs.rebuilt import recipe_of
 from ..training.finished import policy_and_reference
 from ..training.session import Session
+from ..training.with_images import refuse_images
 from .folders import copy_what_is_no_weight, write_export
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def export_dialled(run: Run, factor: float, folder: Path, console: Console, plac
     session = Session(recipe, console)
     _refuse_other_model(recipe, session, run)
     session.read_pairs()
+    refuse_images(session, "export --dial", "it samples answers")
 
     result: dict[str, Any] = {"run": str(run.path), "recipe": recipe.name}
     compared = session.eval.select(range(min(COMPARED, len(session.eval))))
@@ -53,6 +55,7 @@ def export_dialled(run: Run, factor: float, folder: Path, console: Console, plac
             base_is_on_the_hub=not Path(session.model_path).exists(),
             folder=place,
             result=result,
+            auto_class=session.auto_class,
         )
         files.write_text(where / "README.md", card)
 

@@ -56,6 +56,7 @@ def export_merged(run: Run, folder: Path, console: Console, place: Path) -> dict
             base_is_on_the_hub=not Path(result["base"]).exists(),
             folder=place,
             result=result,
+            auto_class=session.auto_class,
         )
         files.write_text(where / "README.md", card)
 

@@ -27,6 +27,7 @@ from ..runs.folder import Run
 from ..runs.rebuilt import recipe_of
 from ..training.checked_pairs import hash_pairs
 from ..training.session import Session
+from ..training.with_images import refuse_images
 from . import trl_script
 from .folders import write_export
 
@@ -50,6 +51,7 @@ def export_trl(recipe: Recipe, run: Run | None, folder: Path, console: Console) 
     session = Session(recipe, console)
     session.read_pairs()
     stop_at_fails(session.findings)
+    refuse_images(session, "export --trl", "it writes the pairs as a jsonl file")
     _refuse_pairs_that_trl_cannot_read(session)
     if run is not None:
         _refuse_other_pairs(session, run)

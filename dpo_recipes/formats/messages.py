@@ -27,6 +27,8 @@ ROLES = {
 # A character that can be seen: no white space, NUL, zero-width mark (such as U+200B) or byte-order mark (U+FEFF).
 # "\u200b\n" has none, and so it is as empty as "".
 VISIBLE = re.compile(r"[^\s\0\u200b-\u200f\u2060\ufeff]")
+# What stands for an image in a text: one of Unicode's noncharacters, which are for use inside a program alone.
+IMAGE = "\ufdd0"
 UNSEEN = re.compile(r"[\0\u200b-\u200f\u2060\ufeff]")  # of those that cannot be seen, all but white space
 
 
@@ -207,17 +209,30 @@ def _are_text_blocks(content: Any) -> bool:
 
 
 def _text_of_blocks(content: list[Any], column: str) -> str:
-    """The text of content in typed blocks: [{"type": "text", "text": "Hi"}], or with `value` in the place of `text`."""
+    """The text of content in typed blocks: [{"type": "text", "text": "Hi"}], or with `value` in the place of `text`.
+
+    A block of type image is a mark in it, whose image stands in a column of its own.
+    """
     texts: list[str] = []
     for block in content:
         block = typed(block, column, dict)
         kind = str(block.get("type"))[:20]
+        if kind == "image":
+            texts.append(_mark_of(block, column))
+            continue
         if kind != "text":
-            raise malformed(column, f"holds content of type {kind}, where text alone is read", content)
+            raise malformed(column, f"holds content of type {kind}, where text and images are read", content)
         if "text" in block and "value" in block:
             raise malformed(column, "holds a block with both text and value", block)
         texts.append(typed(block.get("text", block.get("value")), f"{column} content", str))
     return "".join(texts)
+
+
+def _mark_of(block: Row, column: str) -> str:
+    for key, value in block.items():
+        if key != "type" and not is_empty(value):
+            raise malformed(column, f"holds an image in a block, as {key}: images are read from a column images", value)
+    return IMAGE
 
 
 def _tool_calls(content: Any, column: str) -> list[Row]:

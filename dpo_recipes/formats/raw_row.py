@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+from .image_marks import image_values, with_image_marks
 from .messages import Drop, Message, Row, is_empty, malformed, plain_json, problem_of_template_kwargs, typed
 from .pair import pairs_of_turns
 from .pair_weights import weight_of_row
@@ -55,7 +56,8 @@ class Pair(NamedTuple):
 
     label: str  # which of the row's pairs it is; "" where it has one
     # prompt, chosen and rejected: lists of messages, or strings where the form is `text`; tools: a list or None;
-    # chat_template_kwargs; and what `pairs_of_turns` adds. Or why there is no pair.
+    # chat_template_kwargs; images, as they are stored, where there are any; what `pairs_of_turns` adds. Or why there
+    # is no pair.
     pair: Row | Drop
     of_several_replies: bool = False
 
@@ -130,9 +132,18 @@ def _checked(raw: Row, row: Row, pair: Row, form: str, reading: Reading) -> Row 
                 _refuse_rendered_text(pair)
         if reading.strict:
             _refuse_an_unread_question(raw, row, pair, form)
-        return pair | _passed_on(row)
+        return _with_images(raw, pair) | _passed_on(row)
     except Drop as drop:
         return drop
+
+
+def _with_images(raw: Row, pair: Row) -> Row:
+    """The pair with its images, and a mark for each of them in the prompt."""
+    images = image_values(raw)
+    if images and not is_empty(raw.get("tools")):
+        raise malformed("tools", "stand beside images, and TRL 1.16 renders such pairs without them", raw["tools"])
+    marked = with_image_marks(pair, len(images))
+    return {**marked, "images": images} if images else marked
 
 
 def is_repeated_header(raw: Row) -> bool:

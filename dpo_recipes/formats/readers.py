@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .image_marks import COLUMNS as IMAGE_COLUMNS
 from .messages import (
     ROLES,
     Drop,
@@ -227,7 +228,7 @@ class Format(NamedTuple):
     @property
     def reads(self) -> set[str]:
         """The names of all columns that are read."""
-        columns = (*self.required, *self.optional, *PASSED_ON)
+        columns = (*self.required, *self.optional, *PASSED_ON, *IMAGE_COLUMNS)
         return set("|".join(columns).split("|"))
 
 

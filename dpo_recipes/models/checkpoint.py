@@ -14,18 +14,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import AutoModelForCausalLM
-
 from ..errors import RecipeError
+from .auto_class import auto_class_of
 from .loading_errors import explained
 
 NAMED = 3  # weights of each kind that a message names
 
 
 def load_checkpoint(path: str, what: str = "model", **options: Any) -> Any:
-    """`AutoModelForCausalLM.from_pretrained`, or a RecipeError that names what the files lack, or have too much."""
+    """`from_pretrained` of the model's Auto class; RecipeError names what the files lack, or have too much."""
     with explained(what, path), without_load_report():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class_of(path, **options).from_pretrained(
             path,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
@@ -42,7 +41,7 @@ def load_checkpoint(path: str, what: str = "model", **options: Any) -> Any:
 def refuse_unfit_files(path: str, **options: Any) -> None:
     """The same from the names and shapes in the files alone: no weight is read."""
     with explained("model", path), without_load_report():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class_of(path, **options).from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, device_map="meta", **options
         )
     model, report = loaded

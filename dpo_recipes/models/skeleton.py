@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.quantizers import AutoHfQuantizer
 
 from ..recipe.adapters import LoRA
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
 from .adapter import cast_as_trl, lora_config, refuse_targets
+from .auto_class import auto_class
 from .loading_errors import explained
 from .weights import loading_options
 
@@ -35,7 +36,7 @@ def skeleton(recipe: Recipe, settings: Settings, path: str, *, trainable: bool =
     with explained("model", path), torch.device("meta"):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=recipe.trust_remote_code)
         dtype_of_files = config.dtype or torch.float32  # as said by config.json; from_config sets it anew
-        model = AutoModelForCausalLM.from_config(config, **options)
+        model = auto_class(config).from_config(config, **options)
         model.dtype_of_files = dtype_of_files
     if quantization_config:
         _quantize(model, quantization_config, options["dtype"])

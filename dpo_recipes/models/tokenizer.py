@@ -1,13 +1,14 @@
-"""The tokenizer, with the chat template that the recipe asks for."""
+"""The tokenizer, or the processor around it, with the chat template that the recipe asks for."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer
 
 from ..data.chat_template import pin_date, unread_kwargs
 from ..errors import RecipeError
@@ -22,15 +23,20 @@ class Tokenizer:
 
     tokenizer: Any
     template: str | None  # as published or as the recipe gives it, not pinned to a date
+    processor: Any = None  # of pairs with images: it reads them beside the text
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer into a model folder, with the template that prints the date of the day."""
+        """Write the tokenizer into a model folder, with the template that prints the date of the day.
+
+        Where the model reads images, its processor, of which the tokenizer is a part.
+        """
         pinned = self.tokenizer.chat_template
-        self.tokenizer.chat_template = self.template
+        written = self.tokenizer if self.processor is None else self.processor
+        self.tokenizer.chat_template = written.chat_template = self.template
         try:
-            self.tokenizer.save_pretrained(folder)
+            written.save_pretrained(folder)
         finally:
-            self.tokenizer.chat_template = pinned
+            self.tokenizer.chat_template = written.chat_template = pinned
 
 
 def load_tokenizer(recipe: Recipe, path: str, say: Callable[[str], None] = lambda _: None) -> Tokenizer:
@@ -45,14 +51,7 @@ def load_tokenizer(recipe: Recipe, path: str, say: Callable[[str], None] = lambd
     if tokenizer.eos_token is None:
         raise RecipeError(f"The tokenizer of {path!r} has no end token, so no answer could end. Set eos_token.")
 
-    template = recipe.data.chat_template or tokenizer.chat_template
-    if isinstance(template, dict):  # some tokenizers carry several by name
-        if "default" not in template:
-            raise RecipeError(
-                f"The tokenizer of {path!r} has the chat templates {', '.join(template)}, and none that is called "
-                "default. Give the text of the one to use as data.chat_template."
-            )
-        template = template["default"]
+    template = _one_template(recipe.data.chat_template or tokenizer.chat_template, path)
     if template is None:
         _refuse_template_settings(recipe.data, path)
     tokenizer.chat_template = _pinned(template, recipe.data, say)
@@ -60,6 +59,45 @@ def load_tokenizer(recipe: Recipe, path: str, say: Callable[[str], None] = lambd
     if unread:
         say(f"data.chat_template_kwargs: this chat template does not read {', '.join(unread)}.")
     return Tokenizer(tokenizer, template)
+
+
+def with_processor(recipe: Recipe, path: str, loaded: Tokenizer) -> Tokenizer:
+    """The processor of a vision-language model, with the tokenizer in it, in place of the tokenizer `loaded` alone.
+
+    RecipeError where the model reads no images, or where its processor cannot be loaded.
+    """
+    torchvision = ""
+    if importlib.util.find_spec("torchvision") is None:
+        torchvision = " Processors that read videos too, as Qwen2.5-VL's, need torchvision: pip install torchvision"
+    try:
+        with explained("processor", path):
+            processor: Any = AutoProcessor.from_pretrained(
+                path, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
+            )
+    except RecipeError as error:
+        raise RecipeError(f"{error}{torchvision}") from error
+    if getattr(processor, "image_processor", None) is None:
+        raise RecipeError(
+            f"The pairs have images, and {path!r} reads text alone. Take a vision-language model; or, to train on the "
+            "text without its images, take their column out, in the file or with data.reader."
+        )
+
+    template = _one_template(recipe.data.chat_template or processor.chat_template or loaded.template, path)
+    processor.chat_template = _pinned(template, recipe.data, lambda _: None)
+    processor.tokenizer.chat_template = processor.chat_template
+    return Tokenizer(processor.tokenizer, template, processor)
+
+
+def _one_template(template: Any, path: str) -> str | None:
+    """The chat template; of several, which some tokenizers carry by name, the one that is called default."""
+    if not isinstance(template, dict):
+        return template
+    if "default" not in template:
+        raise RecipeError(
+            f"The tokenizer of {path!r} has the chat templates {', '.join(template)}, and none that is called "
+            "default. Give the text of the one to use as data.chat_template."
+        )
+    return template["default"]
 
 
 def _refuse_template_settings(data: Data, path: str) -> None:

@@ -54,6 +54,12 @@ OF_ACTIVATIONS = (
 )
 
 
+OF_IMAGES = (
+    "micro_batch_size and gradient checkpointing stay as they are: the memory of the part that reads images is not "
+    "planned."
+)
+
+
 class Chosen(NamedTuple):
     """What was chosen, and why other settings stay as they are: empty where none is left open."""
 
@@ -72,6 +78,7 @@ class Situation(NamedTuple):
     planned: Callable[[Recipe], Plan] | None  # the plan of a changed recipe
     why_padded: Callable[[], str | None] | None  # why the model cannot read pairs once; None where it can
     multiplies_bf16: bool = False  # whether its CPU has units for that
+    has_images: bool = False  # whether the pairs have
 
 
 def choose(recipe: Recipe, situation: Situation) -> Chosen:
@@ -144,8 +151,11 @@ def of_session(
     def why_padded() -> str | None:
         from ..models.base_model import without_adapters
         from ..shared_prefix.forward import why_not
+        from ..training.pair_reading import HAS_IMAGES
         from .memory import skeletons
 
+        if session.has_images:
+            return HAS_IMAGES
         policy, _ = skeletons(session, session.recipe, session.settings)
         return why_not(without_adapters(policy))
 
@@ -158,6 +168,7 @@ def of_session(
         planned=planned or plan_here,
         why_padded=why_padded,
         multiplies_bf16=multiplies_bf16(),
+        has_images=session.has_images,
     )
 
 
@@ -183,6 +194,8 @@ def _of_memory(recipe: Recipe, situation: Situation, decided: list[Choice]) -> C
     open_settings = _open_settings(recipe, situation)
     if not open_settings:
         return Chosen([], "")
+    if situation.has_images:
+        return Chosen([], OF_IMAGES)
     sizes = [resolve(recipe, situation.device).micro_batch_size]
     if MICRO_BATCH in open_settings:
         sizes = _sizes(recipe, situation)

@@ -161,6 +161,7 @@ def skeletons(session: Session, recipe: Recipe, settings: Settings) -> tuple[Any
 
     policy = skeleton(recipe, settings, session.model_path)
     second = None
-    if settings.reference in ("other model", "moving copy"):
+    read_in_steps = settings.reference == "start weights" and not settings.precompute
+    if settings.reference in ("other model", "moving copy") or read_in_steps:
         second = skeleton(recipe, settings, session.reference_path or session.model_path, trainable=False)
     return policy, second

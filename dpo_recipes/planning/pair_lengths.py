@@ -38,6 +38,8 @@ def pair_lengths(split: Any, max_length: int | None) -> list[PairLength]:
     for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
         table = split.select_columns([name]).with_format("arrow")[:]
         columns.append(pyarrow.compute.list_value_length(table[name]).to_pylist())
+    if "image_tokens" in split.column_names:
+        columns[0] = [tokens + more for tokens, more in zip(columns[0], split["image_tokens"], strict=True)]
     return [PairLength(*lengths).cut(max_length) for lengths in zip(*columns, strict=True)]
 
 

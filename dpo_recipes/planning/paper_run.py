@@ -57,7 +57,7 @@ def run_on_paper(
         if reference is not None:
             live.moment = "reference"
             _pass(reference, live, settings, batch_of_a_pass)
-            if settings.reference != "moving copy":
+            if settings.precompute:
                 reference = None  # of another model only the log-probabilities stay
                 gc.collect()  # as modules refer to each other
 

@@ -31,6 +31,11 @@ MOMENTS = {
     "step": "in a step",
 }
 
+OF_IMAGES = (
+    "Not counted: what the part that reads images needs for its pixels and its activations, which comes on top. "
+    "check --run tries a few real steps."
+)
+
 
 def add_plan(
     session: Session, given: Recipe, gpu_memory: int | None, spread: Launch | None, result: dict[str, Any]
@@ -68,6 +73,8 @@ def add_plan(
     findings.append(Finding("info", "parameters", f"{plan['trainable']:,} of {plan['total']:,} train"))
     in_16_bits = resolve(recipe, device).autocast is not None
     findings.append(_memory_finding(plan, device, in_16_bits))
+    if session.has_images:
+        findings.append(Finding("info", "memory", OF_IMAGES))
     if spread is not None:
         findings.append(_processes_finding(recipe, device, spread))
     if train_report.get("padded_tokens"):  # of a stream nothing is counted beforehand

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from ..losses.selection import name_of, own_numbers
 from .adapters import LoRA
-from .choices import CHOSEN
+from .choices import CHOSEN, IN_STEPS
 from .overrides import OPEN_DICTIONARIES
 from .recipe import Recipe
 from .resolve import Settings
@@ -28,6 +28,8 @@ def values_with_origins(recipe: Recipe, settings: Settings) -> dict[str, tuple[A
             values[key] = (decided[key], CHOSEN if key in recipe.reasons else "mode default")
         else:
             values[key] = (plain(value), origin(recipe, key))
+    if IN_STEPS in recipe.reasons:  # which no field holds
+        values[IN_STEPS] = (False, CHOSEN)
     return values
 
 

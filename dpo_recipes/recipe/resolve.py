@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from ..errors import UsageError
 from ..losses.trl_losses import COUPLED_LOSSES, SFT
 from .adapters import LoRA, QLoRA
+from .choices import IN_STEPS
 from .recipe import Recipe
 
 
@@ -57,7 +58,7 @@ def resolve(recipe: Recipe, device: Device) -> Settings:
         micro_batch_size=micro_batch_size,
         accumulation=accumulation,
         reference=_reference(recipe),
-        precompute=recipe.precomputes_reference,
+        precompute=recipe.precomputes_reference and IN_STEPS not in recipe.reasons,
     )
 
 

@@ -23,6 +23,7 @@ def model_card(
     pairs: int,
     results: Iterable[tuple[str, str, str, str]],
     observations: Iterable[Mapping[str, Any]] = (),
+    auto_class: str = "AutoModelForCausalLM",
 ) -> str:
     """What was trained, from what, on what, how, and how far it got, as Markdown with the hub's front matter.
 
@@ -30,7 +31,8 @@ def model_card(
     reference in words, as in reference.json; `data` is data.json, `reading` is `pair_sharing` of evaluation.json.
     `results` are the rows of the closing table, measured
     on so many held-out `pairs`: what is measured, its value before, its value after, and its interval or error.
-    `observations` are what the rules of the guard have seen, as in metrics.jsonl.
+    `observations` are what the rules of the guard have seen, as in metrics.jsonl. `auto_class`: the class of
+    Transformers that loads the model.
     """
     text = [
         *_front_matter(recipe, base if base_is_on_the_hub else None),
@@ -53,7 +55,7 @@ def model_card(
     ]
     text += [_table_row(*result) for result in results]
     text += ["", "## Seen while training", "", *_seen(observations)]
-    text += ["", "## Load it", "", "```python", *_loading_code(recipe, settings, base, folder), "```"]
+    text += ["", "## Load it", "", "```python", *_loading_code(recipe, settings, base, folder, auto_class), "```"]
     return "\n".join(text) + "\n"
 
 
@@ -73,6 +75,7 @@ def scaled_card(
     base_is_on_the_hub: bool,
     folder: Path,
     result: Mapping[str, Any],
+    auto_class: str,
 ) -> str:
     """The card of a model that lies between a run's reference and its policy; `result` is its export.json."""
     factor = result["dial"]
@@ -100,11 +103,13 @@ def scaled_card(
         "| --- | ---: | ---: |",
     ]
     text += [_table_row(*row) for row in nearness_rows(result)]
-    text += ["", "## Load it", "", "```python", *_loading_code(recipe, settings, base, folder), "```"]
+    text += ["", "## Load it", "", "```python", *_loading_code(recipe, settings, base, folder, auto_class), "```"]
     return "\n".join(text) + "\n"
 
 
-def merged_card(recipe: Recipe, *, base_is_on_the_hub: bool, folder: Path, result: Mapping[str, Any]) -> str:
+def merged_card(
+    recipe: Recipe, *, base_is_on_the_hub: bool, folder: Path, result: Mapping[str, Any], auto_class: str
+) -> str:
     """The card of a run's adapter merged into its base; `result` is its export.json."""
     base = result["base"]
     text = [
@@ -123,7 +128,7 @@ def merged_card(recipe: Recipe, *, base_is_on_the_hub: bool, folder: Path, resul
         "## Load it",
         "",
         "```python",
-        *_code_of_whole_model(recipe, result["dtype"], folder),
+        *_code_of_whole_model(recipe, result["dtype"], folder, auto_class),
         "```",
     ]
     return "\n".join(text) + "\n"
@@ -240,15 +245,15 @@ def reading_in_words(reading: Mapping[str, Any]) -> str:
     return "each read twice and padded, as in TRL, because pair_sharing is off"
 
 
-def _loading_code(recipe: Recipe, settings: Settings, base: str, folder: Path) -> list[str]:
+def _loading_code(recipe: Recipe, settings: Settings, base: str, folder: Path, auto_class: str) -> list[str]:
     """Lines of Python that make `model` and `tokenizer`, as the model was when it was measured."""
     if recipe.adapter is None:
-        return _code_of_whole_model(recipe, settings.weights, folder)
+        return _code_of_whole_model(recipe, settings.weights, folder, auto_class)
 
     options = _loading_options(recipe, settings.weights)
     if recipe.revision:
         options += f', revision="{recipe.revision}"'
-    imported = "AutoModelForCausalLM, AutoTokenizer"
+    imported = f"{auto_class}, AutoTokenizer"
     four_bit = []
     if isinstance(recipe.adapter, QLoRA):
         imported += ", BitsAndBytesConfig"
@@ -265,7 +270,7 @@ def _loading_code(recipe: Recipe, settings: Settings, base: str, folder: Path) -
         "",
         _folder_line(folder),
         *four_bit,
-        f'base = AutoModelForCausalLM.from_pretrained("{base}", {options})',
+        f'base = {auto_class}.from_pretrained("{base}", {options})',
         "model = PeftModel.from_pretrained(base, folder)",
         TOKENIZER_LINE,
     ]
@@ -274,12 +279,12 @@ def _loading_code(recipe: Recipe, settings: Settings, base: str, folder: Path) -
 TOKENIZER_LINE = "tokenizer = AutoTokenizer.from_pretrained(folder)"
 
 
-def _code_of_whole_model(recipe: Recipe, dtype: str, folder: Path) -> list[str]:
+def _code_of_whole_model(recipe: Recipe, dtype: str, folder: Path, auto_class: str) -> list[str]:
     return [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {auto_class}, AutoTokenizer",
         "",
         _folder_line(folder),
-        f"model = AutoModelForCausalLM.from_pretrained(folder, {_loading_options(recipe, dtype)})",
+        f"model = {auto_class}.from_pretrained(folder, {_loading_options(recipe, dtype)})",
         TOKENIZER_LINE,
     ]
 

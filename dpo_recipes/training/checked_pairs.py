@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Finding, RecipeError
 from ..formats.pair_weights import WEIGHT
 from ..losses.trl_losses import COUPLED_LOSSES
+from ..recipe.choices import Choice
 from ..runs.unwritable import UNWRITABLE
 from ..signals import interruptible
 from .length import length_findings
 from .tqdm_bars import shown_as_ours
 
 if TYPE_CHECKING:
+    from ..data.image_pairs import ImageReader
     from ..data.preference_dataset import Read
     from ..data.template_trial import Trial
     from .session import Session
@@ -52,18 +54,20 @@ def _read_pairs(session: Session, all_held_out: bool) -> None:
         seed=session.recipe.seed,
         all_held_out=all_held_out,
     )
+    images, chosen = _image_reader(session, explicit)
     template = _template(session, explicit.text)
 
     session.report = explicit.report
     session.findings = [Finding("pass", "pairs", note) for note in explicit.report["notes"]]
+    session.findings += [Finding("pass", "images", as_sentence(choice.reason)) for choice in chosen]
     session.findings += template_findings(template, data.chat_template_kwargs)
     if template is not None:
-        trial = try_template(session.tokenizer.tokenizer, data.chat_template_kwargs)
+        trial = try_template(images or session.tokenizer.tokenizer, data.chat_template_kwargs)
         session.findings += trial_findings(trial)
         if data.system == "merge":
             _merge_system(session, explicit, trial)
-    session.train = _tokenized(session, "train", explicit.train, explicit.text)
-    session.eval = _tokenized(session, "eval", explicit.eval, explicit.text)
+    session.train = _tokenized(session, "train", explicit.train, explicit.text, images)
+    session.eval = _tokenized(session, "eval", explicit.eval, explicit.text, images)
     session.findings += contradiction_findings(session.report, allow=data.allow, max_dropped=data.max_dropped)
     session.findings += near_duplicate_findings(session.report)
     if not data.streaming and WEIGHT in session.train.column_names:
@@ -79,6 +83,11 @@ def _read_pairs(session: Session, all_held_out: bool) -> None:
     if template is not None:
         rendering = f"{template}{data.chat_template_kwargs}"
         session.report["template_sha256"] = hashlib.sha256(rendering.encode()).hexdigest()
+
+
+def as_sentence(reason: str) -> str:
+    """A reason with a capital letter and a full stop."""
+    return f"{reason[0].upper()}{reason[1:]}."
 
 
 def _merge_system(session: Session, explicit: Read, trial: Trial) -> None:
@@ -121,10 +130,26 @@ def _template(session: Session, text: bool) -> str | None:
     return template
 
 
-def _tokenized(session: Session, split: str, pairs: Any, text: bool) -> Any:
+def _image_reader(session: Session, explicit: Read) -> tuple[ImageReader | None, list[Choice]]:
+    """(the processor of pairs with images, which the session then trains with; what they decide of the recipe).
+
+    None and nothing where the pairs are text.
+    """
+    from ..data.images import IMAGES
+
+    if session.recipe.data.streaming or IMAGES not in explicit.train.column_names:
+        return None, []
+    from ..data.image_pairs import ImageReader
+
+    chosen = session.take_processor()
+    return ImageReader(session.tokenizer.processor, session.recipe.data.chat_template_kwargs), chosen
+
+
+def _tokenized(session: Session, split: str, pairs: Any, text: bool, images: ImageReader | None) -> Any:
     """The pairs of a split that can teach something, as token ids; report and findings learn what became of all."""
     from ..data import tokenize
     from ..data.findings import split_findings
+    from ..data.images import count_images
 
     recipe = session.recipe
     report = session.report[split]
@@ -140,7 +165,10 @@ def _tokenized(session: Session, split: str, pairs: Any, text: bool) -> Any:
         micro_batch_size=session.settings.micro_batch_size,
         seed=recipe.seed,
         dropped=report["dropped"],
+        images=images,
     )
+    if images is not None:
+        report["images"] = count_images(tokenized)
     if "pairs" in lengths:  # of a stream nothing is known before it is read
         report.update(lengths)
         report["kept"] = len(tokenized)

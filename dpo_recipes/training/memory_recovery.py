@@ -108,7 +108,8 @@ class MemoryRecovery(TrainerCallback):
         pairs = self._pairs_at_once or len(inputs["input_ids"]) // 2
         step = f"Memory does not suffice for step {trainer.state.global_step + 1:,}"
         coupled = self._what_couples_pairs()
-        if pairs > 1 and not coupled:
+        has_images = "pixel_values" in inputs  # how many of its rows are a pair's, each model says in its own way
+        if pairs > 1 and not coupled and not has_images:
             self._pairs_at_once = (pairs + 1) // 2
             self.say(
                 f"{step} with {_pairs(pairs)} at once. It is taken again, and the run goes on, with "
@@ -125,6 +126,11 @@ class MemoryRecovery(TrainerCallback):
                 f"{step} with {_pairs(pairs)} at once, and {coupled} is of all of them together: with fewer it would "
                 "be another loss. `dpo-recipes check` lists what else to change; micro_batch_size="
                 f"{(pairs + 1) // 2} changes the loss too."
+            ) from error
+        elif pairs > 1:
+            raise RecipeError(
+                f"{step} with {_pairs(pairs)} at once, and a batch with images is not taken in parts. With "
+                f"micro_batch_size={(pairs + 1) // 2} the loss is the same; smaller images need less too."
             ) from error
         else:
             raise error

@@ -9,6 +9,8 @@ from ..losses.trl_losses import COUPLED_LOSSES
 from ..models.base_model import without_adapters
 from ..shared_prefix import forward as shared_prefix
 
+HAS_IMAGES = "the pairs have images, and what is read once is token ids alone"
+
 
 class PairReading:
     """How the models of one trainer read pairs: once where they can, unless the recipe says not to."""
@@ -28,6 +30,11 @@ class PairReading:
         """
         trainer = self.trainer
         if trainer.recipe.pair_sharing == "off":
+            return
+        if trainer._is_vision_dataset:
+            if not self._why_not:
+                self._why_not.append(HAS_IMAGES)
+                self.say(shared_prefix.read_twice(HAS_IMAGES, self.cost_of_reading_twice))
             return
         is_required = trainer.recipe.pair_sharing == "require"
         cost = self.cost_of_reading_twice

@@ -21,7 +21,7 @@ from ..data.sources import files_of, is_path
 from ..errors import Finding, RecipeError
 from ..models.model_folder import base_of_adapter, refuse_adapter_folder, refuse_model_folder
 from ..progress import Stage
-from ..recipe.choices import ORDER
+from ..recipe.choices import ORDER, Choice, with_choices
 from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import here, resolve
@@ -93,6 +93,33 @@ class Session:
         with Stage(console, "Loading the tokenizer"), shown_as_ours(console):
             self.tokenizer = load_tokenizer(recipe, self.model_path, self.say)
         self.ends = _end_tokens(self.tokenizer.tokenizer, self.model_path, recipe.revision)
+
+    def take_processor(self) -> list[Choice]:
+        """Take the model's processor in place of its tokenizer, as the pairs have images; what that decides.
+
+        RecipeError where the model sees no images, or the recipe asks for what does not go with them.
+        """
+        from ..models.auto_class import reads_images_in_another_class
+        from ..models.tokenizer import with_processor
+        from .with_images import choices_for_images, refuse_with_images
+
+        refuse_with_images(self.recipe)
+        with Stage(self.console, "Loading the processor"), shown_as_ours(self.console):
+            self.tokenizer = with_processor(self.recipe, self.model_path, self.tokenizer)
+            if reads_images_in_another_class(self.config(self.model_path)):
+                raise RecipeError(
+                    f"The pairs have images, and {self.model_path!r} is loaded as its text part alone. Take another "
+                    "vision-language model."
+                )
+            choices = choices_for_images(self)
+        self.ends = _end_tokens(self.tokenizer.tokenizer, self.model_path, self.recipe.revision)
+        self.recipe = with_choices(self.recipe, choices)
+        self.settings = resolve(self.recipe, self.device)
+        return choices
+
+    @property
+    def has_images(self) -> bool:
+        return self.tokenizer.processor is not None
 
     def say(self, text: str) -> None:
         """Print a sentence: folded in a terminal, one line in a log."""
@@ -210,6 +237,13 @@ class Session:
         revision = recipe.revision if path == self.model_path else None
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=recipe.trust_remote_code)
 
+    @property
+    def auto_class(self) -> str:
+        """The name of Transformers' class that loads the model."""
+        from ..models.auto_class import auto_class
+
+        return str(auto_class(self.config(self.model_path)).__name__)
+
     def on_pairs(self, train: Any, held_out: Any) -> Session:
         """This session with other tokenised pairs, such as a part of its own."""
         other = copy.copy(self)
@@ -247,7 +281,8 @@ class Session:
         need_embeddings(policy, tokenizer)
 
         ref_model = None  # in all other modes the policy's own weights serve as the reference
-        if settings.reference in ("other model", "moving copy"):
+        read_in_steps = settings.reference == "start weights" and not settings.precompute
+        if settings.reference in ("other model", "moving copy") or read_in_steps:
             ref_model = self.load_reference()
 
         if kind is None:
@@ -270,7 +305,7 @@ class Session:
                     args=config(options | changes),
                     train_dataset=self.train,
                     eval_dataset=self.eval,
-                    processing_class=tokenizer,
+                    processing_class=self.tokenizer.processor or tokenizer,
                     peft_config=peft_config(recipe.adapter),
                 )
         except (ValueError, RuntimeError) as error:
@@ -283,7 +318,10 @@ class Session:
             raise self._empty_stream() from None
 
         trainer.remove_callback(PrinterCallback)  # which prints every log; the bar shows them
-        self.reference = Reference(trainer.model, settings, self.load_reference)
+        load = self.load_reference
+        if not settings.precompute and trainer.ref_model is not None and settings.reference != "moving copy":
+            load = functools.partial(trainer.accelerator.unwrap_model, trainer.ref_model)
+        self.reference = Reference(trainer.model, settings, load)
         return trainer
 
     @contextmanager

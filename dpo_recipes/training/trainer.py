@@ -42,6 +42,7 @@ from .plugin_losses import joined, losses_of_pairs, pair_logps
 from .reference_pass import ReferencePass, in_words
 from .trainer_numbers import TrainerNumbers
 from .weighted_pairs import WithWeights, weighted_loss
+from .with_images import ROW, WithImages
 
 # The Trainer's default asks for pinned memory on machines without an accelerator too.
 warnings.filterwarnings("ignore", message=".*pin_memory.* no accelerator is found", category=UserWarning)
@@ -108,13 +109,15 @@ class RecipeTrainer(DPOTrainer):
 
         super().__init__(**arguments)  # which may already compute the reference
 
+        if self._is_vision_dataset:
+            self.data_collator = WithImages(self.data_collator)
         self.data_collator = WithWeights(self.data_collator)
         if self.is_deepspeed_enabled:
             clip_as_asked(self)
         self.reading.share()
         if self.aux_loss_enabled:
             self.health.declared_loss = None  # the router's balancing loss comes on top
-        if settings.reference == "other model":
+        if settings.reference == "other model" and settings.precompute:
             self.ref_model = None  # its log-probabilities are in the data now
         self.add_callback(Watch(self.health))
         self.add_callback(TrainerNumbers(self))
@@ -203,7 +206,10 @@ class RecipeTrainer(DPOTrainer):
         """The columns that TRL keeps: its own, the weight of a pair, and its length, by which pairs may be drawn."""
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        for column in (WEIGHT, self.args.length_column_name):
+        kept = [WEIGHT, self.args.length_column_name]
+        if self._is_vision_dataset:
+            kept.append(ROW)
+        for column in kept:
             if column not in columns:
                 columns.append(column)
 
@@ -327,6 +333,11 @@ class RecipeTrainer(DPOTrainer):
             super()._load_rng_state(checkpoint)
 
     # What is asked from outside
+
+    @property
+    def tokenizer_of_text(self) -> Any:
+        """The tokenizer, where pairs have images that of the processor."""
+        return getattr(self.processing_class, "tokenizer", self.processing_class)
 
     @property
     def reference_cache(self) -> dict[str, str]:

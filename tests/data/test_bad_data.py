@@ -316,13 +316,13 @@ DROPPED: dict[str, tuple[list[dict], object, str, str]] = {
     "an image": (
         TALKS,
         {"chosen": [{"role": "user", "content": IMAGE}], "rejected": []},
-        "malformed: chosen holds content of type image, where text alone is read",
-        str(IMAGE),
+        "malformed: chosen holds an image in a block, as url: images are read from a column images",
+        repr(IMAGE[0]["url"]),
     ),
     "a block without type": (
         TALKS,
         {"chosen": [{"role": "user", "content": [{"text": "a"}]}], "rejected": []},
-        "malformed: chosen holds content of type None, where text alone is read",
+        "malformed: chosen holds content of type None, where text and images are read",
         "[{'text': 'a'}]",
     ),
     "both spellings": (

@@ -180,17 +180,17 @@ ROLES = "human, gpt, observation, function_call, system, user, assistant, tool, 
         ([{"from": "function_call", "value": "clock()"}], "is str, not list or dict", "'clock()'"),
         (
             [{"role": "user", "content": [{"type": "image", "url": "x"}]}],
-            "holds content of type image, where text alone is read",
-            "[{'type': 'image', 'url': 'x'}]",
+            "holds an image in a block, as url: images are read from a column images",
+            "'x'",
         ),
         (
             [{"type": "text", "text": "x"}, {"type": "image_url", "value": "x"}],
-            "holds content of type image_url, where text alone is read",
+            "holds content of type image_url, where text and images are read",
             "[{'type': 'text', 'text': 'x'}, {'type': 'image_url', 'value",
         ),
         (
             [{"role": "assistant", "content": [{"type": "reasoning", "value": "x"}, {"type": "text", "value": "y"}]}],
-            "holds content of type reasoning, where text alone is read",
+            "holds content of type reasoning, where text and images are read",
             "[{'type': 'reasoning', 'value': 'x'}, {'type': 'text', 'valu",
         ),
         (

@@ -550,4 +550,6 @@ def test_the_columns_of_a_form_as_a_message_lists_them():
         "rejected",
         "tools",
         "chat_template_kwargs",
+        "images",
+        "image",
     }
