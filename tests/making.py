@@ -60,6 +60,8 @@ def make_model(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if model_type in ("idefics3", "llava"):
+        return make_vision_model(folder, model_type, str(template), end)
     tokenizer = make_tokenizer(template, end, start)
     sizes = {**SIZES, **changes}
     if model_type == "gpt_neox":
@@ -88,7 +90,9 @@ IN_BLOCKS = (
 )
 
 
-def make_vision_model(folder: Path, model_type: str = "idefics3", template: str = IN_BLOCKS, **changes) -> Path:
+def make_vision_model(
+    folder: Path, model_type: str = "idefics3", template: str = IN_BLOCKS, end: str = "<|im_end|>", **changes
+) -> Path:
     """A random vision-language model of two layers on each side, with its processor: "idefics3" or "llava".
 
     Idefics3 cuts an image in tiles, as SmolVLM does, so that a larger one makes more tokens; for LLaVA all are alike.
@@ -98,7 +102,7 @@ def make_vision_model(folder: Path, model_type: str = "idefics3", template: str 
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-    tokenizer = make_tokenizer(template)
+    tokenizer = make_tokenizer(template, end)
     tiles = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
     control_tokens = ["<|im_start|>", "<think>", "<image>", "<fake_token_around_image>", "<global-img>", *tiles]
     tokenizer.add_special_tokens({"additional_special_tokens": control_tokens})

@@ -9,10 +9,11 @@ import math
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-from making import CHATML, DATED, SIZES, make_pairs, make_reward_model, write_jsonl
+from making import CHATML, DATED, SIZES, make_image, make_pairs, make_reward_model, write_jsonl
 from rich.console import Console
 
 from dpo_recipes import RewardModel, apply, load, train
@@ -54,6 +55,14 @@ SEEING = {
     },
     "mm_tokens_per_image": 4,
 }
+# SmolVLM's, of messages in blocks.
+SPOKEN = (
+    "<|im_start|>{% for m in messages %}{{ m['role'] | capitalize }}"
+    "{% if m['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% elif part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
 LLAMA_3 = {"start": "<|begin_of_text|>", "end": "<|eot_id|>"}
 
 # What the published model is, in small: architecture, how its template behaves, and what its sizes need beyond SIZES.
@@ -74,6 +83,7 @@ ARCHITECTURES: dict[str, tuple[str, str | None, dict]] = {
     "Qwen/Qwen3-4B-Instruct-2507": ("qwen3", of_trl("qwen3_instruct_2507"), {"head_dim": 8}),
     "Qwen/Qwen3-8B": ("qwen3", of_trl("qwen3"), {"head_dim": 8}),
     "google/gemma-3-4b-it": ("gemma3", of_trl("gemma3"), SEEING),
+    "HuggingFaceTB/SmolVLM-Instruct": ("idefics3", SPOKEN, {"end": "<end_of_utterance>"}),
     "EleutherAI/pythia-2.8b": ("gpt_neox", None, {}),
     "CarperAI/openai_summarize_tldr_sft": ("gptj", None, {"rotary_dim": 4}),
     "openai-community/gpt2-large": ("gpt2", None, {}),
@@ -158,7 +168,37 @@ def tldr(n: int) -> list[dict]:
     return rows
 
 
+def rlaif_v(n: int) -> list[dict]:
+    """Rows in the columns of HuggingFaceH4/rlaif-v_formatted: the images themselves, and messages in blocks."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = [make_image(Path(folder) / "image.jpg", seed=number).read_bytes() for number in range(n)]
+    rows = []
+    for number, row in enumerate(make_pairs(n)):
+        columns = {}
+        for name in ("prompt", "chosen", "rejected"):
+            content = [{"text": row[name][0]["content"], "type": "text"}]
+            if name == "prompt":
+                content = [{"text": None, "type": "image"}, *content]
+            columns[name] = [{"content": content, "role": row[name][0]["role"]}]
+        rows.append({**columns, "images": [{"bytes": images[number], "path": None}]})
+    return rows
+
+
+def write_set(folder: Path, rows: list[dict]) -> Path:
+    """The rows as a file of their own: lines of JSON, or parquet where they hold images, as on the hub."""
+    if "images" not in rows[0]:
+        return write_jsonl(folder / "rows.jsonl", rows)
+    import datasets
+
+    text = datasets.Value("string")
+    messages = datasets.List({"content": datasets.List({"text": text, "type": text}), "role": text})
+    features = {**dict.fromkeys(("prompt", "chosen", "rejected"), messages), "images": datasets.List(datasets.Image())}
+    datasets.Dataset.from_list(rows, features=datasets.Features(features)).to_parquet(folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
 SCHEMAS = {
+    "HuggingFaceH4/rlaif-v_formatted": rlaif_v,
     "HuggingFaceH4/ultrafeedback_binarized": ultrafeedback,
     "trl-lib/ultrafeedback_binarized": conversations,
     "argilla/dpo-mix-7k": conversations,
@@ -182,6 +222,7 @@ START = {
     "smollm3_apo_lora": 1.0,
     "zephyr_7b_ipo": 2500.0,
     "zephyr_7b_mpo": 0.8 * LN2 + 0.2 * 2 * LN2,
+    "smolvlm_mpo": 0.8 * LN2 + 0.2 * 2 * LN2,
 }
 NO_REFERENCE = ("llama3_8b_simpo",)  # whose loss at the start depends on the pairs
 
@@ -241,7 +282,7 @@ def test_it_trains_two_steps_on_its_own_architecture_and_schema(name: str, tiny,
     assert recipe.data.path in SCHEMAS, f"add {recipe.data.path} to SCHEMAS: rows in the columns of this data set"
     model_type, template, sizes = ARCHITECTURES[recipe.model]
     folder = tiny(model_type, template=template, **sizes)
-    rows = write_jsonl(tmp_path / "rows.jsonl", SCHEMAS[recipe.data.path](24))
+    rows = write_set(tmp_path, SCHEMAS[recipe.data.path](24))
     changes = [f"model={folder}", f"data.path={rows}", "data.eval=0.25", "data.train=train"]
     changes += ["max_length=320", "trl.max_steps=2", "trl.gradient_checkpointing=false"]
     if recipe.global_batch_size > 8:  # two steps of a few pairs each show what two of 128 do

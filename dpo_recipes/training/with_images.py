@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .session import Session
 
 ROW = "row"
+NOT_RGB = ("1", "L", "CMYK")  # modes of Pillow that are not in red, green and blue, and have nothing transparent
 
 
 def refuse_with_images(recipe: Recipe) -> None:
@@ -128,4 +129,6 @@ def _open(image: dict[str, Any], example: dict[str, Any]) -> Any:
             f"Row {example.get(ROW, '')}: its image {image['path']} is no longer {image['width']}x{image['height']}: "
             "it was changed since the run began. Start the run again."
         )
+    if opened_image.mode in NOT_RGB:  # which some processors do not take, and those that do make it so themselves
+        return opened_image.convert("RGB")
     return opened_image
