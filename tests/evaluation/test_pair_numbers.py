@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from making import make_start_pair_logps
 
 from dpo_recipes.evaluation.held_out import METRICS, SPREADS, TRL_MEANS
@@ -162,7 +163,7 @@ def test_a_policy_that_was_read_after_training_alone_began_as_its_own_reference(
     """As under DeepSpeed and FSDP, which make its parts when training begins."""
     trained = make_start_pair_logps(chosen_gap=3.0, rejected_gap=-1.0)
     trainer = SimpleNamespace(
-        eval_dataset={"prompt_ids": [[pair] for pair in range(4)]},
+        eval_dataset=Dataset.from_dict({"prompt_ids": [[pair] for pair in range(4)]}),
         recipe=SimpleNamespace(beta=0.1),
         health=SimpleNamespace(same_start=True),
         ld_alpha=None,
