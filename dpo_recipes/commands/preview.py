@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from ..data.image_pairs import ImageReader
-from ..data.images import IMAGES
-from ..data.tokenize import IMAGE_TOKENS
+from ..formats.image_marks import IMAGE_TOKENS, IMAGES
 from ..formats.pair_weights import WEIGHT
 from ..recipe.recipe import Recipe
 from ..training.session import Session
+
+if TYPE_CHECKING:
+    from ..data.image_pairs import ImageReader
 
 OF_TEMPLATE = ("template", "rendering", "system")  # findings of what a chat template does to the texts
 LEGEND = "▶ an answer begins, which is what is learned   ↵ a line ends"
@@ -50,6 +51,9 @@ def preview(recipe: Recipe, *, count: int = 3, console: Console | None = None) -
     session.read_pairs()
 
     tokenizer = session.tokenizer.tokenizer
+    # Imported here: it brings pyarrow.
+    from ..data.image_pairs import ImageReader
+
     images = ImageReader(session.tokenizer.processor) if session.has_images else None
     pairs = decode_pairs(session.train, tokenizer, recipe.max_length, count, images)
     draw_pairs(pairs, tokenizer, recipe.max_length, console)

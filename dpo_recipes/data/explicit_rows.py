@@ -7,6 +7,7 @@ import os
 import secrets
 from typing import Any
 
+from ..formats.image_marks import IMAGES
 from ..formats.oddities import ALL_SCORE_COLUMNS
 from ..formats.pair_weights import WEIGHT
 from ..formats.raw_row import Reading, may_hold_question
@@ -14,7 +15,7 @@ from ..formats.readers import FORMATS, PAIR, PASSED_ON
 from ..formats.several_replies import Pairing
 from ..recipe.data import Data
 from ..runs.source_hash import source_hash
-from .images import IMAGE_FILES, IMAGES, changed_since
+from .images import IMAGE_FILES, changed_since
 from .parts import Part, may_be_rendered
 from .read_row import KEYS, NEAR, ODD, OF_ROW, read_rows
 from .rows_of_files import RAW

@@ -11,9 +11,8 @@ from itertools import takewhile
 from typing import Any
 
 from ..errors import RecipeError
-from ..formats.image_marks import blocks, in_words
+from ..formats.image_marks import IMAGES, blocks, in_words
 from ..formats.messages import Row
-from .images import IMAGES
 from .pair_ids import REFUSED, row_of_batch
 
 REFUSED_BY_PROCESSOR = "the model's processor refuses it"

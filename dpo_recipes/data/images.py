@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
-from ..formats.image_marks import COLUMNS
+from ..formats.image_marks import COLUMNS, IMAGES
 from ..formats.messages import Drop, Row, malformed
 from ..runs import environment, files
 from .batches import batches
 
-IMAGES = "images"  # the column of a pair's images: path, width, height, key
 IMAGE_FILES = "image_files"  # the files they are read from, with their sizes and times, also of pairs that are dropped
 ABSENT = -1  # the size of a file that is not there
 

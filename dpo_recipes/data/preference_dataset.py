@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RecipeError
+from ..formats.image_marks import IMAGES
 from ..formats.messages import Row
 from ..recipe.data import Data
 from .excluded import read_excluded
 from .hold_out import contradictions, fingerprint, hold_out, near_duplicates, near_prompts, without_excluded
-from .images import IMAGES
 from .keys import NO_KEYS, distinct
 from .parts import load_parts, one_kind_of_pairs, recognise_forms, refuse_idle_fields
 from .stream import streamed_pairs

@@ -8,11 +8,12 @@ from itertools import repeat
 from typing import Any
 
 from ..errors import RecipeError
+from ..formats.image_marks import IMAGES
 from ..formats.messages import Drop, Row
 from ..formats.oddities import odd_bits
 from ..formats.raw_row import Pair, Reading, explicit_pairs, is_repeated_header
 from ..formats.readers import PAIR, PASSED_ON
-from .images import IMAGE_FILES, IMAGES, files_of_images, images_of_files
+from .images import IMAGE_FILES, files_of_images, images_of_files
 from .rows_of_files import row_of
 from .sources import Span
 

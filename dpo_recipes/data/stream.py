@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import RecipeError
+from ..formats.image_marks import IMAGES
 from ..formats.messages import Row
 from ..recipe.data import Data
 from .drop_reasons import EXCLUDED, HARMLESS, IN_EVALUATION, count_drop
 from .explicit_rows import USED_UP, reading_arguments
-from .images import IMAGES
 from .keys import is_among
 from .parts import Part
 from .read_row import read_rows

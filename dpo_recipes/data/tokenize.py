@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import RecipeError
+from ..formats.image_marks import IMAGE_TOKENS, IMAGES
 from ..runs.source_hash import source_hash
 from .batches import Tally, batches, kept_pairs
 from .drop_reasons import count_drop, count_drops
 from .image_pairs import REFUSED_BY_PROCESSOR, ImageReader
-from .images import IMAGES
 from .pair_ids import REFUSED, render, rendered_strings, row_of_batch, sequences
 from .report import FIGURES, NO_LIMIT, Counts, Figures, figures_of, split_report
 from .template_trial import lost_text
@@ -36,7 +36,6 @@ LOSES_END = "truncated: a side loses its end token"
 DROP_REASONS = ("", PROMPT_FILLS, SAME_WHEN_CUT, SAME_WHEN_RENDERED, LOSES_END)
 
 READ = ("row", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs", IMAGES)  # columns
-IMAGE_TOKENS = "image_tokens"  # the column of the tokens of a pair's images, beyond those that stand in for them
 PAIRS_OF_A_BATCH = 1000  # are stored together, where each batch costs memory as long as it is mapped
 PAIRS_AT_ONCE = 100  # are tokenised together, as ids in Python's own lists are large
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import RecipeError
+from ..formats.image_marks import IMAGES
 from ..formats.oddities import ODDITIES
 from ..formats.pair_weights import WEIGHT
 from ..formats.readers import PASSED_ON
@@ -17,7 +18,6 @@ from ..recipe.data import Data
 from .batches import Tally, batches, counted, kept_pairs
 from .drop_reasons import DUPLICATE, HARMLESS, IN_EVALUATION, OUTSIDE_SHARE
 from .explicit_rows import USED_UP, explicit_rows
-from .images import IMAGES
 from .keys import Keys, also_in, nth_smallest, repeated
 from .parts import Part, refuse_idle_field
 from .read_row import SEVERAL_REPLIES, SEVERAL_TURNS

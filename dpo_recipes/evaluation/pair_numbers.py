@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..data.images import IMAGES
+from ..formats.image_marks import IMAGES
 from ..losses.pair_logps import PairLogps
 from ..training.trainer import RecipeTrainer
 from .held_out import TRL_MEANS, Numbers

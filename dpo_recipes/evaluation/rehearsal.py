@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from ..data.images import IMAGES
 from ..data.replies import Messages, question
 from ..errors import Finding, RecipeError
+from ..formats.image_marks import IMAGES
 from ..losses.selection import name_of
 from ..recipe.judges import JudgeEndpoint, RewardModel
 from ..recipe.recipe import Recipe

@@ -9,6 +9,8 @@ from typing import Any
 from .messages import IMAGE, Drop, Message, Row, is_empty, malformed
 
 COLUMNS = ("images", "image")  # of a list of them, and of one
+IMAGES = "images"  # the column of a pair's images once they are read: path, width, height, key
+IMAGE_TOKENS = "image_tokens"  # that of the tokens of a pair's images, beyond those that stand in for them
 TAG = "<image>"  # which stands for an image in texts as LLaMA-Factory and ms-swift have them
 
 

@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Finding, RecipeError
+from ..formats.image_marks import IMAGES
 from ..formats.pair_weights import WEIGHT
 from ..losses.trl_losses import COUPLED_LOSSES
 from ..recipe.choices import Choice
@@ -135,8 +136,6 @@ def _image_reader(session: Session, explicit: Read) -> tuple[ImageReader | None,
 
     None and nothing where the pairs are text.
     """
-    from ..data.images import IMAGES
-
     if session.recipe.data.streaming or IMAGES not in explicit.train.column_names:
         return None, []
     from ..data.image_pairs import ImageReader

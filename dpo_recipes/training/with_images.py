@@ -10,9 +10,8 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..data.images import IMAGES, opened
 from ..errors import RecipeError
-from ..formats.image_marks import blocks
+from ..formats.image_marks import IMAGES, blocks
 from ..recipe.adapters import LoRA
 from ..recipe.choices import IN_STEPS, TARGETS, Choice
 from ..recipe.origins import WAS_SET, origin
@@ -117,6 +116,8 @@ def _as_trl_takes_it(example: dict[str, Any]) -> dict[str, Any]:
 
 
 def _open(image: dict[str, Any], example: dict[str, Any]) -> Any:
+    from ..data.images import opened
+
     try:
         opened_image = opened(image["path"])
     except Exception as error:  # of the disk, or of Pillow's many readers
