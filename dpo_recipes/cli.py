@@ -465,7 +465,8 @@ def evaluate(
     if "dial" in result:
         Console().print(terminal.dial_table(result["dial"]))
     if result["written"]:
-        print_line(Console(), f"{result['written']} holds the numbers, the pairs and the answers.")
+        holds = "the numbers, the pairs and the answers" if result["samples"] else "the numbers and the pairs"
+        print_line(Console(), f"{result['written']} holds {holds}.")
     _stop_over_budget(result)
 
 

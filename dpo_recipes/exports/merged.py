@@ -44,6 +44,8 @@ def export_merged(run: Run, folder: Path, console: Console, place: Path) -> dict
     _refuse_whole_model(run, recipe, folder)
     session = Session(recipe, console)
     session.read_pairs()
+    if session.has_images:
+        session.say("What is merged is compared with adapter and base on the texts of the pairs, without their images.")
     pairs = session.eval.select(range(min(COMPARED, len(session.eval))))
     result: dict[str, Any] = {"run": str(run.path), "recipe": recipe.name, "pairs": len(pairs)}
 

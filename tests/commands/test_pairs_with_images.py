@@ -85,7 +85,9 @@ def test_a_finished_run_is_measured_again_and_merged(run_and_words, tmp_path):
     again = evaluate(run, console=quiet(), to=tmp_path / "again")
     for when in ("before", "after"):
         assert again[when]["loss"] == pytest.approx(run.evaluation[when]["loss"], rel=1e-5)
-    exported = export(run, out=tmp_path / "merged", merged=True, console=quiet())
+    words = io.StringIO()
+    exported = export(run, out=tmp_path / "merged", merged=True, console=Console(file=words, width=300))
+    assert "on the texts of the pairs, without their images" in words.getvalue()
     assert exported["in_32_bits"]["mean"] < 1e-6
     assert (tmp_path / "merged" / "processor_config.json").is_file()
     for asked, what in (({"trl": True}, "export --trl"), ({"dial": 0.5}, "export --dial")):
