@@ -7,7 +7,8 @@ processes that are started, and their ratios.
 
 `python tests/bench_preparation.py memory 10000 100000 1000000` prepares so many short pairs, each number in a process
 of its own, and prints the time, the most anonymous memory that the process held beyond what it held before the first
-row was read (RssAnon of proc(5), which mapped files are no part of), and the bytes of the cache on the disk. Linux.
+row was read (RssAnon of proc(5), which mapped files are no part of), the most that one of the processes held which it
+started, and the bytes of the cache on the disk. `memory ultrafeedback ...` takes pairs of those lengths. Linux.
 """
 
 from __future__ import annotations
@@ -139,21 +140,23 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
-def measure_memory(counts: list[int]) -> None:
+def measure_memory(counts: list[int], medians: tuple[int, int, int] = SHORT) -> None:
     before = None
     for count in counts:
         path = Path(SCRATCH.name) / f"{count}.jsonl"
-        write_pairs(path, count, random.Random(0), SHORT)
+        write_pairs(path, count, random.Random(0), medians)
         process = subprocess.Popen([sys.executable, __file__, "one", str(path)], stdout=subprocess.PIPE, text=True)
         peak = 0
+        of_workers = 0
         while process.poll() is None:
             peak = max(peak, anonymous_memory(process.pid))
-            time.sleep(0.005)
+            of_workers = max([of_workers, *map(anonymous_memory, children(process.pid))])
+            time.sleep(0.02)
         result = json.loads(process.communicate()[0].splitlines()[-1])
         grown = peak - result["before"]
         line = f"{count:,} rows, {path.stat().st_size / 1e6:,.0f} MB: {result['wall']:.1f} s, CPU {result['cpu']:.1f} s"
         line += f"; anonymous memory {grown / 1e6:.0f} MB more than before, {peak / 1e6:.0f} MB in all"
-        line += f"; cache {result['cache'] / 1e6:,.0f} MB"
+        line += f"; {of_workers / 1e6:.0f} MB in one of its workers; cache {result['cache'] / 1e6:,.0f} MB"
         if before:
             line += f"; {(grown - before[1]) / (count - before[0]):.0f} bytes a row more"
         print(line, flush=True)
@@ -168,6 +171,14 @@ def anonymous_memory(pid: int | str = "self") -> int:
         return 0
     found = re.search(r"RssAnon:\s+(\d+) kB", status)
     return 1024 * int(found[1]) if found else 0
+
+
+def children(pid: int) -> list[str]:
+    """The processes that a process has started from its main thread, and that have not ended."""
+    try:
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    except OSError:
+        return []
 
 
 def prepare_one(path: Path) -> None:
@@ -188,6 +199,8 @@ def prepare_one(path: Path) -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
+        case ["memory", "ultrafeedback", *counts]:
+            measure_memory([int(count) for count in counts], ULTRAFEEDBACK)
         case ["memory", *counts]:
             measure_memory([int(count) for count in counts])
         case ["one", path]:

@@ -16,7 +16,7 @@ from ..guard.own_rules import rule_findings
 from ..planning.amounts import device_memory, format_memory, parse_memory
 from ..planning.chosen_settings import adopt
 from ..planning.engines import launch
-from ..planning.planned_run import add_plan, steps_in_words
+from ..planning.planned_run import add_plan, add_plan_of_shape, steps_in_words
 from ..planning.visible_differences import visible
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import here
@@ -74,7 +74,8 @@ def check(
     except RecipeError as error:
         findings.append(Finding("fail", "model", str(error)))
         findings.append(Finding("skipped", "pairs", "it needs the model, which failed"))
-        findings.append(Finding("skipped", "plan", "it needs the model, which failed"))
+        if gpu_memory is None or not add_plan_of_shape(recipe, gpu_memory, spread, result, console):
+            findings.append(Finding("skipped", "plan", "it needs the model, which failed"))
         if run:
             findings.append(Finding("skipped", "run", "it needs the pairs, which failed"))
         return result

@@ -1,12 +1,15 @@
 """What one of several devices holds, by the engine that spreads a run over them: the plan for one device, divided.
 
 The formulae are what the engines' own documentation and sources say of their defaults. They have not been compared with
-runs on several GPUs. The recipe's own types are counted; an engine that is told to keep others needs other amounts.
+runs on several GPUs.
 
-Leans on torch 2.13: DDP's buckets, and when FSDP2 gathers and reduces. Leans on accelerate 1.15: into which units
-`fsdp2_prepare_model` divides a model, and that it leaves 4-bit weights out. Leans on Transformers 5.23: that
-micro-batches before the last of a step are not reduced, except by DeepSpeed, and that ZeRO-3 does not divide 4-bit
-weights while they are read. Leans on the defaults of DeepSpeed's configuration, as accelerate leaves them.
+Leans on torch 2.13: DDP's buckets, when FSDP2 gathers and reduces, and that it keeps gradients that wait in the type in
+which they are reduced. Leans on accelerate 1.15: into which units `fsdp2_prepare_model` divides a model, that it leaves
+4-bit weights out, and keeps 32 bits of what trains where a run computes in 16; and that by its policy weights are then
+gathered, and gradients reduced, in these 16. Leans on Transformers 5.23: that it tells accelerate the precision of a
+run, that micro-batches before the last of a step are not reduced, except by DeepSpeed, and that ZeRO-3 does not divide
+4-bit weights while they are read. Leans on the defaults of DeepSpeed's configuration, as accelerate leaves them, and
+that it computes in 16 bits without autocast, with 32 bits of what trains beside the optimizer's states.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from ..errors import UsageError, nearest
 from ..recipe.adapters import QLoRA
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Device, resolve
+from .needs import bytes_of_states
 
 if TYPE_CHECKING:
     from ..training.session import Session
@@ -50,6 +54,11 @@ ENGINES = {
 # `stage3_max_live_parameters`, up to which ZeRO-3 keeps what it has gathered.
 BUCKET_NUMBERS = 500_000_000
 LIVE_NUMBERS = 1_000_000_000
+
+
+# Bytes of a number in 16 bits, and of what an engine keeps of each number that trains while it computes in these.
+OF_16_BITS = 2
+OF_MASTERS = 4
 
 
 class Launch(NamedTuple):
@@ -183,16 +192,65 @@ def _buckets(engine: str, sizes: Sizes) -> int:
 
 def plan_on_engine(session: Session, device: Device, pairs: list[PairLength], recipe: Recipe, engine: str) -> Plan:
     """What one of `device.processes` devices holds, at its own worst moment."""
+    refuse_engine(recipe, engine)
+    return of_engine(plan_on_paper(session, device, pairs, recipe, engine), recipe, Launch(device.processes, engine))
+
+
+class OnPaper(NamedTuple):
+    """The plan of a run with nothing divided yet, and what dividing it takes."""
+
+    plan: Plan
+    sizes: Sizes
+    accumulation: int  # forwards per optimiser step
+    has_masters: bool  # whether it is in 16 bits, of which the engine keeps 32
+
+
+def plan_on_paper(session: Session, device: Device, pairs: list[PairLength], recipe: Recipe, engine: str) -> OnPaper:
+    """The plan that `of_engine` divides; under fsdp2 and zero3 it is the same one, unless gradients wait."""
     from .memory import plan_for, skeletons  # which bring torch
 
-    refuse_engine(recipe, engine)
     settings = resolve(recipe, device)
-    spread = Launch(device.processes, engine)
+    has_masters = engine != "ddp" and settings.autocast is not None and recipe.adapter is None
+    devices = divided_by(Launch(device.processes, engine), settings.accumulation)
+    if has_masters and settings.autocast is not None:
+        # Of weights in 32 bits autocast would hold copies in 16; these engines gather 16 bits, and need none.
+        settings = dataclasses.replace(settings, weights={"bf16": "bfloat16", "fp16": "float16"}[settings.autocast])
+        if "gradients" in devices:
+            devices["gradients"] = max(1, devices["gradients"] // 2)  # of 32 bits, whose count finds the worst moment
     models = skeletons(session, recipe, settings)
-    sizes = sizes_of(*models)
-    devices = divided_by(spread, settings.accumulation)
-    plan = plan_for(session, device, pairs, recipe, devices, models)
-    return on_a_device(plan, spread, sizes, settings.accumulation)
+    plan = plan_for(session, device, pairs, recipe, devices, models, settings)
+    return OnPaper(plan, sizes_of(*models), settings.accumulation, has_masters)
+
+
+def of_engine(paper: OnPaper, recipe: Recipe, spread: Launch) -> Plan:
+    """What one of the devices holds of it."""
+    plan = paper.plan
+    if paper.has_masters:
+        optimizer = str(recipe.trl.get("optim", "adamw"))
+        plan = with_masters(plan, spread.engine, bytes_of_states(optimizer, OF_MASTERS), paper.accumulation)
+    return on_a_device(plan, spread, paper.sizes, paper.accumulation)
+
+
+def with_masters(plan: Plan, engine: str, bytes_of_a_state: int, accumulation: int = 1) -> Plan:
+    """The plan of a model in 16 bits, of which an engine keeps 32 bits beside them, or in their place.
+
+    FSDP2 divides weights and gradients of 32 bits; while gradients wait for the last micro-batch of a step, they have
+    16. ZeRO divides and gathers 16 bits, and keeps 32 beside the optimizer's states, whose `bytes_of_a_state` are those
+    of one number (ZeRO, 1910.02054, section 3.1: 2 + 2 + 12 bytes with Adam).
+    """
+    numbers = plan.trainable
+    parts: dict[str, Any] = {}
+    if engine == "fsdp2":
+        parts["weights"] = plan.weights + (OF_MASTERS - OF_16_BITS) * numbers
+        if plan.gradients and accumulation == 1:
+            parts["gradients"] = OF_MASTERS * numbers
+        states = bytes_of_a_state * numbers
+    else:
+        states = (bytes_of_a_state + OF_MASTERS) * numbers
+    if plan.optimizer:
+        parts["optimizer"] = states
+    before = sum(getattr(plan, part) for part in parts)
+    return dataclasses.replace(plan, peak=plan.peak - before + sum(parts.values()), **parts)
 
 
 def sizes_of(policy: Any, second: Any = None) -> Sizes:

@@ -5,7 +5,6 @@ Two things come on top of tensors: what the process holds without a model, and w
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,10 @@ from ..training.session import Session
 from .allocator import CachingAllocator
 from .live_bytes import Live
 from .packed_weights import count_numbers
-from .pair_lengths import PairLength, pair_lengths, pairs_a_pass
+from .pair_lengths import PairLength, pairs_a_pass
 from .paper_run import run_on_paper
 from .process import resident
+from .stored_lengths import pair_lengths
 
 # What the parts of a sum are called, in the order in which they are shown.
 PARTS = (
@@ -119,15 +119,11 @@ def largest_pairs(session: Session, report: dict[str, Any], most: int = 0) -> li
             raise Unplannable("Neither the pairs nor max_length say how long a pair can be.")
         return [PairLength(prompt=1, chosen=recipe.max_length - 1, rejected=recipe.max_length - 1)]
 
-    lengths = []
-    for split in (session.train, session.eval):
-        lengths += pair_lengths(split, recipe.max_length)
-    if not lengths:
-        lengths = [PairLength(1, 1, 1)]
+    lengths = pair_lengths((session.train, session.eval), recipe.max_length)
+    if not len(lengths.prompt):
+        return [PairLength(1, 1, 1)]
     batch = max(most, pairs_a_pass(recipe.trl, session.settings.micro_batch_size))
-    longest = heapq.nlargest(batch, lengths, key=lambda pair: pair.longer_row)
-    most_to_read = heapq.nlargest(batch, lengths, key=lambda pair: pair.read_once)
-    return [*longest, *most_to_read]
+    return [*lengths.most(lengths.longer_rows, batch), *lengths.most(lengths.read_once, batch)]
 
 
 def plan_for(
@@ -137,12 +133,13 @@ def plan_for(
     recipe: Recipe,
     divided_by: Mapping[str, int] | None = None,
     models: tuple[Any, Any] | None = None,
+    settings: Settings | None = None,
 ) -> Plan:
     """The plan of a recipe, the session's own or a changed one, on a device, for the largest pairs.
 
-    `models`: its `skeletons`, where they are at hand.
+    `models`: its `skeletons`, where they are at hand; `settings`: others than the device's own.
     """
-    settings = resolve(recipe, device)
+    settings = settings or resolve(recipe, device)
     policy, second = models or skeletons(session, recipe, settings)
     return plan(
         policy,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..formats.image_marks import IMAGE_TOKENS
-
 # TRL's options for how many pairs a pass without gradients takes at once.
 BATCHES_OF_A_PASS = ("per_device_eval_batch_size", "precompute_ref_batch_size")
 
@@ -30,19 +28,6 @@ class PairLength(NamedTuple):
         limit = max_length or self.longer_row
         prompt = min(self.prompt, limit)
         return PairLength(prompt, min(self.chosen, limit - prompt), min(self.rejected, limit - prompt))
-
-
-def pair_lengths(split: Any, max_length: int | None) -> list[PairLength]:
-    """The lengths of every pair of a tokenised split, as max_length cuts it; read off without its tokens."""
-    import pyarrow.compute
-
-    columns = []
-    for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
-        table = split.select_columns([name]).with_format("arrow")[:]
-        columns.append(pyarrow.compute.list_value_length(table[name]).to_pylist())
-    if IMAGE_TOKENS in split.column_names:
-        columns[0] = [tokens + more for tokens, more in zip(columns[0], split[IMAGE_TOKENS], strict=True)]
-    return [PairLength(*lengths).cut(max_length) for lengths in zip(*columns, strict=True)]
 
 
 def longest_pair(pairs: list[PairLength]) -> int:

@@ -7,6 +7,8 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from ..errors import Finding, RecipeError
 from ..progress import Stage
 from ..recipe.choices import with_choices
@@ -17,6 +19,7 @@ from ..training.session import Session
 from .amounts import USABLE, device_memory, format_memory
 from .chosen_settings import MOST_PAIRS, choose, of_session
 from .engines import ENGINES, Launch, notes, plan_on_engine
+from .from_shape import session_of_shape
 from .pair_lengths import PairLength, longest_pair
 from .ways_out import WayOut, ways_out
 
@@ -79,6 +82,26 @@ def add_plan(
         findings.append(_processes_finding(recipe, device, spread))
     if train_report.get("padded_tokens"):  # of a stream nothing is counted beforehand
         findings.append(_tokens_finding(train_report, plan["steps"]))
+
+
+def add_plan_of_shape(
+    recipe: Recipe, gpu_memory: int, spread: Launch | None, result: dict[str, Any], console: Console | None
+) -> bool:
+    """The same of a model of which nothing is at hand but its shape; whether that is known, and so planned."""
+    device = Device("cuda", bf16=True, processes=1 if spread is None else spread.num_processes)
+    try:
+        with session_of_shape(recipe, console or Console(quiet=True), device) as session:
+            if session is None:
+                return False
+            text = (
+                f"The plan is made of the known shape of {recipe.model} alone, for pairs that fill "
+                f"max_length={recipe.max_length}."
+            )
+            result["findings"].append(Finding("info", "shape", text))
+            add_plan(session, recipe, gpu_memory, spread, result)
+    except RecipeError as error:
+        result["findings"].append(Finding("fail", "plan", str(error)))
+    return True
 
 
 def _with_chosen_settings(

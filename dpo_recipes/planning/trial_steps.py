@@ -15,7 +15,7 @@ from ..models.device import wall_seconds
 from ..recipe.recipe import Recipe
 from ..training.session import LOOKS_ONLY, Session
 from . import process
-from .pair_lengths import pair_lengths
+from .stored_lengths import pair_lengths
 
 TIMED = 3  # steps on pairs as they come, after a first one on the longest
 
@@ -85,12 +85,9 @@ def _longest_first(pairs: Any, recipe: Recipe) -> list[int]:
 
     The length is that of the longer side with its prompt, or of all that is read where a prompt is read once.
     """
-    lengths = pair_lengths(pairs, recipe.max_length)
-    if recipe.pair_sharing == "off":
-        tokens = [pair.longer_row for pair in lengths]
-    else:
-        tokens = [pair.read_once for pair in lengths]
-    return np.argsort(-np.array(tokens), kind="stable").tolist()
+    lengths = pair_lengths([pairs], recipe.max_length)
+    tokens = lengths.longer_rows if recipe.pair_sharing == "off" else lengths.read_once
+    return np.argsort(-tokens, kind="stable").tolist()
 
 
 def _reset_peak(kind: str) -> None:

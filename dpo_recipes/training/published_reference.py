@@ -20,6 +20,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
+from ..data.batches import batches
 from ..errors import RecipeError
 from ..guard.start import rounding_tolerance
 from ..runs import files
@@ -87,11 +88,10 @@ def row_names(pairs: Any) -> list[str]:
 
 def scored_tokens(pairs: Any, max_length: int | None) -> np.ndarray:
     """Shape (pairs, 2): the tokens of chosen and rejected answers that max_length leaves."""
-    lengths = []
-    for name in IDS:
-        column = pairs.select_columns([name]).with_format("arrow")[:][name]
-        lengths.append(pyarrow.compute.list_value_length(column).to_numpy())
-    prompt, chosen, rejected = lengths
+    lengths: list[np.ndarray] = [np.zeros((len(IDS), 0), np.int64)]
+    for _, table in batches(pairs, IDS):
+        lengths.append(np.stack([pyarrow.compute.list_value_length(table[name]).to_numpy() for name in IDS]))
+    prompt, chosen, rejected = np.concatenate(lengths, axis=1)
     room = np.maximum((max_length or NO_LIMIT) - prompt, 0)
     return np.stack([np.minimum(chosen, room), np.minimum(rejected, room)], axis=1)
 

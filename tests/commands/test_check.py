@@ -25,6 +25,7 @@ from making import (
     make_tokenizer,
     make_tokenizer_with_start,
     quiet,
+    recipe_for,
     train_in,
     write_jsonl,
     write_splits,
@@ -33,7 +34,7 @@ from rich.console import Console
 
 from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError, apply, train
 from dpo_recipes.errors import UsageError
-from dpo_recipes.planning import memory, planned_run, trial_steps
+from dpo_recipes.planning import from_shape, memory, planned_run, trial_steps
 from dpo_recipes.planning.memory import PARTS, Unplannable
 from dpo_recipes.training.session import Session
 
@@ -343,6 +344,23 @@ def test_one_of_several_devices_is_planned_with_its_share_of_the_batch(made):
     said = of(found, "processes")
     assert said.level == "info" and "4 pairs a step = 2 pairs x 1 accumulation x 2 processes" in said.text
     assert "not compared with runs on several GPUs" in said.text and "--launch ddp --num-processes 2" in said.text
+
+
+def test_a_model_that_is_not_at_hand_is_planned_by_its_known_shape(tiny, monkeypatch):
+    config = json.loads((tiny() / "config.json").read_text())
+    monkeypatch.setattr(from_shape, "config_of", lambda model, revision: config if model == "org/known" else None)
+    recipe = recipe_for("org/known", adapter=None, max_length=64, micro_batch_size=1)
+    found = check(recipe, gpu="24GB", num_processes=4, engine="fsdp2")
+    assert by_level(found, "fail").keys() == {"model"}  # which it says as before
+    assert "the known shape of org/known alone, for pairs that fill max_length=64" in of(found, "shape").text
+    plan = found["plan"]
+    assert (plan["num_processes"], plan["engine"], plan["fits"], plan["tokens"]) == (4, "fsdp2", True, 64)
+    assert plan["total"] == plan["trainable"] > 0 and plan["weights"] < plan["total"] * 4
+
+    unknown = check(recipe_for("org/unknown"), gpu="24GB")
+    assert unknown["plan"] is None and of(unknown, "plan").level == "skipped"
+    does_not_divide = check(recipe.evolve(global_batch_size=6), gpu="24GB", num_processes=4)
+    assert "do not divide over 4 processes" in of(does_not_divide, "plan").text
 
 
 @pytest.mark.slow

@@ -333,6 +333,7 @@ def test_a_run_that_was_killed_behind_its_answers_gets_its_page_and_nothing_is_t
     assert (run.path / "report.html").exists() and not (run.path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_once_begins_a_run_goes_on_with_it_and_leaves_it_alone_when_it_has_finished(
     tiny, pairs_file, here, monkeypatch, at_every_step
 ):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 
 import pytest
 import torch
 from accelerate import DistributedDataParallelKwargs
-from accelerate.utils import DeepSpeedPlugin, fsdp_utils
+from accelerate.state import AcceleratorState
+from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin, fsdp_utils
+from rich.console import Console
+from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from transformers import AutoConfig, PreTrainedModel, Trainer
 
 from dpo_recipes import Data, LoRA, QLoRA, Recipe
@@ -22,11 +26,15 @@ from dpo_recipes.planning.engines import (
     launch,
     notes,
     on_a_device,
+    plan_on_engine,
     refuse_engine,
     sizes_of,
+    with_masters,
 )
+from dpo_recipes.planning.from_shape import session_of_shape
 from dpo_recipes.planning.memory import PARTS, Plan, plan
 from dpo_recipes.planning.pair_lengths import PairLength
+from dpo_recipes.planning.shapes import published_config, shape_of
 from dpo_recipes.recipe.resolve import Device, resolve
 
 GB = 10**9
@@ -135,6 +143,56 @@ def test_what_holds_between_engines_and_numbers_of_devices(whole, processes):
         assert twice.peak <= device_plan.peak, engine
     if whole is FULL:
         assert of_engine["zero3"].peak < of_engine["zero2"].peak < of_engine["ddp"].peak
+
+
+# ------------------------------------------------------------------------------------------- of a run in 16 bits
+
+# The model of FULL as an engine computes with it: 4 billion numbers in 16 bits
+IN_16_BITS = dataclasses.replace(
+    made_up_plan(weights=8 * GB, gradients=8 * GB, optimizer=16 * GB, activations=3 * GB), trainable=4 * GB
+)
+
+
+def test_by_hand_what_an_engine_keeps_in_32_bits_beside_its_16():
+    of_fsdp2 = with_masters(IN_16_BITS, "fsdp2", bytes_of_a_state=8)
+    assert parts_of(of_fsdp2) == {"weights": 16 * GB, "gradients": 16 * GB, "optimizer": 32 * GB, "activations": 3 * GB}
+    for engine in ("zero2", "zero3"):  # 2 + 2 + 12 bytes, as in the ZeRO paper
+        of_zero = with_masters(IN_16_BITS, engine, bytes_of_a_state=8)
+        assert parts_of(of_zero) == {
+            "weights": 8 * GB,
+            "gradients": 8 * GB,
+            "optimizer": 48 * GB,
+            "activations": 3 * GB,
+        }
+        assert of_zero.peak == of_fsdp2.peak == 67 * GB
+    waiting = with_masters(IN_16_BITS, "fsdp2", bytes_of_a_state=8, accumulation=2)
+    assert waiting.gradients == 8 * GB  # as they are reduced, in 16 bits
+    early = dataclasses.replace(IN_16_BITS, gradients=0, optimizer=0, peak=11 * GB)
+    assert with_masters(early, "fsdp2", 8).peak == 19 * GB  # a moment that has neither
+
+
+@pytest.mark.slow
+def test_a_device_holds_no_copies_of_weights_that_are_gathered_in_16_bits(tmp_path):
+    """Under DDP autocast holds a copy of every weight in 16 bits while a step goes on."""
+    config = {**published_config("HuggingFaceTB/SmolLM2-135M-Instruct"), "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    recipe = Recipe(
+        model=str(tmp_path), data=Data("d"), adapter=None, max_length=64, global_batch_size=4, micro_batch_size=1
+    )
+    device = Device("cuda", bf16=True, processes=4)
+    with session_of_shape(recipe, Console(quiet=True), device) as session:
+        pairs = [PairLength(1, 63, 63)]
+        plans = {engine: plan_on_engine(session, device, pairs, recipe, engine) for engine in ENGINES}
+
+    numbers = shape_of(config).total
+    kept = {"ddp": 4 * numbers, "fsdp2": numbers, "zero2": 2 * numbers, "zero3": numbers / 2}
+    states = {"ddp": 8 * numbers, "fsdp2": 2 * numbers, "zero2": 3 * numbers, "zero3": 3 * numbers}
+    for engine, found in plans.items():
+        assert found.trainable == numbers
+        assert found.weights == pytest.approx(kept[engine], rel=1e-3)
+        assert found.optimizer == pytest.approx(states[engine], rel=1e-3)
+        if engine != "ddp":
+            assert plans["ddp"].activations - found.activations >= 2 * shape_of(config).in_maps
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -251,5 +309,13 @@ def test_what_is_read_of_accelerate_and_transformers_still_holds(monkeypatch):
     loop = inspect.getsource(Trainer._run_epoch) if hasattr(Trainer, "_run_epoch") else inspect.getsource(Trainer)
     assert "DistributedType.DEEPSPEED" in loop and "self.accelerator.no_sync" in loop
     assert "needs_zero3_init = is_deepspeed_zero3_enabled() and not _is_quantized" in inspect.getsource(PreTrainedModel)
+    assert "if param.requires_grad and param.dtype != torch.float32" in prepared  # kept in 32 bits
+    divides = FullyShardedDataParallelPlugin(fsdp_version=2)
+    divides.set_mixed_precision("bf16")
+    policy = divides.mixed_precision_policy
+    assert policy.param_dtype == policy.reduce_dtype == torch.bfloat16  # gathered, and reduced
+    assert "fsdp_plugin.set_mixed_precision(self._mixed_precision)" in inspect.getsource(AcceleratorState)
+    assert '"mixed_precision": self.args.mixed_precision' in inspect.getsource(Trainer)
+    assert "unsharded_accumulated_grad" in inspect.getsource(FSDPParam.to_accumulated_grad_if_needed)
     configured = inspect.getsource(DeepSpeedPlugin)
     assert "reduce_bucket_size" not in configured and "stage3_max_live_parameters" not in configured

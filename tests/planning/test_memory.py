@@ -21,7 +21,8 @@ from dpo_recipes.models.skeleton import skeleton
 from dpo_recipes.models.weights import load_weights
 from dpo_recipes.planning.memory import PARTS, plan
 from dpo_recipes.planning.packed_weights import quantization_figures
-from dpo_recipes.planning.pair_lengths import PairLength, pair_lengths
+from dpo_recipes.planning.pair_lengths import PairLength
+from dpo_recipes.planning.stored_lengths import pair_lengths
 from dpo_recipes.recipe.resolve import Device, resolve
 from dpo_recipes.training.trainer import RecipeTrainer
 
@@ -154,7 +155,8 @@ def test_so_it_is_where_pairs_are_read_once(tiny, tmp_path, case):
     recipe = recipe_for(folder, **{**changes, "pair_sharing": "require", "trl": every_pair})
     settings = resolve(recipe, device)
     trainer = built(recipe, tmp_path, device)
-    pairs = pair_lengths(trainer.train_dataset, recipe.max_length)
+    lengths = pair_lengths([trainer.train_dataset], recipe.max_length)
+    pairs = lengths.most(lengths.read_once, len(trainer.train_dataset))
     planned = plan(skeleton(recipe, settings, str(folder)), recipe, settings, pairs=pairs)
     measured = measured_peak(trainer.train, resident(trainer.model))
     print(f"{case}: planned {planned.peak / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB, {planned}")
