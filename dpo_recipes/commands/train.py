@@ -127,7 +127,7 @@ def train(
         who = _policy_and_reference(trainer)
         changes.refuse_of_reference(who)
         changes.refuse_unknown()
-        since = processes.from_main(lambda: resumption.last_checkpoint(run))
+        since = processes.from_main(lambda: resumption.last_checkpoint(run, session.say))
         _describe(place, trainer, session, who)
         session.say(f"Policy: {who['policy']}. Reference: {who['reference']}.")
         if trainer.reference_cache:

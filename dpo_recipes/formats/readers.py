@@ -128,7 +128,7 @@ def _transcript(row: Row, side: str) -> list[Message]:
 
 
 def _sharegpt(row: Row) -> Row:
-    """ShareGPT's turns, and two replies as turns, as LLaMA-Factory has them."""
+    """The turns of a conversation, and two replies as turns: ShareGPT's, as LLaMA-Factory has them, or messages."""
     return _question_and_replies(row, "conversations")
 
 
@@ -277,9 +277,9 @@ FORMATS: dict[str, Format] = {
     ),
     "sharegpt": Format(
         reader=_sharegpt,
-        required=("conversations", "chosen", "rejected"),
+        required=("conversations|conversation|messages", "chosen", "rejected"),
         optional=("system",),
-        seen_in=("LLaMA-Factory",),
+        seen_in=("LLaMA-Factory", "fozziethebeat/alpaca_messages_2k_dpo_test"),
     ),
     "alpaca": Format(
         reader=_alpaca,

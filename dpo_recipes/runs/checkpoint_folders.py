@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +36,36 @@ def is_whole(checkpoint: Path) -> bool:
             f"The checkpoint {checkpoint} cannot be read: {error.strerror}. Make it readable, or move it away."
         ) from None
     return sizes == sizes_of(checkpoint)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Which file of a whole checkpoint cannot be opened, in words; None where all can.
+
+    A file may have its size and hold zeros, as after a loss of power, or something else where it begins or ends. What
+    is damaged within is found by what loads it.
+    """
+    for path in sorted(checkpoint.rglob("*")):
+        if path.suffix == ".safetensors" and not _has_header(path):
+            return f"{path.relative_to(checkpoint)} has no header that can be read"
+        if path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path):
+            return f"{path.relative_to(checkpoint)} is no file of torch"
+    return None
+
+
+def _has_header(path: Path) -> bool:
+    """Whether a file of safetensors begins with the table of its tensors: its length in 8 bytes, then JSON."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if len(start) < 8:
+            return False
+        (length,) = struct.unpack("<Q", start)
+        if length > size - 8:
+            return False
+        try:
+            return isinstance(json.loads(file.read(length)), dict)
+        except ValueError:  # no JSON, or no UTF-8
+            return False
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import ast
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from ..errors import RecipeError, UsageError, nearest
 from ..losses.plugins import PLUGIN_LOSSES
 from ..recipe import catalogue
 from ..recipe.recipe import Recipe
-from .checkpoint_folders import step_of, whole_checkpoints
+from .checkpoint_folders import damage, step_of, whole_checkpoints
 from .environment import installed
 from .folder import PAGE, Run
 from .rebuilt import FOLDER_NAME, assignments, differences
@@ -145,10 +145,13 @@ class Checkpoint(NamedTuple):
     step: int
 
 
-def last_checkpoint(run: Run) -> Checkpoint | None:
-    """The last whole checkpoint of a run; None where there is none, so that it begins anew."""
+def last_checkpoint(run: Run, say: Callable[[str], None]) -> Checkpoint | None:
+    """The last whole checkpoint of a run; None where there is none, so that it begins anew. What is damaged is said."""
     for path in whole_checkpoints(run.path / "checkpoints"):
-        return Checkpoint(path, step_of(path))
+        words = damage(path)
+        if words is None:
+            return Checkpoint(path, step_of(path))
+        say(f"{path} is passed over, as it is damaged: {words}.")
     return None
 
 

@@ -56,7 +56,7 @@ def _what_is_left_told(recipe: Recipe, run: Run, is_new: bool) -> Iterator[None]
                 error.add_note(f"What there is of the run stays in {run.path}.")
             error.add_note(f"To go on with it: {command(run, recipe)}")
         _explain_full_memory(error, recipe.name)
-        _explain_unwritable(error, run.path)
+        _explain_unwritable(error, run.path, is_new)
         raise
 
 
@@ -82,14 +82,14 @@ def _explain_full_memory(error: BaseException, name: str) -> None:
     ) from error
 
 
-def _explain_unwritable(error: BaseException, run_path: Path) -> None:
+def _explain_unwritable(error: BaseException, run_path: Path, is_new: bool) -> None:
     """RecipeError for an error that says that something cannot be written, whichever library says it."""
     reason = unwritable_reason(error)
     if reason is None or isinstance(error, RecipeError) or not isinstance(error, Exception):
         return
     model = run_path / "model"
     saved = f" The trained model is in {model}." if model.is_dir() else ""
-    raise RecipeError(
-        f"{unwritable_place(error) or run_path} cannot be written: {reason}.{saved} Make room, or choose another place "
-        "with --runs FOLDER."
-    ) from error
+    advice = "Make room, or choose another place with --runs FOLDER."
+    if not is_new:  # which has its place
+        advice = "Make room, or let it be written again, and give the same command."
+    raise RecipeError(f"{unwritable_place(error) or run_path} cannot be written: {reason}.{saved} {advice}") from error

@@ -111,7 +111,8 @@ def _data(file: Translation, folder: Path) -> None:
         raise UsageError("The file names no data set: dataset is missing.")
     names = listed if isinstance(listed, list) else [name.strip() for name in str(listed).split(",")]
     known = _dataset_info(file.take("dataset_dir", "data"), folder)
-    paths = [_place(file, name, known) for name in names]
+    field = "data.path" if len(names) == 1 else "data.mix"
+    paths = [_place(file, name, known, field) for name in names]
     if len(paths) == 1:
         file.values["data.path"] = paths[0]
     else:
@@ -126,7 +127,7 @@ def _data(file: Translation, folder: Path) -> None:
         file.left_out.append((f"val_size: {share}", "pairs are held out by share: data.eval, 0.05 unless set"))
     evaluated = file.take("eval_dataset")
     if evaluated:
-        file.values["data.eval"] = _place(file, str(evaluated), known)
+        file.values["data.eval"] = _place(file, str(evaluated), known, "data.eval")
 
 
 def _dataset_info(named: Any, folder: Path) -> dict[str, tuple[dict[str, Any], Path]]:
@@ -139,11 +140,11 @@ def _dataset_info(named: Any, folder: Path) -> dict[str, tuple[dict[str, Any], P
     return {}
 
 
-def _place(file: Translation, name: str, known: dict[str, tuple[dict[str, Any], Path]]) -> str:
-    """Where the rows of a data set lie; a file of that name where nothing says it."""
+def _place(file: Translation, name: str, known: dict[str, tuple[dict[str, Any], Path]], field: str) -> str:
+    """Where the rows of a data set lie that a field names; a file of that name where nothing says it."""
     if name not in known:
         guess = f"./{name}.json"
-        file.notes.append(f"No dataset_info.json says where {name} lies: set data.path, which is {guess} now.")
+        file.notes.append(f"No dataset_info.json says where {name} lies: set {field}, which has {guess} now.")
         return guess
     entry, place = known[name]
     if "hf_hub_url" in entry:

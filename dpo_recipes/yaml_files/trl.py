@@ -60,6 +60,10 @@ def translate(values: dict[str, Any]) -> Translation:
             key,
             "dtype='auto' decides: 16-bit weights under an adapter, 32 bits that are trained, bf16 where it is native",
         )
+    file.leave(
+        "preprocessing_num_workers",
+        "as many processes as there are cores prepare the pairs; trl.dataset_num_proc is another number",
+    )
     file.options()
     return file
 

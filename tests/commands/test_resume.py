@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from dpo_recipes import Data, LoRA, QLoRA, Recipe, RecipeError, Run, apply, load, train
 from dpo_recipes.errors import UsageError
-from dpo_recipes.runs.checkpoint_folders import whole_checkpoints
+from dpo_recipes.runs.checkpoint_folders import damage, whole_checkpoints
 from dpo_recipes.training import checkpoints as pace
 from dpo_recipes.training.trainer import RecipeTrainer
 
@@ -174,24 +174,39 @@ def test_another_reference_is_refused(stopped, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_was_cut_short_is_passed_over_and_one_that_is_damaged_is_named(stopped, tmp_path):
+def test_a_checkpoint_that_was_cut_short_is_removed_and_one_that_is_damaged_within_is_named(stopped, tmp_path):
     recipe, run = stopped
     last, before = whole_checkpoints(run.path / "checkpoints")
     with (last / "optimizer.pt").open("r+b") as file:
         file.truncate(100)
-    size = (before / "adapter_model.safetensors").stat().st_size
-    weights = (before / "adapter_model.safetensors").read_bytes()
-    (before / "adapter_model.safetensors").write_bytes(b"\xff" * size)
+    moments = (before / "optimizer.pt").read_bytes()
+    begin = moments.index(b"data.pkl") + 60
+    (before / "optimizer.pt").write_bytes(moments[:begin] + b"\xff" * 64 + moments[begin + 64 :])
     with pytest.raises(RecipeError, match=f"The checkpoint {before} cannot be loaded: .* Move it away"):
         quietly(recipe, tmp_path, resume=run)
     assert not last.exists()  # nobody can go on from it
 
-    (before / "adapter_model.safetensors").write_bytes(weights)
+    (before / "optimizer.pt").write_bytes(moments)
     environment = json.loads((run.path / "environment.json").read_text())
     environment["device"]["processes"] = 2
     (run.path / "environment.json").write_text(json.dumps(environment))
     _, said = quietly(recipe, tmp_path, resume=run)
     assert f"goes on after step {STOPPED_IN - 1}. It was in 2 processes and is in 1 now; a step has the same" in said
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_zeros_is_passed_over_for_the_one_before(stopped, tmp_path):
+    recipe, run = stopped
+    last, before = whole_checkpoints(run.path / "checkpoints")
+    for name, words in {
+        "optimizer.pt": "optimizer.pt is no file of torch",
+        "adapter_model.safetensors": "adapter_model.safetensors has no header that can be read",
+    }.items():
+        (last / name).write_bytes(b"\0" * (last / name).stat().st_size)  # as after a loss of power
+        assert damage(last) == words and damage(before) is None
+    resumed, said = quietly(recipe, tmp_path, resume=run)
+    assert f"{last} is passed over, as it is damaged: adapter_model.safetensors has no header" in said
+    assert f"goes on after step {STOPPED_IN - 1}." in said and resumed.is_finished
 
 
 @pytest.mark.slow

@@ -197,6 +197,16 @@ SETS = {
     "tools": ("preference", {**WHOLE, "tools": [TOOL]}, pair([user("Ok?")], tools=[TOOL])),
     "Anthropic/hh-rlhf": ("hh_rlhf", {"chosen": f"{TRANSCRIPT} Yes.", "rejected": f"{TRANSCRIPT} No."}, pair(TALK)),
     "a transcript as prompt": ("hh_rlhf", {"prompt": TRANSCRIPT, "chosen": " Yes.", "rejected": " No."}, pair(TALK)),
+    "fozziethebeat/alpaca_messages_2k_dpo_test": (
+        "sharegpt",
+        {"conversation": [user("Hi"), said("Hello"), user("Ok?")], "chosen": said("Yes."), "rejected": said("No.")},
+        pair(TALK),
+    ),
+    "Axolotl's chat_template.default with the fields that it has unless told": (
+        "sharegpt",
+        {"messages": [user("Ok?")], "chosen": said("Yes."), "rejected": said("No.")},
+        pair([user("Ok?")]),
+    ),
     "LLaMA-Factory, dicts": (
         "sharegpt",
         {"conversations": [human("Hi"), gpt("Hello"), human("Ok?")], "chosen": gpt("Yes."), "rejected": gpt("No.")},

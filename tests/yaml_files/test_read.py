@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import yaml
-from making import train_in
+from making import make_pairs, train_in, write_jsonl
 
 from dpo_recipes import LoRA, QLoRA, load
 from dpo_recipes.commands.recipes import new_from_yaml
@@ -235,14 +237,63 @@ def test_the_file_that_is_written_is_that_recipe(tmp_path):
         new_from_yaml("mine", file, tmp_path / "recipes")
 
 
+def _handbook_pairs(folder):
+    """Pairs as the handbook's sets have them: the question once more at the head of each side."""
+    for split, pairs in (("train_prefs", make_pairs(24)), ("test_prefs", make_pairs(32)[24:])):
+        rows = []
+        for pair in pairs:
+            sides = {side: pair["prompt"] + pair[side] for side in ("chosen", "rejected")}
+            rows.append({"prompt": pair["prompt"][0]["content"], **sides, "score_chosen": 8.0, "score_rejected": 4.0})
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    return folder
+
+
+def _axolotl_pairs(file):
+    """Pairs as Axolotl's chat_template.default reads them: a list of messages, and one on each side."""
+    rows = []
+    for pair in make_pairs(24):
+        rows.append({"conversation": pair["prompt"], "chosen": pair["chosen"][0], "rejected": pair["rejected"][0]})
+    return write_jsonl(file, rows)
+
+
+def _llama_factory_pairs(file):
+    """Pairs as LLaMA-Factory's examples have them: turns of `from` and `value`, in one array of a JSON file."""
+    rows = []
+    for pair in make_pairs(24):
+        sides = {side: {"from": "gpt", "value": pair[side][0]["content"]} for side in ("chosen", "rejected")}
+        rows.append({"conversations": [{"from": "human", "value": pair["prompt"][0]["content"]}], **sides})
+    file.write_text(json.dumps(rows))
+    return file
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_answers")
-def test_an_imported_recipe_trains(tiny, pairs_file, tmp_path):
-    values = yaml.safe_load(AXOLOTL)
-    values |= {"base_model": str(tiny()), "datasets": [{"path": str(pairs_file), "type": "chat_template.default"}]}
-    values |= {"max_steps": 2, "gradient_accumulation_steps": 2, "gradient_checkpointing": False, "lora_r": 4}
+@pytest.mark.parametrize("program", ["trl", "handbook", "axolotl", "llama_factory"])
+def test_an_imported_recipe_trains(tiny, pairs_file, tmp_path, program):
+    if program == "trl":
+        values = yaml.safe_load(TRL)
+        values |= {"dataset_name": str(pairs_file), "load_in_4bit": False, "lora_r": 4}
+        for key in ("dataset_config", "dataset_train_split", "dataset_test_split"):
+            del values[key]
+    elif program == "handbook":
+        values = yaml.safe_load(HANDBOOK)
+        del values["dataset_mixture"]
+        pairs = _handbook_pairs(tmp_path)
+        values |= {"dataset_mixer": {str(pairs): 1.0}, "dataset_splits": ["train_prefs", "test_prefs"]}
+        values |= {"preprocessing_num_workers": 12}
+    elif program == "axolotl":
+        values = yaml.safe_load(AXOLOTL)
+        pairs = _axolotl_pairs(tmp_path / "pairs.jsonl")
+        values |= {"datasets": [{"path": str(pairs), "type": "chat_template.default"}], "lora_r": 4}
+    else:
+        values = yaml.safe_load(LLAMA_FACTORY)
+        _llama_factory_pairs(tmp_path / "mine.json")
+        del values["quantization_bit"]
+
+    values["base_model" if program == "axolotl" else "model_name_or_path"] = str(tiny())
+    values |= {"max_steps": 2, "gradient_accumulation_steps": 2, "gradient_checkpointing": False}
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(values))
     target, _ = new_from_yaml("mine", file, tmp_path)
     run = train_in(tmp_path, load(target))
-    assert len([row for row in run.metrics if "loss" in row]) == 2 and (run.path / "model").is_dir()
+    assert len([row for row in run.metrics if "grad_norm" in row]) == 2 and (run.path / "model").is_dir()
