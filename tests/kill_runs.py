@@ -206,15 +206,15 @@ def results_of(run: Path) -> dict[str, Any]:
     return results
 
 
-def waiting(runs: Path) -> list[Path]:
-    """The runs that have a folder and have not written all."""
-    return [run for run in runs.glob("*") if not (run / "report.html").exists() or (run / "checkpoints").exists()]
+def waiting(runs: Path, files: list[str]) -> list[Path]:
+    """The runs that have a folder and have not come to what a finished one has in it."""
+    return [run for run in runs.glob("*") if sorted(path.name for path in run.iterdir()) != files]
 
 
-def kill(place: Place, phases: list[str], whole: list[Stretch], draw: random.Random) -> Counter[str]:
+def kill(place: Place, phases: list[str], whole: list[Stretch], files: list[str], draw: random.Random) -> Counter[str]:
     """Kill a run in each of these phases, and go on until all have finished; how often what was seen.
 
-    RuntimeError where one cannot go on.
+    `files`: what a finished run has in its folder. RuntimeError where one cannot go on.
     """
     seen: Counter[str] = Counter()
     kills = 0
@@ -223,7 +223,7 @@ def kill(place: Place, phases: list[str], whole: list[Stretch], draw: random.Ran
         phase = phases[kills] if kills < len(phases) else None
         if phase in REMADE:
             shutil.rmtree(place.cache / REMADE[phase], ignore_errors=True)
-        going_on = ["--resume"] if waiting(place.runs) else []
+        going_on = ["--resume"] if waiting(place.runs, files) else []
         code = place.train(*going_on, dies_in=moment(phase, whole, draw) if phase else None)
         said = place.said.read_text(encoding="utf-8", errors="replace")
         if was_killed:
@@ -272,7 +272,7 @@ def main() -> int:
     if whole[0].stage != LIBRARIES:  # the recipe makes its data
         turns[:1] = ["making"]
     try:
-        seen = kill(place, turns, whole, random.Random(given.seed))
+        seen = kill(place, turns, whole, expected["files"], random.Random(given.seed))
     except RuntimeError as error:
         print(error)
         return 1
