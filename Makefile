@@ -5,7 +5,9 @@ ARGS ?=
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install train list test lint clean
+# make demo QUICK=1        on a third of the questions
+QUICK ?=
+.PHONY: help install train demo list test lint clean
 .DEFAULT_GOAL := help
 
 help: ## Show these targets
@@ -24,6 +26,9 @@ install: .venv/.installed ## Make .venv with the tested versions (constraints.tx
 
 train: .venv/.installed ## Train RECIPE (default: quickstart) with ARGS
 	@$(BIN)/dpo-recipes train $(RECIPE) $(ARGS)
+
+demo: .venv/.installed ## Teach a real model of 135 M parameters to answer plainly
+	@$(BIN)/dpo-recipes train $(if $(QUICK),smollm2_135m_quick,smollm2_135m_cpu) $(ARGS)
 
 list: .venv/.installed ## List the recipes
 	@$(BIN)/dpo-recipes list

