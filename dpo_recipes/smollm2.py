@@ -132,12 +132,16 @@ def make(folder: Path, seed: int, *, model: str | None = None, questions: int | 
     fetched.
     """
     if model is None:
-        base = _converted()
-        shutil.copytree(base, folder / "model", copy_function=_link)
+        make_model(folder, seed)
         model = str(folder / "model")
     asked = QUESTIONS.read_text(encoding="utf-8").splitlines()
     held_out, train = asked[:HELD_OUT], asked[HELD_OUT:]
     _write_pairs(folder / "pairs", model, {"train": train[:questions], "eval": held_out}, seed)
+
+
+def make_model(folder: Path, seed: int) -> None:
+    """Write `folder/model`. RecipeError where it cannot be fetched. The same for every seed."""
+    shutil.copytree(_converted(), folder / "model", copy_function=_link)
 
 
 def _write_pairs(folder: Path, model_name: str, splits: dict[str, list[str]], seed: int) -> None:
