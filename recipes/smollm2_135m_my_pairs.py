@@ -3,8 +3,9 @@
 Group     To begin with
 What      SmolLM2-135M-Instruct comes out of a PyPI package (93 MB), as in smollm2_135m_cpu; the pairs are yours. Small
           enough to try what a data set teaches before a model is rented for it.
-Source    Loss and beta are TRL's defaults (sigmoid, 0.1); the rate is our own choice, twenty times that of the alignment
-          handbook's adapters, as the model is small and the pairs are few. docs/real-pairs.md shows what it gives.
+Source    Loss and beta are TRL's defaults (sigmoid, 0.1); the rate is our own choice, twenty times that of the
+          alignment handbook's adapters, as the model is small and the pairs are few. What it gives: docs/real-pairs.md
+          of the repository.
 Hardware  Any CPU with 4 GB of memory.
 Command   dpo-recipes train smollm2_135m_my_pairs data.path=my_pairs.jsonl
 Expect    Loss from 0.693 downwards, rewards/accuracies from 0.5 upwards.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # What of a run's data stays where others take their place: how conversations are written out, and what is allowed.
 KEPT_OF_DATA = ("chat_template", "chat_template_kwargs", "template_date", "system", "allow", "max_dropped")
 # What a recipe says of the measuring alone, so that a finished run may be asked otherwise.
-OF_THE_MEASURE = ("answers", "forgetting", "forgetting_limit")
+OF_THE_MEASURE = ("answers", "answers_temperature", "forgetting", "forgetting_limit")
 
 
 class Subject(NamedTuple):

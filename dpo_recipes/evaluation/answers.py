@@ -38,8 +38,8 @@ def answers(
     """(rows for samples.jsonl, what answers, reward and measures say before and after), on the same prompts.
 
     `positions`: how many tokens policy and reference reach, prompt and answer together; None: nothing limits them.
-    Answers are drawn from the models as they are, at temperature 1, by both with the same random numbers. `before` is
-    what the answers of the reference show. `console` shows how far it is.
+    Answers are drawn at the recipe's temperature, by both with the same random numbers. `before` is what the answers of
+    the reference show. `console` shows how far it is.
     """
     console = console or Console(quiet=True)
     asked = questions(recipe, trainer.eval_dataset, positions)
@@ -55,12 +55,14 @@ def answers(
         asked.ids,
         console=console,
         max_new_tokens=asked.max_new_tokens,
+        temperature=recipe.answers_temperature,
         seed=recipe.seed,
         samples=counts.policy,
         reference_samples=counts.reference,
     )
 
-    kl = kl_to_reference(trainer.model, reference, asked.ids, policy_replies, console)
+    temperature = recipe.answers_temperature
+    kl = kl_to_reference(trainer.model, reference, asked.ids, policy_replies, console, temperature)
     scorer = scorer_of(recipe, trainer.model.device)
     said = said_of(recipe, scorer, asked.prompts, reference_replies, policy_replies, kl, console)
     samples = _samples(asked, reference_replies, policy_replies, said.by_prompt)
@@ -90,6 +92,8 @@ def said_of(
     """
     before = _texts("answers", reference_replies) | {"kl": 0.0}
     after = _texts("answers", policy_replies) | mean_and_error("kl", kl)
+    if recipe.answers_temperature != 1:
+        before["answers/temperature"] = after["answers/temperature"] = recipe.answers_temperature
     by_prompt = {"kl": kl.mean(dim=1)}
     if isinstance(recipe.reward, JudgeEndpoint):
         wins, of_judge = compared_by_judge(recipe.reward, prompts, reference_replies, policy_replies, console)
@@ -164,9 +168,9 @@ def drawn(
     console: Console,
     guide: Guide | None = None,
 ) -> Replies:
-    """A model's answers to what is asked; with the recipe's seed every model draws with the same random numbers.
+    """A model's answers to what is asked, at the recipe's temperature.
 
-    `words` say on the console what is counted.
+    With the recipe's seed every model draws with the same random numbers. `words` say on the console what is counted.
     """
     with Stage(console, words, unit="answers") as stage:
         return generate(
@@ -175,6 +179,7 @@ def drawn(
             asked.ids,
             samples=samples,
             max_new_tokens=asked.max_new_tokens,
+            temperature=recipe.answers_temperature,
             seed=recipe.seed,
             guide=guide,
             progress=stage.show,

@@ -97,11 +97,17 @@ def dialled_answers(
     guide = guided_by(reference.model, factor)
     samples = draws(recipe).policy
     replies = drawn(policy, tokenizer, recipe, asked, samples, f"Answers at dial {factor:g}", console, guide)
-    return replies, _kl(policy, reference, factor, asked.ids, replies, console)
+    return replies, _kl(policy, reference, factor, asked.ids, replies, console, recipe.answers_temperature)
 
 
 def _kl(
-    policy: Any, reference: Reference, factor: float, ids: list[list[int]], replies: Replies, console: Console
+    policy: Any,
+    reference: Reference,
+    factor: float,
+    ids: list[list[int]],
+    replies: Replies,
+    console: Console,
+    temperature: float,
 ) -> torch.Tensor:
     """The KL to the reference along every reply, of the distributions that it was drawn from: (prompts, samples)."""
     reference_logits = lent_logits(reference.model)
@@ -111,4 +117,4 @@ def _kl(
         of_reference = reference_logits(input_ids, attention_mask).float()
         return of_reference + factor * (of_policy - of_reference)
 
-    return kl_along(policy, dialled_logits, reference_logits, ids, replies, console)
+    return kl_along(policy, dialled_logits, reference_logits, ids, replies, console, temperature)

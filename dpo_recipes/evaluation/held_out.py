@@ -202,6 +202,15 @@ METRICS = (
         alarm="It grows by several points: the policy goes round in circles.",
         meaning="Share of the runs of four tokens in an answer that stand in it before, as a mean over answers.",
     ),
+    Metric(
+        name="answers/temperature",
+        words="temperature of answers",
+        short=None,
+        form="g",
+        direction="either",
+        alarm="It differs between two runs: their answers, rewards and KL cannot be compared.",
+        meaning="What the logits are divided by before an answer is drawn; also those that the KL is of.",
+    ),
     # Logged and in evaluation.json, but not in the closing table.
     Metric(
         name="forgetting/token_accuracy_change",

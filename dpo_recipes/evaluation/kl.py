@@ -17,12 +17,18 @@ from .logits import Logits, lent_logits, logits_of, tokens_of_a_batch
 
 
 def kl_to_reference(
-    policy: Any, reference: Reference, ids: list[list[int]], replies: Replies, console: Console | None = None
+    policy: Any,
+    reference: Reference,
+    ids: list[list[int]],
+    replies: Replies,
+    console: Console | None = None,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
     """The KL along every reply of the policy, nats: float64 of shape (prompts, samples)."""
     policy_logits = functools.partial(logits_of, policy)
     reference_logits = lent_logits(reference.model)
-    return kl_along(policy, policy_logits, reference_logits, ids, replies, console or Console(quiet=True))
+    console = console or Console(quiet=True)
+    return kl_along(policy, policy_logits, reference_logits, ids, replies, console, temperature)
 
 
 def kl_along(
@@ -32,6 +38,7 @@ def kl_along(
     ids: list[list[int]],
     replies: Replies,
     console: Console,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
     """`sequence_kl` of every reply, nats: float64 of shape (prompts, samples); `model` is in eval mode meanwhile."""
     prompts_ids, replies_ids = ids_of_each(ids, replies)
@@ -44,6 +51,7 @@ def kl_along(
                 reference_logits,
                 prompts_ids,
                 replies_ids,
+                temperature=temperature,
                 batch_tokens=tokens_of_a_batch(model),
                 progress=stage.show,
             )
@@ -69,15 +77,17 @@ def sequence_kl(
     prompts_ids: list[list[int]],
     replies_ids: list[list[int]],
     *,
+    temperature: float = 1.0,
     batch_size: int = 64,
     batch_tokens: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> torch.Tensor:
     """KL(policy || reference) in nats along each reply: float32 of shape (n,), on the CPU.
 
-    The sum over reply positions of the KL of the two next-token distributions over the full vocabulary. Over replies
-    drawn from the policy at temperature 1 its mean estimates the KL of whole sequences (2305.18290, section 6.1), never
-    below 0 and much quieter than the log-ratio of the sampled tokens. The callables get CPU tensors and move them.
+    The sum over reply positions of the KL of the two next-token distributions over the full vocabulary, both at
+    `temperature`. Over replies drawn from the policy at that temperature its mean estimates the KL of whole sequences
+    (2305.18290, section 6.1), never below 0 and much quieter than the log-ratio of the sampled tokens. The callables
+    get CPU tensors and move them.
     A batch has at most `batch_size` rows and `batch_tokens` positions, padding with them, or one row that is longer.
     `progress(done, total)` counts replies.
     """
@@ -95,7 +105,9 @@ def sequence_kl(
         for k, index in enumerate(batch):
             # Position t predicts token t + 1.
             predicting = slice(len(prompts_ids[index]) - 1, len(rows[index]) - 1)
-            kl[index] = summed_kl(policy[k, predicting], reference[k, predicting])
+            of_policy = policy[k, predicting].float() / temperature
+            of_reference = reference[k, predicting].float() / temperature
+            kl[index] = summed_kl(of_policy, of_reference)
         done += len(batch)
         progress(done, len(rows))
     return kl

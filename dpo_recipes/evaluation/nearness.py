@@ -85,7 +85,9 @@ def _answers_of(
     with exported() as model:
         samples = draws(recipe).policy
         replies = drawn(model, tokenizer, recipe, asked, samples, "Answers of the export", console)
-    kl = kl_along(policy, lent_logits(exported), lent_logits(reference.model), asked.ids, replies, console)
+    exported_logits, reference_logits = lent_logits(exported), lent_logits(reference.model)
+    temperature = recipe.answers_temperature
+    kl = kl_along(policy, exported_logits, reference_logits, asked.ids, replies, console, temperature)
     return replies, kl
 
 

@@ -66,6 +66,7 @@ LARGEST_SFT_WEIGHT = at_most(
 )
 MOST_EPOCHS = at_most(100, "published runs take 1 to 5; a longer one is asked for in steps, trl.max_steps")
 MOST_ANSWERS = at_most(1000, "they tell the mean reward of a prompt to 3 % of its spread")
+HIGHEST_TEMPERATURE = at_most(10, "any higher and every word is drawn as often as every other")
 LONGEST = at_most(10_000_000, "no model reads more tokens; none switches truncation off")
 
 
@@ -114,6 +115,8 @@ class Recipe(Value):
     # answers of the policy to each held-out prompt, beside three times as many of the reference
     # None: 8 where the reward is a function, 4 where it is a model, and else 1 of either
     answers: Annotated[int | None, at_least(1), MOST_ANSWERS] = None
+    # of these answers, by both; 1 is the models as they are, which is what the loss is about
+    answers_temperature: Annotated[float, POSITIVE, HIGHEST_TEMPERATURE] = 1.0
     # rules of the guard: a level by name, "off" to ask it not at all; or rule(rows, run), one more of these
     rules: dict[str, str | Callable[..., Any]] = field(default_factory=dict)
     # A file of text that has nothing to do with the pairs, one a line; None: our own. Measured before and after.

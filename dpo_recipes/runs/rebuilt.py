@@ -31,6 +31,7 @@ MAY_DIFFER = (
     "reward",
     "measures",
     "answers",
+    "answers_temperature",
     "forgetting",
     "forgetting_limit",
     "prepare",

@@ -29,6 +29,7 @@ WITHOUT_EFFECT = (
     "reward",
     "measures",
     "answers",
+    "answers_temperature",
     "forgetting",
     "forgetting_limit",
     "data.max_dropped",

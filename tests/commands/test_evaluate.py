@@ -79,6 +79,15 @@ def test_two_folders_on_the_pairs_of_a_run_say_what_the_run_says(run, tiny, pair
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json", "samples.jsonl", "pairs.jsonl"}
 
 
+def test_answers_may_be_drawn_at_another_temperature(run, tmp_path):
+    at_1 = run.evaluation["after"]
+    nearly_greedy = evaluate(run, changes=["answers_temperature=0.01"], to=tmp_path, console=quiet())
+    assert "answers/temperature" not in at_1
+    assert nearly_greedy["before"]["answers/temperature"] == nearly_greedy["after"]["answers/temperature"] == 0.01
+    assert nearly_greedy["after"]["rewards/margins"] == pytest.approx(at_1["rewards/margins"], rel=1e-5)
+    assert nearly_greedy["after"]["kl"] != pytest.approx(at_1["kl"], rel=0.05)
+
+
 def test_a_limit_may_be_set_for_a_finished_run(run, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("Bread needs flour and water.\nThe bus leaves at ten.\n", "utf-8")

@@ -52,18 +52,9 @@ def test_ones_own_come_first_and_the_others_by_group(here):
     assert [row["name"] for row in rows if row["group"] == "To begin with"] == [
         "quickstart",
         "smollm2_135m_cpu",
+        "smollm2_135m_my_pairs",
         "smollm2_135m_quick",
     ]
-
-
-def test_an_unchanged_copy_of_a_shipped_recipe_is_none_of_yours(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "recipes").mkdir()
-    for name in ("starter", "quickstart"):
-        text = (SHIPPED / f"{name}.py").read_bytes()
-        (tmp_path / "recipes" / f"{name}.py").write_bytes(text if name == "quickstart" else text + b"# mine\n")
-    groups = {row["name"]: row["group"] for row in list_()}
-    assert (groups["starter"], groups["quickstart"]) == ("Yours", "To begin with")
 
 
 def test_an_unchanged_copy_of_a_shipped_recipe_is_none_of_yours(tmp_path, monkeypatch):

@@ -32,28 +32,31 @@ def small_model(seed):
 
 
 @torch.no_grad()
-def kl_by_hand(policy, reference, prompt, reply) -> float:
+def kl_by_hand(policy, reference, prompt, reply, temperature) -> float:
     """One forward a position, and the sum over the vocabulary in Python's own float64."""
     total = 0.0
     for position in range(len(reply)):
         ids = torch.tensor([prompt + reply[:position]])
-        p = policy(ids, torch.ones_like(ids))[0, -1].double().softmax(0)
-        q = reference(ids, torch.ones_like(ids))[0, -1].double().softmax(0)
+        p = (policy(ids, torch.ones_like(ids))[0, -1].double() / temperature).softmax(0)
+        q = (reference(ids, torch.ones_like(ids))[0, -1].double() / temperature).softmax(0)
         total += sum(a * math.log(a / b) for a, b in zip(p.tolist(), q.tolist(), strict=True))
     return total
 
 
-def test_sequence_kl_is_the_sum_over_reply_positions_in_float64():
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sequence_kl_is_the_sum_over_reply_positions_in_float64(temperature):
     with torch.random.fork_rng():
         policy = small_model(0)
         reference = small_model(1)
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [3, 3]]
     replies = [[11, 12], [13, 14, 15, 16, 17], [18], []]
-    by_hand = [kl_by_hand(policy, reference, prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)]
+    by_hand = []
+    for prompt, reply in zip(prompts, replies, strict=True):
+        by_hand.append(kl_by_hand(policy, reference, prompt, reply, temperature))
     assert by_hand[0] > 0.01
     expected = torch.tensor(by_hand, dtype=torch.float64)
     for batch_size in (1, 3, 64):
-        kl = sequence_kl(policy, reference, prompts, replies, batch_size=batch_size)
+        kl = sequence_kl(policy, reference, prompts, replies, temperature=temperature, batch_size=batch_size)
         assert kl.dtype == torch.float32 and not kl.requires_grad
         torch.testing.assert_close(kl.double(), expected, rtol=1e-4, atol=1e-5)
     assert sequence_kl(policy, policy, prompts, replies).tolist() == [0.0] * 4

@@ -62,6 +62,7 @@ ACTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "reward": (reward, {}, "evaluation"),
     "measures": ({"length": reward}, {}, "evaluation"),
     "answers": (2, {}, "evaluation"),
+    "answers_temperature": (0.7, {}, "evaluation"),
     "rules": ({"over_fitting": "off"}, {}, "guard"),
     "forgetting": ("texts.jsonl", {}, "evaluation"),
     "forgetting_limit": (0.1, {}, "evaluation"),
