@@ -18,6 +18,7 @@ from rich.console import Console
 
 from ..errors import RecipeError, stop_at_fails
 from ..formats.pair_weights import WEIGHT
+from ..planning.chosen_settings import adopt
 from ..recipe.adapters import LoRA, QLoRA
 from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import Recipe
@@ -43,7 +44,7 @@ ALWAYS = ("beta", "loss_type", "max_length", "learning_rate", "num_train_epochs"
 
 
 def export_trl(recipe: Recipe, run: Run | None, folder: Path, console: Console) -> dict[str, Any]:
-    """Write the recipe, as `run` was trained where it is given, for TRL alone; returns what its export.json holds.
+    """Write the recipe for TRL alone, as `run` was trained, or as it would be trained here; returns its export.json.
 
     RecipeError where TRL cannot say it, or where the pairs are no longer those of the run.
     """
@@ -53,7 +54,10 @@ def export_trl(recipe: Recipe, run: Run | None, folder: Path, console: Console) 
     stop_at_fails(session.findings)
     refuse_images(session, "export --trl", "it writes the pairs as a jsonl file")
     _refuse_pairs_that_trl_cannot_read(session)
-    if run is not None:
+    if run is None:
+        adopt(session)
+        recipe = session.recipe
+    else:
         _refuse_other_pairs(session, run)
 
     weights = session.settings.weights
