@@ -40,7 +40,10 @@ def subject(run: Contents) -> Html:
         facts.append(("Policy", f"{run.reference['policy']}"))
         facts.append(("Reference", f"{run.reference['reference']}"))
     facts.append(("Data", _data_in_words(run)))
-    facts.append(("Objective", f"loss {plain(values('loss'))}, beta {plain(values('beta'))}"))
+    objective = f"loss {plain(values('loss'))}, beta {plain(values('beta'))}"
+    if values("sft_weight"):
+        objective += f", and the likelihood of the chosen answers at weight {plain(values('sft_weight'))}"
+    facts.append(("Objective", objective))
     training = f"learning rate {plain(values('learning_rate'))}, {plain(values('global_batch_size'))} pairs a step"
     facts.append(("Training", f"{training}, {progress(run)}"))
     return table(facts, css="facts")

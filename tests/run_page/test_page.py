@@ -202,3 +202,10 @@ def test_what_is_no_run_and_what_is_damaged_is_said(tmp_path):
     (folder / "metrics.jsonl").write_text('{"step": 1}\nnothing\n{"step": 2}\n')
     with pytest.raises(RecipeError, match="metrics.jsonl is damaged in line 2"):
         contents(folder)
+
+
+def test_the_objective_names_the_likelihood_that_is_added_to_the_loss(tmp_path):
+    alone = page([contents(make_run(tmp_path / "alone"))])
+    held = page([contents(make_run(tmp_path / "held", sft_weight=0.5))])
+    assert "loss sigmoid, beta 0.1<" in alone
+    assert "loss sigmoid, beta 0.1, and the likelihood of the chosen answers at weight 0.5<" in held
