@@ -5,7 +5,7 @@ ARGS ?=
 PYTHON ?= python3
 BIN := .venv/bin
 
-# make demo QUICK=1        on a third of the questions
+# make demo QUICK=1        on a fifth of the questions
 QUICK ?=
 .PHONY: help install train demo list test lint clean
 .DEFAULT_GOAL := help

@@ -154,7 +154,9 @@ def _write_pairs(folder: Path, model_name: str, splits: dict[str, list[str]], se
 
     from .data.ranked_pairs import by_last_question, preference_pairs
     from .progress import Stage
+    from .training.tqdm_bars import quieten
 
+    quieten()
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     model = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.bfloat16).eval()
     folder.mkdir()
@@ -236,9 +238,12 @@ def _convert(weights: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from .training.tqdm_bars import quieten
+
     if importlib.util.find_spec("gguf") is None:  # which Transformers reads the file with
         raise RecipeError("The package gguf, which reads the weights, is missing: pip install 'dpo-recipes[demo]'")
 
+    quieten()
     where: dict[str, Any] = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
     unpacked = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     # A model that came from a GGUF file is taken for a quantised one, which cannot be saved.
