@@ -4,11 +4,11 @@ Group     To begin with
 What      SmolLM2-135M-Instruct comes out of a PyPI package (93 MB), as in smollm2_135m_cpu; the pairs are yours. Small
           enough to try what a data set teaches before a model is rented for it.
 Source    Loss and beta are TRL's defaults (sigmoid, 0.1); the rate is our own choice, twenty times that of the
-          alignment handbook's adapters, as the model is small and the pairs are few. What it gives: docs/real-pairs.md
-          of the repository.
+          alignment handbook's adapters, as the model is small and the pairs are few.
 Hardware  Any CPU with 4 GB of memory.
 Command   dpo-recipes train smollm2_135m_my_pairs data.path=my_pairs.jsonl
-Expect    Loss from 0.693 downwards, rewards/accuracies from 0.5 upwards.
+Expect    Loss from 0.693 downwards, rewards/accuracies from 0.5 upwards. 1,039 pairs of polite and impolite answers to
+          short instructions (rasbt/LLMs-from-scratch, chapter 7) took the held-out ones from 50 to 76 % (64 to 86 %).
 """
 
 from dpo_recipes import Data, LoRA, Recipe, smollm2
