@@ -31,6 +31,11 @@ class SessionOfShape(Session):
         self.reference_path = ""
         self.reference_adapter = ""
 
+    @property
+    def has_images(self) -> bool:
+        """There are no pairs."""
+        return False
+
 
 @contextmanager
 def session_of_shape(recipe: Recipe, console: Console, device: Device) -> Iterator[SessionOfShape | None]:

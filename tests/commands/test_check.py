@@ -368,7 +368,8 @@ def test_where_it_does_not_fit_other_engines_and_more_processes_are_ways_out(mad
     found = check(made(adapter=None, micro_batch_size=1, trl=OPEN), gpu="1KB", num_processes=2, engine="zero2")
     changes = {way["change"]: way for way in found["plan"]["ways_out"]}
     assert {"--engine ddp", "--engine fsdp2"} <= changes.keys()  # as DeepSpeed's bucket is larger than this model
-    assert changes["--engine ddp"]["saves"] > 1.9e9 and changes["--engine ddp"]["same_maths"]
+    # The bucket, 500 million numbers of 16 bits, less what DDP holds more of everything.
+    assert changes["--engine ddp"]["saves"] == pytest.approx(1e9, rel=0.01) and changes["--engine ddp"]["same_maths"]
     assert "--engine fsdp2 saves " in of(found, "memory").text
 
 
