@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
 from . import cli_options as options
-from . import terminal
+from . import option_values, results, terminal
 from .command_words import refuse_mistyped_options, with_run_of_resume
 from .commands import recipes as recipe_files
 from .errors import Finding, RecipeError, UsageError, nearest
 from .recipe import catalogue, overrides
-from .recipe.judges import Endpoint, JudgeEndpoint, RewardModel
-from .recipe.recipe import PREPARED, Recipe
+from .recipe.judges import Endpoint
+from .recipe.recipe import Recipe
 from .runs.files import to_json
-from .sentences import LastingConsole, Sentence, print_line
+from .sentences import LastingConsole, Sentence
 from .side_by_side import SideBySide, prompts
 from .signals import Stopped, stop_signals_raised
 from .told_once import told_once
@@ -95,19 +94,7 @@ def list_(
     if as_json:
         _print_json(recipes)
         return
-    if not recipes:
-        print_line(Console(), "No recipe is like that. All of them: dpo-recipes list")
-        return
-
-    memory = [] if gpu is None else [recipe_files.memory_in_words(recipe) for recipe in recipes]
-    Console().print(terminal.recipe_list(recipes, memory))
-    if gpu is not None:
-        print_line(
-            Console(),
-            "By formula, from the model's shape: between what every step holds, and more than one takes that reads "
-            "pairs of max_length, one at a time unless the recipe says how many. What cannot fit is left out. What a "
-            f"run on your pairs needs: dpo-recipes check NAME --gpu {gpu}",
-        )
+    results.print_recipes(recipes, gpu)
 
 
 @app.command(rich_help_panel=LOOK, context_settings=LENIENT)
@@ -127,18 +114,7 @@ def show(
         _print_json(shown)
         return
 
-    print(f"{shown['name']} on {shown['device']}: {shown['step']}\n")
-    Console().print(terminal.values_table(shown["recipe"]))
-    if not changed:
-        reasons = [
-            (key, entry["value"], entry["reason"]) for key, entry in shown["recipe"].items() if "reason" in entry
-        ]
-        if reasons:
-            Console().print("", terminal.choices_table(reasons), sep="\n")
-        if shown["left_open"]:
-            Console().print("", Sentence(shown["left_open"]), sep="\n")
-        differences = terminal.differences_table(shown["trl"])
-        Console().print("\nDifferent from TRL's defaults:", differences, sep="\n", highlight=False)
+    results.print_values(shown, changed=changed)
 
 
 @app.command(rich_help_panel=MAKE)
@@ -149,7 +125,7 @@ def new(
     if from_yaml is not None:
         if source != recipe_files.TEMPLATE:
             raise UsageError("--from and --from-yaml: one of the two.")
-        _show_imported(name, *recipe_files.new_from_yaml(name, from_yaml))
+        results.print_imported(name, *recipe_files.new_from_yaml(name, from_yaml))
         return
     file = recipe_files.new(name, source)
     if source == recipe_files.TEMPLATE:
@@ -290,11 +266,14 @@ def pairs(
             "per_prompt": per_prompt,
             "temperature": temperature,
             "max_new_tokens": max_new_tokens,
-            "endpoint": _served(Endpoint, "--endpoint", endpoint, endpoint_model, "--api-key-env", api_key_env),
+            "endpoint": option_values.served(
+                Endpoint, "--endpoint", endpoint, endpoint_model, "--api-key-env", api_key_env
+            ),
             "console": console,
         }
         folder = to or Path(f"{value.name}-pairs")
         if rounds is None:
+            from .commands.pairs import how_to_train_on
             from .commands.pairs import pairs as make_pairs
 
             result: Any = make_pairs(value, to=folder, **sampling)
@@ -306,7 +285,7 @@ def pairs(
     if as_json:
         _print_json(result)
     elif rounds is None:
-        print(f"{folder} holds the pairs. {_how_to_train_on(folder, value)}")
+        print(f"{folder} holds the pairs. {how_to_train_on(folder, value)}")
 
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)
@@ -343,19 +322,7 @@ def compare(runs: options.FinishedRuns, as_json: options.AsJson = False) -> None
         _print_json(result)
         return
 
-    from .evaluation.closing_table import difference_rows, rows_of_runs
-
-    console = Console()
-    for letter, run in zip(terminal.LETTERS, runs, strict=False):
-        console.print(f"{letter}  {run}", markup=False, highlight=False, soft_wrap=True)
-    console.print(terminal.runs_table([str(run) for run in runs], rows_of_runs(result["runs"])))
-    for letter, run in zip(terminal.LETTERS[1:], result["runs"][1:], strict=False):
-        of_this_run = [difference for difference in result["differences"] if difference["run"] == run["run"]]
-        console.print(terminal.differences_of_runs_table(letter, difference_rows(of_this_run)))
-    if result["causes"]:
-        console.print(terminal.causes_table(result["causes"], len(runs)))
-    else:
-        print_line(console, "Their folders differ in nothing that could change a result.")
+    results.print_comparison(result, runs)
 
 
 @app.command(rich_help_panel=RUN)
@@ -436,8 +403,8 @@ def evaluate(
     if run is not None and "=" in run and not Path(run).exists():
         changes.insert(0, run)
         run = None
-    reward = _reward(reward_model, judge, judge_model, judge_key_env)
-    factors = _factors(dial)
+    reward = option_values.reward_of(reward_model, judge, judge_model, judge_key_env)
+    factors = option_values.factors_of(dial)
     with _other_output_apart(as_json):
         from .commands.evaluate import evaluate as measure
 
@@ -457,16 +424,7 @@ def evaluate(
         _stop_over_budget(result)
         return
 
-    from .evaluation.closing_table import compared
-
-    sides = ("reference", "policy") if run is None else ("before", "after")
-    rows = compared(result["before"], result["after"])
-    Console().print(terminal.comparison_table(result["after"]["pairs"], rows, sides))
-    if "dial" in result:
-        Console().print(terminal.dial_table(result["dial"]))
-    if result["written"]:
-        holds = "the numbers, the pairs and the answers" if result["samples"] else "the numbers and the pairs"
-        print_line(Console(), f"{result['written']} holds {holds}.")
+    results.print_measured(result, of_a_run=run is not None)
     _stop_over_budget(result)
 
 
@@ -513,7 +471,7 @@ def export(
             dial=dial,
             merged=merged,
             trl=trl,
-            job=_job(job, of_job),
+            job=option_values.job_of(job, of_job),
             out=out,
             changes=changes or [],
             push=push,
@@ -524,31 +482,14 @@ def export(
         _print_json(result)
         return
 
-    from .runs.model_card import merged_in_words, nearness_in_words, nearness_rows
-
     if job is not None:
-        if out is None:
-            print(result["text"], end="")
-        else:
-            print_line(Console(), f"{out} holds the job. Its first lines say how it is started.")
+        results.print_job(result, out)
         return
     assert out is not None
     if trl:
-        for sentence in result["left_out"]:
-            print_line(Console(), f"Not in it: {sentence}")
-        if result["why_no_yaml"] is not None:
-            print_line(Console(), f"There is no file for trl dpo --config: {result['why_no_yaml']}.")
-        print_line(Console(), f"{out} holds {', '.join(result['files'])}. Train with: python {out / 'train_dpo.py'}")
-    elif merged:
-        print_line(Console(), merged_in_words(result))
-        print_line(Console(), f"{out} holds the merged model in {result['dtype']}, for whatever loads Transformers.")
+        results.print_trl_script(result, out)
     else:
-        Console().print(terminal.nearness_table(result["dial"], nearness_rows(result)))
-        print_line(Console(), nearness_in_words(result))
-        print_line(Console(), f"{out} holds {result['form']}: an approximation of decoding with the dial.")
-    if "pushed" in result:
-        seen_by = "everybody" if public else "you alone"
-        print_line(Console(), f"{result['pushed']} has it too, for {seen_by} to see.")
+        results.print_exported_model(result, out, merged=merged, public=public)
 
 
 @app.command(rich_help_panel=RUN, context_settings=LENIENT)
@@ -593,15 +534,6 @@ def report(runs: options.RunFolders, to: options.PageFile = None) -> None:
 # ---------------------------------------------------------------------------------- what the verbs have alike
 
 
-def _show_imported(name: str, file: Path, imported: Any) -> None:
-    """What became of a YAML file: what is said in other words, what is not kept, and where the recipe is."""
-    for note in imported.notes:
-        print_line(Console(), note)
-    if imported.left_out:
-        Console().print(terminal.left_out_table(imported.program, imported.left_out))
-    print_line(Console(), f"{file} is yours, a run of {imported.program}. Look at it: dpo-recipes check {name}")
-
-
 def _recipe(name: str, changes: list[str] | None) -> Recipe:
     """The recipe of a name or a path, with the changes that were typed behind it."""
     return overrides.apply(catalogue.load(name), changes or [])
@@ -627,66 +559,6 @@ def _other_output_apart(as_json: bool) -> Iterator[None]:
         sys.stdout.flush()  # what was printed past the redirection, as by a function that kept the stream
         os.dup2(standard_output, 1)
         os.close(standard_output)
-
-
-def _how_to_train_on(folder: Path, recipe: Recipe) -> str:
-    """What stands behind the pairs that were made: how a run takes them."""
-    if PREPARED in recipe.data.name:  # of such a recipe the command line changes no part
-        return "The same command with --rounds 1 trains on them, too."
-    return f"Train on them: dpo-recipes train {recipe.name} data.path={folder} data.train=train data.eval=eval"
-
-
-# A model behind an endpoint, as the option of its URL and those beside it name it
-Served = TypeVar("Served", Endpoint, JudgeEndpoint)
-
-
-def _served(
-    kind: type[Served], option: str, url: str | None, model: str | None, key_option: str, key_env: str | None
-) -> Served | None:
-    """What an option such as --endpoint URL names, with what stands in the options beside it; None without it."""
-    if url is None:
-        if model is not None or key_env is not None:
-            raise UsageError(f"{option}-model and {key_option} belong to {option} URL, which is not given.")
-        return None
-    if model is None:
-        raise UsageError(f"{option} {url}: name its model with {option}-model.")
-    return kind(url, model=model, api_key_env=key_env)
-
-
-def _job(platform: str | None, given: dict[str, Any]) -> Any:
-    """What --to and the options beside it ask for; None without it."""
-    given = {name: value for name, value in given.items() if value is not None}
-    if platform is None:
-        if given:
-            raise UsageError(f"--{next(iter(given)).replace('_', '-')} belongs to --to KIND, which is not given.")
-        return None
-    from .exports.job import Job
-
-    return Job(platform, **given)
-
-
-def _reward(
-    reward_model: str | None, judge: str | None, judge_model: str | None, judge_key_env: str | None
-) -> RewardModel | JudgeEndpoint | None:
-    """What judges the answers in place of the recipe's own reward."""
-    if reward_model is not None and judge is not None:
-        raise UsageError("--reward-model and --judge: one of the two.")
-    if reward_model is not None:
-        return RewardModel(reward_model)
-    return _served(JudgeEndpoint, "--judge", judge, judge_model, "--judge-key-env", judge_key_env)
-
-
-def _factors(text: str | None) -> list[float]:
-    """The factors of --dial."""
-    if text is None:
-        return []
-    try:
-        factors = [float(part) for part in text.split(",")]
-    except ValueError:
-        factors = []
-    if not factors or not all(0 <= factor < math.inf for factor in factors):
-        raise UsageError(f"--dial {text!r}: numbers of 0 and more, with commas between them, such as 0.25,0.5,1,2.")
-    return factors
 
 
 def _stop_over_budget(result: dict[str, Any]) -> None:

@@ -158,7 +158,7 @@ def held(numbers: Numbers) -> float:
 
 def memory_row(numbers: Numbers) -> str:
     if held(numbers) > FREE_OF_80:  # whatever a step needs beside that
-        told = [f"**> {held(numbers):.0f}**"] * len(ENGINES)
+        told = [f"**> {held(numbers):.0f}**" for _ in ENGINES]
     else:
         told = [f"{gb:.1f}" if gb < FREE_OF_80 else f"**{gb:.0f}**" for gb in memory_cells(numbers).values()]
     return f"| {numbers.model} | {numbers.mode} | {numbers.gpus} | {' | '.join(told)} |"
@@ -194,7 +194,7 @@ def _of_two_digits(number: float) -> str:
 def reference_table() -> str:
     lines = [
         "| model | " + " | ".join(f"{gpus} GPUs" for gpus in GPUS) + " | host memory a machine, full | LoRA |",
-        "|---|" + "---|" * (len(GPUS) + 2),
+        f"|---|{''.join('---|' for _ in GPUS)}---|---|",
     ]
     for model in MODELS:
         hours = []

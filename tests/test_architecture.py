@@ -40,7 +40,8 @@ ORDER = [
     {"evaluation", "planning", "benchmark"},
     {"exports"},
     {"run_page"},
-    {"commands", "cli_options", "command_words", "told_once", "toyworld", "smollm2"},
+    {"commands", "cli_options", "command_words", "option_values", "told_once", "toyworld", "smollm2"},
+    {"results"},
     {"cli"},
     {"__main__"},
 ]

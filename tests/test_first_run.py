@@ -27,6 +27,11 @@ def test_what_it_shows_was_printed_by_a_run_of_its_cells_in_order():
     assert not [output for cell in cells("code") for output in cell.outputs if output.output_type == "error"]
 
 
+def test_it_names_no_place_of_the_machine_that_ran_it():
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert not [place for place in ("/home/", "/root/", "/tmp/", "site-packages") if place in text]
+
+
 @pytest.mark.slow
 def test_every_cell_runs(tiny, tmp_path, monkeypatch):
     notebook = nbformat.read(NOTEBOOK, as_version=4)

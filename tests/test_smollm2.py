@@ -144,7 +144,8 @@ def write_gguf(path):
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(words)
-    writer.add_token_types([3, 3, 3] + [1] * (len(words) - 3))
+    kinds = [gguf.TokenType.CONTROL if word.startswith("<|") else gguf.TokenType.NORMAL for word in words]
+    writer.add_token_types(kinds)
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

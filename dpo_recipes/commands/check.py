@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -24,9 +24,6 @@ from ..recipe.unusual import unusual_findings
 from ..runs import environment, files
 from ..training.session import Session
 from ..training.with_images import refuse_images
-
-if TYPE_CHECKING:
-    pass
 
 
 def check(
@@ -190,18 +187,15 @@ def _visible_in_words(what: str, numbers: dict[str, Any], whose: str) -> str:
 
 def _sharing_findings(session: Session) -> list[Finding]:
     """Whether each pair will be read once, as far as the model's configuration tells; nothing where that is off."""
-    from ..models.base_model import without_adapters
     from ..planning.memory import skeletons
-    from ..shared_prefix.forward import read_twice, why_not
-    from ..training.pair_reading import HAS_IMAGES
+    from ..shared_prefix.forward import read_twice
+    from ..training.pair_reading import why_read_twice
 
     recipe = session.recipe
     if recipe.pair_sharing == "off":
         return []
     for model in skeletons(session, recipe, session.settings):
-        reason = None if model is None else why_not(without_adapters(model))
-        if session.has_images:
-            reason = HAS_IMAGES
+        reason = None if model is None else why_read_twice(model, has_images=session.has_images)
         if reason is None:
             continue
         if recipe.pair_sharing == "require":

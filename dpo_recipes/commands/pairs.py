@@ -20,7 +20,7 @@ from ..evaluation.rehearsal import number_of
 from ..losses.selection import name_of
 from ..progress import Stage
 from ..recipe.judges import Endpoint, JudgeEndpoint, RewardModel
-from ..recipe.recipe import Recipe
+from ..recipe.recipe import PREPARED, Recipe
 from ..runs import files
 from ..terminal import pairs_table
 from ..training.session import Session
@@ -315,3 +315,10 @@ def _held_out(prompts: Sequence[Messages | str], share: float) -> set[str]:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def how_to_train_on(folder: Path, recipe: Recipe) -> str:
+    """What stands behind the pairs that were made: how a run takes them."""
+    if PREPARED in recipe.data.name:  # of such a recipe the command line changes no part
+        return "The same command with --rounds 1 trains on them, too."
+    return f"Train on them: dpo-recipes train {recipe.name} data.path={folder} data.train=train data.eval=eval"

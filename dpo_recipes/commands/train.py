@@ -19,9 +19,8 @@ from ..guard.losses import loss_findings
 from ..guard.own_rules import rule_findings
 from ..planning.chosen_settings import adopt, adopt_of
 from ..progress import Stage, TrainingBar
-from ..recipe.adapters import QLoRA
 from ..recipe.as_python import as_python
-from ..recipe.choices import IN_STEPS, TARGETS, without_choices
+from ..recipe.choices import without_choices
 from ..recipe.origins import values_with_origins
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Device, here, resolve
@@ -34,6 +33,7 @@ from ..sentences import print_line
 from ..terminal import comparison_table, data_table, observations_table
 from ..training import engine, processes, saved_model
 from ..training.checked_pairs import hash_pairs
+from ..training.in_words import amounts, policy_and_reference
 from ..training.session import Session
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def train(
         checkpoints = Checkpoints(recipe.checkpoints_are_paced, session.say)
         trainer = session.make_trainer(run.path / "checkpoints", [log, judge, checkpoints])
         trackers.follow(trainer, place)
-        who = _policy_and_reference(trainer)
+        who = policy_and_reference(trainer)
         changes.refuse_of_reference(who)
         changes.refuse_unknown()
         since = processes.from_main(lambda: resumption.last_checkpoint(run, session.say))
@@ -132,7 +132,7 @@ def train(
         session.say(f"Policy: {who['policy']}. Reference: {who['reference']}.")
         if trainer.reference_cache:
             session.say(trainer.reference_in_words())
-        session.say(_amounts(trainer))
+        session.say(amounts(trainer))
 
         # Before training, which is measured again of a run that goes on: its reference is the recipe's, as it was
         kept = resumption.rows_until(run, since.step if since else 0)
@@ -286,89 +286,6 @@ def _show_pairs(session: Session) -> None:
             session.say(finding.text)
     session.say_warnings(session.findings)
     stop_at_fails(session.findings)
-
-
-def _policy_and_reference(trainer: RecipeTrainer) -> dict[str, Any]:
-    """reference.json: who is trained and who it is compared with, in words and as values."""
-    recipe, settings = trainer.recipe, trainer.settings
-    trainable, total = trainer.parameter_counts()
-    return {
-        "policy": f"{_policy(recipe)} ({trainable:,} of {total:,} parameters train)",
-        "reference": _reference(recipe, settings.reference),
-        "kind": settings.reference,
-        "model": recipe.model,
-        "revision": recipe.revision,
-        "precomputed": settings.precompute,
-        "log_probabilities": trainer.reference_cache,  # of each split, how they came about
-        "fingerprint": trainer.fingerprint(),
-    }
-
-
-def _policy(recipe: Recipe) -> str:
-    """The model and what of it is trained, such as `org/model@revision + LoRA of rank 32`."""
-    model = recipe.in_words(recipe.model)
-    if recipe.revision:
-        model += f"@{recipe.revision}"
-
-    adapter = recipe.adapter
-    if adapter is None:
-        return f"{model} + all weights"
-    if adapter.continue_from:
-        return f"{model} + {type(adapter).__name__} continued from {adapter.continue_from}"
-    where = " on what reads text" if TARGETS in recipe.reasons else ""
-    return f"{model} + {type(adapter).__name__} of rank {adapter.r}{where}"
-
-
-def _reference(recipe: Recipe, kind: str) -> str:
-    """What each kind of reference is, as a sentence says it."""
-    if IN_STEPS in recipe.reasons and kind in ("start weights", "other model"):
-        who = "the weights it starts from" if kind == "start weights" else recipe.reference
-        return f"{who}, as a second model that reads the pairs in each step"
-    continued_from = recipe.adapter.continue_from if recipe.adapter else None
-    words = {
-        "adapter off": "the same model with the adapter off",
-        "frozen adapter": f"the same model with the frozen copy of {continued_from}",
-        "start weights": "the weights it starts from, as log-probabilities computed before training",
-        "other model": f"{recipe.reference}, as log-probabilities computed before training",
-        "moving copy": "a second copy of the weights, moved towards the policy (TR-DPO)",
-    }
-    return words[kind]
-
-
-def _amounts(trainer: RecipeTrainer) -> str:
-    """Pairs, batch and precision in one sentence."""
-    recipe, settings = trainer.recipe, trainer.settings
-    pairs_per_step = recipe.global_batch_size
-    # How many pairs a stream holds is not known before it has been read.
-    train_pairs = None if recipe.data.streaming else len(trainer.train_dataset)
-
-    precision = settings.weights
-    if settings.autocast:
-        precision += f" with {settings.autocast} autocast"
-    if isinstance(recipe.adapter, QLoRA):
-        precision = f"4-bit NF4 weights, computing in {precision}"
-
-    if train_pairs is None:
-        amount = "A stream of pairs"
-    elif train_pairs == 1:
-        amount = "1 pair"
-    else:
-        amount = f"{train_pairs:,} pairs"
-    step = f"{settings.micro_batch_size} pairs x {settings.accumulation} accumulation"
-    count = trainer.args.world_size
-    if count > 1:
-        step += f" x {count} processes under {engine.engine_here(recipe)}"
-    words = (
-        f"{amount} to train on, {len(trainer.eval_dataset):,} held out; {pairs_per_step} pairs a step = {step}; "
-        f"{precision} on {settings.device}."
-    )
-    left_over = 0 if train_pairs is None else train_pairs % (settings.micro_batch_size * count)
-    if count > 1 and left_over:
-        words += (
-            f" {train_pairs:,} pairs do not divide over {count} processes: behind the last of an epoch some are read "
-            "twice, so that none has nothing to do."
-        )
-    return words
 
 
 def _describe(place: Path, trainer: RecipeTrainer, session: Session, who: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ ids of each part by itself, with the images in the prompt.
 from __future__ import annotations
 
 import json
-from itertools import takewhile
+import os.path
 from typing import Any
 
 from ..errors import RecipeError
@@ -47,7 +47,7 @@ class ImageReader:
             without, with_image = self._probe(), self._probe({"type": "image"})
         except Exception as error:  # of Jinja, or of whatever a template does to blocks that it does not expect
             raise _no_place_for_images(str(error) or type(error).__name__) from error
-        same = len(list(takewhile(lambda both: both[0] == both[1], zip(without, with_image, strict=False))))
+        same = len(os.path.commonprefix([without, with_image]))
         placeholder = with_image[same : same + len(with_image) - len(without)].strip()
         if not placeholder:
             raise _no_place_for_images("it writes the same with an image as without one")
@@ -100,9 +100,7 @@ class ImageReader:
         options = row.get("chat_template_kwargs") or {}
         prompt = self.apply_chat_template(row["prompt"], add_generation_prompt=True, **options)
         sides = [self.apply_chat_template(row["prompt"] + row[side], **options) for side in ("chosen", "rejected")]
-        for side in sides:
-            prompt = prompt[: len(list(takewhile(lambda both: both[0] == both[1], zip(prompt, side, strict=False))))]
-        return [prompt, *sides]
+        return [os.path.commonprefix([prompt, *sides]), *sides]
 
     def _misplaced(self, prompt: str, images: list[Row]) -> str:
         """Why the rendered prompt has not a place for each image; "" where it has."""

@@ -82,12 +82,15 @@ def read_row(
 
 def _with_image_files(pair: Row, folders: list[str]) -> tuple[Row | Drop, list[Any] | None]:
     """(the pair with its images as they are known to be, or why they cannot be read; the files that tell it)."""
-    image_files = None
     try:
         image_files = files_of_images(pair[IMAGES], folders)
-        return {**pair, IMAGES: images_of_files(image_files)}, [list(file) for file in image_files]
     except Drop as drop:
-        return drop, image_files and [list(file) for file in image_files]
+        return drop, None
+    as_lists = [list(file) for file in image_files]
+    try:
+        return {**pair, IMAGES: images_of_files(image_files)}, as_lists
+    except Drop as drop:
+        return drop, as_lists
 
 
 def _several(pairs: list[Pair]) -> int:

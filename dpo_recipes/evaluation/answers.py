@@ -48,6 +48,7 @@ def answers(
     if not asked.prompts:  # none leaves room for an answer
         return [], BeforeAfter({}, {})
     counts = draws(recipe)
+    temperature = recipe.answers_temperature
     reference_replies, policy_replies = side_by_side(
         trainer.model,
         reference,
@@ -55,13 +56,12 @@ def answers(
         asked.ids,
         console=console,
         max_new_tokens=asked.max_new_tokens,
-        temperature=recipe.answers_temperature,
+        temperature=temperature,
         seed=recipe.seed,
         samples=counts.policy,
         reference_samples=counts.reference,
     )
 
-    temperature = recipe.answers_temperature
     kl = kl_to_reference(trainer.model, reference, asked.ids, policy_replies, console, temperature)
     scorer = scorer_of(recipe, trainer.model.device)
     said = said_of(recipe, scorer, asked.prompts, reference_replies, policy_replies, kl, console)

@@ -83,12 +83,13 @@ def _placed(prompt: list[Message], count: int) -> list[Message]:
     questions = [place for place, message in enumerate(prompt) if message["role"] == "user"]
     if not questions:
         raise Drop("empty prompt")
-    has_tags = any(TAG in prompt[place]["content"] for place in questions)
     placed = list(prompt)
-    for place in questions if has_tags else questions[:1]:
-        content = prompt[place]["content"]
-        content = content.replace(TAG, IMAGE) if has_tags else IMAGE * count + content
-        placed[place] = {**prompt[place], "content": content}
+    tagged = [place for place in questions if TAG in prompt[place]["content"]]
+    for place in tagged:
+        placed[place] = {**prompt[place], "content": prompt[place]["content"].replace(TAG, IMAGE)}
+    if not tagged:
+        first = prompt[questions[0]]
+        placed[questions[0]] = {**first, "content": IMAGE * count + first["content"]}
     return placed
 
 

@@ -121,9 +121,7 @@ def adopt_of(session: Session, run: Run) -> None:
         assert recipe.micro_batch_size is not None
         pairs = recipe.global_batch_size // session.device.processes  # of each device and step
         at_once = math.gcd(recipe.micro_batch_size, pairs)
-        recipe = recipe.evolve(micro_batch_size=at_once).from_where(
-            source=recipe.source, cli_keys=recipe.cli_keys, called=recipe.called, reasons=recipe.reasons
-        )
+        recipe = with_choices(recipe, [Choice(MICRO_BATCH, at_once, recipe.reasons[MICRO_BATCH])])
     session.recipe = recipe
     session.settings = resolve(session.recipe, session.device)
 
@@ -149,15 +147,11 @@ def of_session(
         return plan_for(session, device, longest(), recipe)
 
     def why_padded() -> str | None:
-        from ..models.base_model import without_adapters
-        from ..shared_prefix.forward import why_not
-        from ..training.pair_reading import HAS_IMAGES
+        from ..training.pair_reading import why_read_twice
         from .memory import skeletons
 
-        if session.has_images:
-            return HAS_IMAGES
         policy, _ = skeletons(session, session.recipe, session.settings)
-        return why_not(without_adapters(policy))
+        return why_read_twice(policy, has_images=session.has_images)
 
     return Situation(
         device=device,

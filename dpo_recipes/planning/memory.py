@@ -158,7 +158,6 @@ def skeletons(session: Session, recipe: Recipe, settings: Settings) -> tuple[Any
 
     policy = skeleton(recipe, settings, session.model_path)
     second = None
-    read_in_steps = settings.reference == "start weights" and not settings.precompute
-    if settings.reference in ("other model", "moving copy") or read_in_steps:
+    if settings.loads_reference:
         second = skeleton(recipe, settings, session.reference_path or session.model_path, trainable=False)
     return policy, second

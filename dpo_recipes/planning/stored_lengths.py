@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ..data.batches import batches
+from ..data.tokenize import IDS
 from ..formats.image_marks import IMAGE_TOKENS
 from .pair_lengths import PairLength
-
-IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 class PairLengths(NamedTuple):

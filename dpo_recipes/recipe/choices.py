@@ -16,7 +16,6 @@ ORDER = "trl.train_sampling_strategy"
 # would be refused where the reference is a second model.
 IN_STEPS = "trl.precompute_ref_log_probs"
 TARGETS = "adapter.target_modules"
-OF_IMAGES = (IN_STEPS, TARGETS)
 
 
 class Choice(NamedTuple):
@@ -28,7 +27,7 @@ class Choice(NamedTuple):
 
 
 def with_choices(recipe: Recipe, choices: Sequence[Choice]) -> Recipe:
-    """The recipe with its open settings as they were chosen, which says of them why."""
+    """The recipe with its open settings as they were chosen, which says why, as it does of what was chosen before."""
     trl = dict(recipe.trl)
     fields: dict[str, Any] = {}
     adapter = recipe.adapter
@@ -45,19 +44,35 @@ def with_choices(recipe: Recipe, choices: Sequence[Choice]) -> Recipe:
             fields[name] = choice.value
     if trl:
         fields["trl"] = trl
-    of_images = {key: reason for key, reason in recipe.reasons.items() if key in OF_IMAGES}
-    return _because(recipe.evolve(**fields), of_images | {choice.key: choice.reason for choice in choices})
+    reasons = dict(recipe.reasons)
+    for choice in choices:
+        reasons[choice.key] = choice.reason
+    return _because(recipe.evolve(**fields), reasons)
 
 
 def without_choices(recipe: Recipe) -> Recipe:
     """The recipe as it was before anything was chosen for a device."""
-    trl = {name: value for name, value in recipe.trl.items() if f"trl.{name}" not in recipe.reasons}
-    chosen_fields = [key for key in recipe.reasons if "." not in key and key != PRECISION]
-    if TARGETS in recipe.reasons and recipe.adapter is not None:
-        recipe = recipe.evolve(adapter=recipe.adapter.evolve("target_modules"))
+    trl = dict(recipe.trl)
+    adapter = recipe.adapter
+    left_open: list[str] = []
+    for key in recipe.reasons:
+        if key in (PRECISION, IN_STEPS):
+            continue
+        owner, _, name = key.rpartition(".")
+        if owner == "adapter" and adapter is not None:
+            adapter = adapter.evolve(name)
+        elif owner == "trl":
+            trl.pop(name, None)
+        else:
+            left_open.append(name)
+    fields: dict[str, Any] = {}
+    if adapter != recipe.adapter:
+        fields["adapter"] = adapter
     if trl:
-        return _because(recipe.evolve(*chosen_fields, trl=trl), {})
-    return _because(recipe.evolve("trl", *chosen_fields), {})
+        fields["trl"] = trl
+    else:
+        left_open.append("trl")
+    return _because(recipe.evolve(*left_open, **fields), {})
 
 
 def _because(recipe: Recipe, reasons: dict[str, str]) -> Recipe:

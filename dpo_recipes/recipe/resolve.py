@@ -45,6 +45,12 @@ class Settings:
     reference: str  # adapter off | frozen adapter | start weights | moving copy | other model
     precompute: bool  # reference log-probabilities computed once, before training: never a second model while training
 
+    @property
+    def loads_reference(self) -> bool:
+        """Whether the reference is loaded as a model of its own, and is not the policy's own weights."""
+        reads_its_start_in_steps = self.reference == "start weights" and not self.precompute
+        return self.reference in ("other model", "moving copy") or reads_its_start_in_steps
+
 
 def resolve(recipe: Recipe, device: Device) -> Settings:
     """Decide what the recipe leaves open. UsageError when the batch does not divide or the precision does not exist."""

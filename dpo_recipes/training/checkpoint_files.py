@@ -40,7 +40,11 @@ def write(trainer: Any, by_trainer: Callable[[], None]) -> None:
     seen_by_all = processes.from_all(sizes_of(checkpoint))
     if args.should_save:
         (checkpoint / PICKLE).unlink(missing_ok=True)  # trl.json says the same
-        mark_whole(checkpoint, {name: size for seen in seen_by_all for name, size in seen.items() if name != PICKLE})
+        sizes: dict[str, int] = {}
+        for seen in seen_by_all:
+            sizes |= seen
+        sizes.pop(PICKLE, None)
+        mark_whole(checkpoint, sizes)
         rotate_checkpoints(
             output_dir=str(checkpoint.parent),
             save_total_limit=most_kept,

@@ -12,6 +12,13 @@ from ..shared_prefix import forward as shared_prefix
 HAS_IMAGES = "the pairs have images, and what is read once is token ids alone"
 
 
+def why_read_twice(model: Any, *, has_images: bool) -> str | None:
+    """Why a model, with or without an adapter, will not read each pair once; None where it will."""
+    if has_images:
+        return HAS_IMAGES
+    return shared_prefix.why_not(without_adapters(model))
+
+
 class PairReading:
     """How the models of one trainer read pairs: once where they can, unless the recipe says not to."""
 

@@ -21,10 +21,11 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from ..data.batches import batches
+from ..data.tokenize import IDS
 from ..errors import RecipeError
 from ..guard.start import rounding_tolerance
 from ..runs import files
-from .reference_cache import IDS, row_keys
+from .reference_cache import row_keys
 
 IDENTITY = "reference.json"
 NUMBERS = "logps.parquet"

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
+from ..data.tokenize import IDS
 from ..runs.files import write_bytes
 
-IDS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 # One row as it is stored: its key, and the log-probabilities of chosen and of rejected in nats.
 ENTRY = np.dtype([("row", "V20"), ("logps", "<f4", 2)])
 RECHECKED = 8  # known rows that are computed once more in each run
@@ -122,7 +122,7 @@ def row_keys(dataset: Any) -> tuple[list[bytes], np.ndarray]:
     keys: list[bytes] = []
     lengths: list[list[int]] = []
     times_seen: Counter[bytes] = Counter()
-    for batch in dataset.select_columns(IDS).with_format("numpy").iter(1000):
+    for batch in dataset.select_columns(list(IDS)).with_format("numpy").iter(1000):
         for parts in zip(*(batch[name] for name in IDS), strict=True):
             part_lengths = [len(ids) for ids in parts]
             # The lengths say where each part ends.

@@ -16,6 +16,7 @@ import numpy as np
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets
 
+from ..data.tokenize import IDS
 from ..guard.start import rounding_tolerance
 from ..progress import Stage
 from ..runs import environment
@@ -96,7 +97,7 @@ class ReferencePass:
         return with_fewer_at_once(batch_size, compute, self.trainer.accelerator, self.trainer.say, what)
 
     def _compute_at_once(self, pairs: Dataset, name: str, batch_size: int, rows: list[int]) -> np.ndarray:
-        part: Any = pairs.select_columns(reference_cache.IDS)
+        part: Any = pairs.select_columns(list(IDS))
         order = list(range(len(rows)))
         if self.trainer.reading.pads_independent_pairs():
             order = longest_first(lengths(pairs.select(rows), self.trainer.args))

@@ -281,8 +281,7 @@ class Session:
         need_embeddings(policy, tokenizer)
 
         ref_model = None  # in all other modes the policy's own weights serve as the reference
-        read_in_steps = settings.reference == "start weights" and not settings.precompute
-        if settings.reference in ("other model", "moving copy") or read_in_steps:
+        if settings.loads_reference:
             ref_model = self.load_reference()
 
         if kind is None:

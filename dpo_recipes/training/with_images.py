@@ -40,9 +40,14 @@ def refuse_with_images(recipe: Recipe) -> None:
         raise _refusal("trl.truncation_mode='keep_end'", "that would cut off the prompt, where the images are")
     if isinstance(options.get("pad_to_multiple_of"), int):
         raise _refusal("trl.pad_to_multiple_of", "TRL's collator of images does not know it")
-    if recipe.reward is not None or recipe.measures or recipe.answers is not None:
-        field = "reward" if recipe.reward is not None else "measures" if recipe.measures else "answers"
-        raise _refusal(field, "it is of sampled answers, which are drawn to prompts of text alone")
+    of_answers = {
+        "reward": recipe.reward is not None,
+        "measures": bool(recipe.measures),
+        "answers": recipe.answers is not None,
+    }
+    for field, is_set in of_answers.items():
+        if is_set:
+            raise _refusal(field, "it is of sampled answers, which are drawn to prompts of text alone")
 
 
 def refuse_images(session: Session, what: str, why: str) -> None:

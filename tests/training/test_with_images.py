@@ -38,7 +38,7 @@ def as_trl_takes_them(pairs) -> list[dict]:
     for pair in pairs:
         question = pair["prompt"][0]["content"].replace("\ufdd0", "")
         images = [Image.open(image["path"]) for image in pair["images"] or []]
-        content = [{"type": "image"}] * len(images) + [{"type": "text", "text": question}]
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
         sides = {}
         for side in ("chosen", "rejected"):
             text = [{"type": "text", "text": pair[side][0]["content"]}]
