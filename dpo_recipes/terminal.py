@@ -340,6 +340,9 @@ def bench_table(result: Mapping[str, Any]) -> Table:
     table = Table(*columns, title=escape(title), title_justify="left")
     ratio = f"{result['ratio']:.2f} ({low:.2f} to {high:.2f})"
     table.add_row("seconds a step", f"{seconds['trl']:.3g}", f"{seconds['ours']:.3g}", ratio)
+    for part, name in (("layers", "the model's layers"), ("head", "head and loss"), ("rest", "the rest")):
+        cells = [_share_cell(part, result["seconds_of_parts"][side]) for side in ("trl", "ours")]
+        table.add_row(f"  {name}", *cells, "")
     table.add_row("pairs a second", f"{pairs['trl']:.3g}", f"{pairs['ours']:.3g}", "")
     table.add_row("tokens a second", f"{tokens['trl']:,.0f}", f"{tokens['ours']:,.0f}", "")
     megabytes = [f"{held[side] / 1e6:,.0f} MB" for side in ("trl", "ours")]
@@ -357,6 +360,11 @@ def bench_lines(result: Mapping[str, Any]) -> list[str]:
         f"Compared with {result['against']}, on {result['device']}{threads}: {result['batches']} steps of "
         f"{result['pairs_per_batch']} pairs, in turns.",
     ]
+
+
+def _share_cell(part: str, seconds: Mapping[str, float]) -> str:
+    """Seconds of a part of a step, and its share of the whole."""
+    return f"{seconds[part]:.3g} ({seconds[part] / sum(seconds.values()):.0%})"
 
 
 def _cell(value: Any) -> str:

@@ -18,10 +18,12 @@ from ..recipe.dpo_arguments import dpo_arguments
 from ..shared_prefix.layout import Row
 from ..training.session import LOOKS_ONLY, Session
 from .bare import BareTrainer, score_answers_only, with_trl_defaults
+from .parts import Parts, time_parts
 from .steps import COMPARED, Side, Watcher, compare_first_steps, time_steps
 
 # Two rounds, each side first in one of them: what drifts meets both alike.
 ROUNDS = 2
+PARTED = 4  # steps of each side of which the parts are timed
 # A step is one micro-batch, as the accumulated ones are all alike; and nothing moves.
 STEP_OPTIONS: dict[str, Any] = {
     **LOOKS_ONLY,
@@ -74,8 +76,11 @@ def _copy_trained(source: Any, target: Any) -> None:
             parameter.data.copy_(weights[name].data)
 
 
-def run(sides: dict[str, Side], batches: int, console: Console) -> None:
-    """The compared steps of each side, which warm up too, and then the timed rounds, each side first in turn."""
+def run(sides: dict[str, Side], batches: int, console: Console) -> dict[str, Parts]:
+    """The compared steps of each side, which warm up too, then the timed rounds, each side first in turn.
+
+    And then a few steps more: what those of each side are made of.
+    """
     with Stage(console, "Comparing TRL's steps with ours", len(sides) * min(COMPARED, batches), "steps") as stage:
         for side in sides.values():
             compare_first_steps(side)
@@ -88,6 +93,10 @@ def run(sides: dict[str, Side], batches: int, console: Console) -> None:
             for side in order:
                 time_steps(side, batches, stage.advance)
         order.reverse()
+
+    steps = min(PARTED, batches)
+    with Stage(console, "Timing what a step is made of", len(sides) * steps, "steps") as stage:
+        return {name: time_parts(side, steps, stage.advance) for name, side in sides.items()}
 
 
 def count_tokens(trainer: Any, micro_batch_size: int, batches: int) -> tuple[int, int, int]:

@@ -20,6 +20,10 @@ class Watcher(TrainerCallback):
     """What the Trainer does at each step, told to whoever asked."""
 
     def __init__(self) -> None:
+        self.be_silent()
+
+    def be_silent(self) -> None:
+        """Tell nobody."""
         self.begins: Callable[[], None] = _nothing
         self.has_gradients: Callable[[], None] = _nothing
         self.ends: Callable[[], None] = _nothing
@@ -79,10 +83,10 @@ def compare_first_steps(side: Side) -> None:
     trainer.compute_loss = counted
     side.watcher.has_gradients = keep_gradients
     try:
-        _take(trainer, COMPARED)
+        take(trainer, COMPARED)
     finally:
         trainer.compute_loss = compute_loss
-        side.watcher.has_gradients = _nothing
+        side.watcher.be_silent()
 
 
 def time_steps(side: Side, steps: int, on_step: Callable[[], None]) -> None:
@@ -102,10 +106,9 @@ def time_steps(side: Side, steps: int, on_step: Callable[[], None]) -> None:
     side.watcher.begins = begin
     side.watcher.ends = end
     try:
-        _take(side.trainer, steps)
+        take(side.trainer, steps)
     finally:
-        side.watcher.begins = _nothing
-        side.watcher.ends = _nothing
+        side.watcher.be_silent()
     side.rounds.append(seconds)
 
 
@@ -114,7 +117,8 @@ def clock_of(device: torch.device) -> Callable[[], float]:
     return time.process_time if device.type == "cpu" else wall_seconds
 
 
-def _take(trainer: Any, steps: int) -> None:
+def take(trainer: Any, steps: int) -> None:
+    """Let a trainer take its first steps again."""
     trainer.args.max_steps = steps
     trainer.train()
 

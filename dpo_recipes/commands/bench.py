@@ -45,8 +45,9 @@ def bench(
 
     Returns, among the settings: `ratio` (TRL's seconds over ours, the median over the batches), `ratio_quartiles`,
     `limit` (padded tokens over tokens that are read), `share_of_limit`, `memory_ratio` (bytes held for backward),
-    `loss_difference` and `gradient_difference` (relative, the largest), `seconds_per_step`, `pairs_per_second` and
-    `tokens_per_second`, each {"trl", "ours"}. RecipeError where the recipe cannot train.
+    `loss_difference` and `gradient_difference` (relative, the largest), `seconds_per_step`, `seconds_of_parts` (of a
+    step: the model's layers, head and loss, the rest), `pairs_per_second` and `tokens_per_second`, each {"trl",
+    "ours"}. RecipeError where the recipe cannot train.
     """
     console = console or Console()
     _refuse_unknown("lengths", lengths, PROFILES)
@@ -99,7 +100,7 @@ def _measure(
     sides = make_sides(session, folder, against_defaults=against_defaults, compact_head=compact_head)
     with _one_thread_on_a_cpu(session.settings.device):
         threads = torch.get_num_threads()
-        run(sides, batches, session.console)
+        parts = run(sides, batches, session.console)
     trl, ours = sides["trl"], sides["ours"]
 
     micro_batch_size = session.settings.micro_batch_size
@@ -123,6 +124,7 @@ def _measure(
         "loss_difference": differences.loss,
         "gradient_difference": differences.gradient,
         "seconds_per_step": seconds,
+        "seconds_of_parts": {name: part._asdict() for name, part in parts.items()},
         "pairs_per_second": {name: micro_batch_size / value for name, value in seconds.items()},
         "tokens_per_second": {name: tokens / batches / value for name, value in seconds.items()},
     }

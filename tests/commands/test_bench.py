@@ -38,6 +38,8 @@ def check_arithmetic(result: dict) -> None:
     ratio_of_tokens = result["tokens_per_second"]["ours"] / result["tokens_per_second"]["trl"]
     assert ratio_of_tokens == pytest.approx(seconds["trl"] / seconds["ours"])
     assert result["memory_ratio"] == pytest.approx(result["held_bytes"]["trl"] / result["held_bytes"]["ours"])
+    for side, parts in result["seconds_of_parts"].items():
+        assert parts.keys() == {"layers", "head", "rest"} and all(part > 0 for part in parts.values()), side
 
 
 @pytest.mark.slow
@@ -60,7 +62,7 @@ def test_with_sharing_they_agree_and_less_is_held(made):
     check_arithmetic(result)
 
     table, lines = bench_table(result), bench_lines(result)
-    assert table.row_count == 4 and len(lines) == 3
+    assert table.row_count == 7 and len(lines) == 3
     assert f"{result['limit']:.2f}" in lines[0] and "TRL with the same settings" in lines[2]
 
 
