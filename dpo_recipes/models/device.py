@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import platform
 import re
@@ -43,7 +44,10 @@ def device(
 
 
 def peak_memory(kind: str) -> int:
-    """The most bytes that this process has held so far: allocated on a CUDA device, resident elsewhere."""
+    """The most bytes that this process has held so far, or since they were forgotten.
+
+    Those allocated on a CUDA device, those resident elsewhere.
+    """
     if kind == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -61,6 +65,15 @@ def peak_memory(kind: str) -> int:
 
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else resident * 1024  # others count in KiB
+
+
+def forget_peak_memory(kind: str) -> None:
+    """Let `peak_memory` count from here on, where that can be told to the device: elsewhere it goes on as it was."""
+    if kind == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):  # no Linux, or one that does not let a process do this
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): the high water mark is reset
 
 
 def _refuse_several_gpus(name: str) -> None:
