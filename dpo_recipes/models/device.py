@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import platform
 import re
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from packaging.version import Version
@@ -97,31 +94,6 @@ def _switch_off_cudnn_attention(say: Callable[[str], None]) -> None:
     if torch.backends.cuda.cudnn_sdp_enabled():
         torch.backends.cuda.enable_cudnn_sdp(False)
         say(f"cuDNN attention is off: with torch {torch.__version__} its gradients can be NaN under a mask.")
-
-
-# On a CPU, of the weights alone: below it there is too little to give back to be worth the time that it takes.
-LARGE_MODEL = 100_000_000  # bytes
-M_MMAP_THRESHOLD = -3  # mallopt(3)
-MAPPED_FROM = 128 * 1024  # bytes; where glibc's own threshold begins
-
-
-def give_freed_memory_back(model: Any) -> bool:
-    """On a CPU, let every tensor of a large model's training go back to the system when it is freed; whether it will.
-
-    glibc maps large blocks by themselves, and gives them back. But as a program frees them it takes ever larger ones,
-    up to 32 MB, from its heap instead, where a freed block is seldom of use again: an aligned request asks for more
-    than its size, and what lives longer lies between. With its own threshold held where it begins, a step on 135 M
-    parameters takes 1.2 GB in place of 1.6, and about a tenth more time of the processor.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    parameters = list(model.parameters())
-    is_on_cpu = all(parameter.device.type == "cpu" for parameter in parameters)
-    if not is_on_cpu or sum(parameter.nbytes for parameter in parameters) < LARGE_MODEL:
-        return False
-    glibc = ctypes.CDLL(None)
-    glibc.malloc_trim(0)  # what loading has left behind
-    return bool(glibc.mallopt(M_MMAP_THRESHOLD, MAPPED_FROM))
 
 
 def wall_seconds() -> float:

@@ -20,7 +20,6 @@ from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
 from .adapter import continue_adapter, refuse_targets
 from .checkpoint import load_checkpoint
-from .device import give_freed_memory_back
 
 # TRL and peft use the old name of this option themselves, so the warning says nothing to a user.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
@@ -43,7 +42,6 @@ def load_weights(
         options |= _placement(use_cpu=bool(recipe.trl.get("use_cpu")))
     model = load_checkpoint(path, **options)
     keep_4bit_gradients_right(model)
-    give_freed_memory_back(model)
     _refuse_numbers_that_are_not_finite(model, path, settings.weights)
     if not trainable:
         return model

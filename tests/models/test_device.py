@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,14 +53,3 @@ def test_several_gpus_or_processes_are_refused_with_what_to_set(monkeypatch):
     with pytest.raises(RecipeError, match="Only `train` works in several processes, and a launcher has started 2"):
         device()
     assert device(use_cpu=True, with_others=True).processes == 2
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that keeps freed memory")
-def test_only_for_a_large_model_on_a_cpu_is_freed_memory_given_back(monkeypatch):
-    calls = []
-    glibc = SimpleNamespace(malloc_trim=lambda pad: 1, mallopt=lambda *given: calls.append(given) or 1)
-    monkeypatch.setattr(device_module.ctypes, "CDLL", lambda name: glibc)
-    assert not device_module.give_freed_memory_back(torch.nn.Linear(10, 10)) and calls == []
-    assert device_module.give_freed_memory_back(torch.nn.Linear(5000, 5001))
-    assert calls == [(device_module.M_MMAP_THRESHOLD, device_module.MAPPED_FROM)]
-    assert not device_module.give_freed_memory_back(torch.nn.Linear(5000, 5001, device="meta"))
