@@ -21,6 +21,7 @@ from ..recipe.data import FILE_SUFFIXES
 from ..runs.source_hash import source_hash
 from ..runs.unwritable import UNWRITABLE
 from . import other_files
+from .rows_cache import refuse_damaged_cache
 
 SUFFIXES = (*FILE_SUFFIXES, ".arrow")  # the last as save_to_disk leaves them in a folder
 
@@ -72,6 +73,8 @@ def _readable(files: list[Path]) -> Iterator[None]:
         raise
     except Exception as error:  # of many kinds and wrappings: datasets, pyarrow, csv, gzip, zlib, Unicode
         cause = error.__cause__ or error
+        if cause is error:  # not of the file: datasets wraps what reading that has raised
+            refuse_damaged_cache(error, ", ".join(str(file) for file in files[:3]))
         names = [str(file) for file in files]
         names += [str(file.resolve()) for file in files]
         is_of_file = not isinstance(cause, OSError) or str(cause.filename) in names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+from ..data.rows_cache import refuse_damaged_cache
 from ..errors import Finding, RecipeError
 from ..formats.image_marks import IMAGES
 from ..formats.pair_weights import WEIGHT
@@ -31,6 +32,7 @@ def read_pairs(session: Session, all_held_out: bool) -> None:
         with interruptible(), shown_as_ours(session.console):
             _read_pairs(session, all_held_out)
     except OSError as error:
+        refuse_damaged_cache(error, session.recipe.data.name)
         if error.errno in UNWRITABLE or error.filename:  # of a file of the data it is said where it is read
             raise RecipeError(
                 f"The pairs cannot be kept in the cache of data sets: {error}. HF_DATASETS_CACHE names another place."
