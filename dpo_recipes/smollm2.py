@@ -199,8 +199,7 @@ def _converted() -> Path:
     from .runs import environment, files
 
     folder = environment.cache() / "models" / f"SmolLM2-135M-Instruct-{SHA256[:12]}"
-    if not folder.is_dir():
-        files.write_folder(folder, _fetch_and_convert)
+    files.make_once(folder, _fetch_and_convert)
     return folder
 
 

@@ -81,6 +81,40 @@ def write_folder(path: Path, fill: Callable[[Path], None], *, replace: bool = Fa
         shutil.rmtree(before, ignore_errors=True)
 
 
+CONTENTS = ".contents.json"  # in a folder that is made once: the length of each of its files
+
+
+def make_once(path: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a folder that is kept for later; again where files of it have gone or been cut since. Raises OSError."""
+
+    def fill_and_list(folder: Path) -> None:
+        fill(folder)
+        write_json(folder / CONTENTS, _lengths(folder))
+
+    if not is_whole(path):
+        write_folder(path, fill_and_list, replace=path.is_dir())
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a folder has what it was made with: each file, and as long as it was. Of an older version only some."""
+    if not path.is_dir() or not any(path.iterdir()):
+        return False
+    try:
+        contents = json.loads((path / CONTENTS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return True
+    except ValueError:
+        return False
+    lengths = _lengths(path)
+    return all(lengths.get(name) == length for name, length in contents.items())
+
+
+def _lengths(folder: Path) -> dict[str, int]:
+    """Each file's name in the folder -> its bytes; a link that leads nowhere is no file."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != CONTENTS]
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
 @contextlib.contextmanager
 def _new_and_held(folder: Path) -> Iterator[None]:
     """A new folder, locked while it is written, so that others know that somebody does; where there are no locks not.

@@ -170,14 +170,17 @@ def prepared(recipe: Recipe, console: Console) -> Path | None:
         return None
     prepare = functools.partial(recipe.prepare, **_model_elsewhere(recipe))
     folder = environment.cache() / "prepared" / f"{recipe.name}-seed{recipe.seed}-{_key(prepare)}"
-    if folder.is_dir():
+    if files.is_whole(folder):
         return folder
 
-    print_line(console, f"Making what {recipe.name} needs, once, in {folder}")
+    if folder.is_dir():
+        print_line(console, f"Making what {recipe.name} needs again, as files have gone or been cut, in {folder}")
+    else:
+        print_line(console, f"Making what {recipe.name} needs, once, in {folder}")
     try:
-        files.write_folder(folder, lambda temporary: prepare(temporary, recipe.seed))
+        files.make_once(folder, lambda temporary: prepare(temporary, recipe.seed))
     except Exception as error:  # the recipe's own function, or the disk
-        if folder.is_dir():  # another process has made it meanwhile
+        if files.is_whole(folder):  # another process has made it meanwhile
             return folder
         in_words = isinstance(error, (OSError, RecipeError))
         reason = str(error) if in_words else f"{type(error).__name__}: {error}"

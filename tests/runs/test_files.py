@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +158,29 @@ def test_what_a_killed_process_had_begun_is_removed(tmp_path):
     (tmp_path / "data.json").write_text("{}")
     files.remove_temporary(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["data.json"]
+
+
+def test_a_folder_that_is_made_once_is_made_again_where_a_file_has_gone_or_been_cut(tmp_path):
+    made = []
+
+    def fill(folder: Path) -> None:
+        made.append(folder)
+        (folder / "deep").mkdir()
+        (folder / "deep" / "numbers").write_text("123")
+
+    place = tmp_path / "kept"
+    file = place / "deep" / "numbers"
+    files.make_once(place, fill)
+    files.make_once(place, fill)
+    assert len(made) == 1 and files.is_whole(place)
+
+    file.write_text("1")
+    files.make_once(place, fill)
+    assert len(made) == 2 and file.read_text() == "123"
+    shutil.rmtree(place / "deep")
+    files.make_once(place, fill)
+    assert len(made) == 3 and os.listdir(tmp_path) == ["kept"]
+    (place / files.CONTENTS).unlink()
+    assert files.is_whole(place)  # of a version that wrote no such list
+    shutil.rmtree(place / "deep")
+    assert not files.is_whole(place)

@@ -319,6 +319,14 @@ def test_a_world_is_made_once_said_and_used_again(cache):
     assert f"Making what recipe needs, once, in {folder}" in first.getvalue() and second.getvalue() == ""
 
 
+def test_a_world_that_has_lost_a_file_is_made_again_and_that_is_said(cache):
+    folder = fill(make)
+    (folder / "made.txt").unlink()
+    said = io.StringIO()
+    assert fill(make, said=said) == folder and (folder / "made.txt").exists()
+    assert "needs again, as files have gone or been cut" in said.getvalue() and len(CALLS) == 2
+
+
 def test_each_seed_function_and_argument_has_a_world_of_its_own(cache):
     variants = [
         (make, 0),
