@@ -75,6 +75,7 @@ class Session:
         self.recipe = recipe
         self.console = console
         self.report = {}
+        self._configs: dict[str, Any] = {}
         self._find_places(with_pairs)
         self._refuse_unusable_folders()
         if recipe.data.reference is not None:
@@ -229,13 +230,16 @@ class Session:
         return min([reach for reach in reaches if reach is not None], default=None)
 
     def config(self, path: str) -> Any:
-        """The configuration of the model or of the reference."""
+        """The configuration of the model or of the reference; read once, as their folder may go while a run trains."""
         from transformers import AutoConfig
 
         recipe = self.recipe
         # The revision is the model's; another model as the reference has none.
         revision = recipe.revision if path == self.model_path else None
-        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=recipe.trust_remote_code)
+        if path not in self._configs:
+            options: dict[str, Any] = {"revision": revision, "trust_remote_code": recipe.trust_remote_code}
+            self._configs[path] = AutoConfig.from_pretrained(path, **options)
+        return self._configs[path]
 
     @property
     def auto_class(self) -> str:

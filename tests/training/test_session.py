@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,3 +180,11 @@ def test_memory_that_does_not_suffice_is_no_refusal_of_trls(tiny, tmp_path):
     session = begin(tiny(), make_pairs(12), tmp_path)
     with pytest.raises(torch.OutOfMemoryError):
         session.make_trainer(tmp_path / "checkpoints", [], kind=full)
+
+
+def test_what_is_asked_of_the_model_at_the_end_does_not_need_its_folder_any_more(tiny, pairs_file, tmp_path):
+    folder = Path(shutil.copytree(tiny(), tmp_path / "model"))
+    session = Session(short_recipe(folder, pairs_file), Console(quiet=True))
+    reach = session.positions()
+    shutil.rmtree(folder)
+    assert session.positions() == reach and session.auto_class == "AutoModelForCausalLM"
