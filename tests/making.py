@@ -315,7 +315,7 @@ def make_recipe(**changes):
     return Recipe(**{"model": "m", "data": Data("d"), **changes})
 
 
-def recipe_for(folder: Path, **changes):
+def recipe_for(folder: Path | str, **changes):
     """A recipe on a model folder whose data are never read."""
     from dpo_recipes import Data, Recipe
 
@@ -351,7 +351,7 @@ def train_in(folder: Path, recipe):
     return train(recipe, runs=folder / "runs", console=quiet())
 
 
-def load_policy(folder: Path, **changes):
+def load_policy(folder: Path | str, **changes):
     """The weights that a recipe on this model folder starts from, on the CPU."""
     from dpo_recipes.models.weights import load_weights
     from dpo_recipes.recipe.resolve import Device, resolve

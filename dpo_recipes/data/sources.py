@@ -12,7 +12,9 @@ from typing import Any
 
 from ..errors import RecipeError, nearest
 from ..recipe.data import FILE_SUFFIXES, Data
+from ..runs.unreachable import HUB_ADVICE, unreachable_reason
 from . import other_files
+from .rows_cache import refuse_damaged_cache
 from .rows_of_files import rows_of_files, start_of, suffix_of
 
 # What follows the split in the name of a part: "-00000-of-00002" in "train-00000-of-00002.parquet", on the hub with a
@@ -159,7 +161,7 @@ def _refuse_missing_parts(path: str, name: str, files: list[Path]) -> None:
 def hub(data: Data, path: str) -> Splits:
     """The splits of a hub data set.
 
-    Raises RecipeError for what the hub does not have, OSError and ConnectionError where it cannot be reached.
+    Raises RecipeError for what the hub does not have and where it breaks off, OSError where the disk does.
     """
     import datasets
 
@@ -167,10 +169,16 @@ def hub(data: Data, path: str) -> Splits:
         return datasets.load_dataset(
             path, data.subset, data_dir=data.data_dir, revision=data.revision, streaming=data.streaming
         )
-    except (ValueError, RuntimeError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # of whichever library the hub is asked through
+        unreachable = unreachable_reason(error)
+        if unreachable:
+            raise RecipeError(f"{path} cannot be loaded: {unreachable}. {HUB_ADVICE}") from error
         cause = error if isinstance(error, FileNotFoundError) else error.__cause__ or error
+        refuse_damaged_cache(cause, path, Path(datasets.config.HF_DATASETS_CACHE, path.replace("/", "___")))
         if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
-            raise cause from None  # the connection broke in the middle
+            raise cause from None  # of the disk
+        if not isinstance(error, (ValueError, RuntimeError, FileNotFoundError, datasets.exceptions.DatasetsError)):
+            raise  # a fault of the code, not of what was asked for
         _refuse_subset(data, path, str(cause))
         raise RecipeError(
             f"{path} cannot be loaded: {start_of(cause)} Check data.path, data.subset, data.data_dir and "

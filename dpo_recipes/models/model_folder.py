@@ -1,15 +1,20 @@
 """What is wrong with a folder that is to hold a model or an adapter, seen from its files and before a library is asked.
 
-Standard library only, so that it is known at once. Of a model on the hub nothing is looked at here.
+The standard library and the reader of safetensors' heads only, so that it is known at once. Of a model on the hub its
+copy in the hub's cache is looked at, and only when it could not be loaded.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError, safe_open
+
+from ..data.sources import is_path
 from ..errors import RecipeError
 
 FILES_NAMED = 8  # of a folder that holds no model, enough to recognise it by
@@ -17,6 +22,20 @@ LFS_POINTER = b"version https://git-lfs"
 OLD_WEIGHTS = (".bin", ".pt", ".pth")
 # Every tokenizer of Transformers has a file with one of these in its name.
 TOKENIZER_WORDS = ("token", "vocab", "spiece", "sentencepiece", "tekken", "merges", ".tiktoken", ".model")
+# The files of JSON that Transformers and PEFT read beside the weights; each holds an object.
+JSON_FILES = (
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+INDEX = "model.safetensors.index.json"
 # How safetensors writes the types that a weight can be computed in as it stands.
 FLOATS = ("F16", "BF16", "F32", "F64")
 
@@ -26,6 +45,7 @@ class Folder(NamedTuple):
 
     path: str
     field: str
+    remedy: str = "Download or copy it again."  # where one of its files is damaged
 
     def __str__(self) -> str:
         return f"{self.field}={self.path!r}"
@@ -47,6 +67,8 @@ def refuse_model_folder(path: str, field: str, *, tokenizer: bool = True) -> Non
             "Take the config.json that was saved with them."
         )
     _refuse_weights(folder, names, config)
+    if "generation_config.json" in names:  # which Transformers leaves out, unsaid, where it cannot read it
+        _json_object(folder, "generation_config.json")
     if tokenizer and not any(word in name for name in names for word in TOKENIZER_WORDS):
         raise RecipeError(
             f"{folder} holds no tokenizer. Copy tokenizer.json and tokenizer_config.json of the model it was trained "
@@ -67,9 +89,45 @@ def refuse_adapter_folder(path: str, field: str) -> None:
     if kind != "LORA":
         raise RecipeError(f"{folder} is a {kind} adapter, and only a LORA adapter is taken here.")
     if not any(name in names for name in ("adapter_model.safetensors", "adapter_model.bin")):
-        raise RecipeError(f"{folder} has no weights: adapter_model.safetensors is missing beside adapter_config.json.")
+        raise RecipeError(
+            f"{folder} has no weights: adapter_model.safetensors is missing beside adapter_config.json. {folder.remedy}"
+        )
     if "adapter_model.safetensors" in names:
         _tensors(folder, "adapter_model.safetensors")
+
+
+def refuse_model_of_run(folder: Path, *, is_adapter: bool) -> None:
+    """RecipeError where the model folder of a run holds no model, or a damaged one."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    if not names:
+        raise RecipeError(f"{folder} holds no model: the run has not finished.")
+    if is_adapter:
+        refuse_adapter_folder(str(folder), "adapter")
+    else:
+        refuse_model_folder(str(folder), "model")
+    refuse_damaged_files(str(folder), "model")  # its tokenizer too
+
+
+def refuse_damaged_files(path: str, field: str) -> None:
+    """RecipeError where a file of this folder is damaged by itself: what a library says of it may name no file."""
+    _refuse_damaged_files(Folder(path, field))
+
+
+def refuse_damaged_copy(snapshot: Path, field: str) -> None:
+    """The same of what the hub's cache has of a model: `snapshot` is its folder, of one revision."""
+    remedy = f"It is a copy in the cache of the hub: remove that, and run again: rm -r {snapshot.parent.parent}"
+    _refuse_damaged_files(Folder(str(snapshot), field, remedy))
+
+
+def _refuse_damaged_files(folder: Folder) -> None:
+    names = _readable_names(folder)
+    for name in JSON_FILES:
+        if name in names:
+            _json_object(folder, name)
+    _refuse_missing_shards(folder, names)
+    for name in _weight_files(names):
+        if name.endswith(".safetensors"):
+            _tensors(folder, name)
 
 
 def base_of_adapter(path: str) -> str | None:
@@ -80,6 +138,17 @@ def base_of_adapter(path: str) -> str | None:
     base = _json_object(folder, "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(base, str):
         raise RecipeError(f"{folder}: adapter_config.json does not name the model that it was made on.")
+    return base
+
+
+def base_of_run(folder: Path) -> str:
+    """The model that the adapter in a run's model folder was trained on; RecipeError where that folder has gone."""
+    base = str(base_of_adapter(str(folder)))
+    if is_path(base) and not os.path.isdir(base):
+        raise RecipeError(
+            f"The adapter in {folder} was trained on {base}, and there is no such folder. Where that model has "
+            f"moved, write its new place in {folder / 'adapter_config.json'}: base_model_name_or_path."
+        )
     return base
 
 
@@ -97,10 +166,19 @@ def _readable_names(folder: Folder) -> list[str]:
 
     read = _files_read(names)
     for name in read:
+        _refuse_what_is_no_file(folder, name)
         if not os.access(os.path.join(folder.path, name), os.R_OK):
             raise RecipeError(f"{folder}: {name} cannot be read: permission denied. Try: chmod -R u+rX {folder.path}")
     _refuse_lfs_pointers(folder, read)
     return names
+
+
+def _refuse_what_is_no_file(folder: Folder, name: str) -> None:
+    path = os.path.join(folder.path, name)
+    if os.path.islink(path) and not os.path.exists(path):
+        raise RecipeError(f"{folder}: {name} is a link to {os.readlink(path)}, which is not there. {folder.remedy}")
+    if os.path.isdir(path):
+        raise RecipeError(f"{folder}: {name} is a folder, and must be a file. {folder.remedy}")
 
 
 def _files_read(names: list[str]) -> list[str]:
@@ -154,25 +232,36 @@ def _refuse_weights(folder: Folder, names: list[str], config: dict[str, Any]) ->
     if not weight_files:
         raise RecipeError(f"{folder} holds no weights. {_other_form(names)}")
 
-    index = "model.safetensors.index.json"
-    if index in names and "model.safetensors" not in names:
-        weight_map = _json_object(folder, index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise RecipeError(f"{folder}: {index} has no weight_map. Download or copy the model whole.")
-        shards = set(weight_map.values())
-        missing = sorted(shards.difference(names))
-        if missing:
-            raise RecipeError(
-                f"{folder} lacks {len(missing)} of the {len(shards)} files of its weights: {', '.join(missing[:3])}. "
-                "Download or copy the model whole."
-            )
+    _refuse_missing_shards(folder, names)
     for name in weight_files:
         if name.endswith(".safetensors"):
             tensors = _tensors(folder, name)
             if "quantization_config" not in config:
                 _refuse_unscaled_numbers(folder, name, tensors)
         elif not os.path.getsize(os.path.join(folder.path, name)):
-            raise RecipeError(f"{folder}: {name} is empty. Download or copy it again.")
+            raise RecipeError(f"{folder}: {name} is empty. {folder.remedy}")
+
+
+def _refuse_missing_shards(folder: Folder, names: list[str]) -> None:
+    """RecipeError where an index names files of weights that are not there, or such files have no index."""
+    if "model.safetensors" in names:
+        return
+    if INDEX not in names:
+        parts = [name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
+        if parts:
+            raise RecipeError(f"{folder}: {INDEX} is missing, which says what is in {parts[0]}. {folder.remedy}")
+        return
+
+    weight_map = _json_object(folder, INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise RecipeError(f"{folder}: {INDEX} has no weight_map. {folder.remedy}")
+    shards = {str(shard) for shard in weight_map.values()}
+    missing = sorted(shards.difference(names))
+    if missing:
+        raise RecipeError(
+            f"{folder} lacks {len(missing)} of the {len(shards)} files of its weights: {', '.join(missing[:3])}. "
+            f"{folder.remedy}"
+        )
 
 
 def _tensors(folder: Folder, name: str) -> dict[str, Any]:
@@ -183,7 +272,7 @@ def _tensors(folder: Folder, name: str) -> dict[str, Any]:
     path = Path(folder.path, name)
     size = path.stat().st_size
     if not size:
-        raise RecipeError(f"{folder}: {name} is empty. Download or copy it again.")
+        raise RecipeError(f"{folder}: {name} is empty. {folder.remedy}")
 
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -194,13 +283,17 @@ def _tensors(folder: Folder, name: str) -> dict[str, Any]:
         end_of_numbers = max([0, *(tensor["data_offsets"][1] for tensor in tensors.values())])
     except (ValueError, AttributeError, TypeError, KeyError):
         raise RecipeError(
-            f"{folder}: {name} is damaged, or no safetensors file: its head cannot be read. Download or copy it again."
+            f"{folder}: {name} is damaged, or no safetensors file: its head cannot be read. {folder.remedy}"
         ) from None
     expected = 8 + length + end_of_numbers
     if size < expected:
-        raise RecipeError(
-            f"{folder}: {name} is cut short: {size:,} of {expected:,} bytes are there. Download or copy it again."
-        )
+        raise RecipeError(f"{folder}: {name} is cut short: {size:,} of {expected:,} bytes are there. {folder.remedy}")
+
+    try:
+        safe_open(path, framework="numpy")  # which reads the head, and no numbers
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise RecipeError(f"{folder}: {name} is damaged: {reason}. {folder.remedy}") from None
     return tensors
 
 
@@ -218,9 +311,11 @@ def _json_object(folder: Folder, name: str) -> dict[str, Any]:
     try:
         value = json.loads(Path(folder.path, name).read_text(encoding="utf-8"))
     except ValueError as error:  # no JSON, or no UTF-8
-        raise RecipeError(f"{folder}: {name} is no valid JSON: {error}.") from None
+        raise RecipeError(f"{folder}: {name} is no valid JSON: {error}. {folder.remedy}") from None
     if not isinstance(value, dict):
-        raise RecipeError(f"{folder}: {name} must hold a JSON object, and holds {type(value).__name__}.")
+        raise RecipeError(
+            f"{folder}: {name} must hold a JSON object, and holds {type(value).__name__}. {folder.remedy}"
+        )
     return value
 
 

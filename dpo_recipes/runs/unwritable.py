@@ -39,7 +39,7 @@ SIGNS = {
 
 def unwritable_reason(error: BaseException) -> str | None:
     """Why a file or folder could not be written, in words, where that is what an error says; else None."""
-    for link in _chain(error):
+    for link in chain(error):
         if isinstance(link, OSError) and link.errno in UNWRITABLE:
             return str(link.strerror)
         text = str(link).lower()
@@ -51,13 +51,13 @@ def unwritable_reason(error: BaseException) -> str | None:
 
 def unwritable_place(error: BaseException) -> str | None:
     """The file or folder that the error names, if it names one."""
-    for link in _chain(error):
+    for link in chain(error):
         if isinstance(link, OSError) and link.filename:
             return str(link.filename)
     return None
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error and those that it came from."""
     while error is not None:
         yield error

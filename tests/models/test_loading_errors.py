@@ -28,6 +28,7 @@ def test_a_folder_that_holds_no_model_is_named_with_what_it_holds(tmp_path, what
     [
         ("set `trust_remote_code=True`", "brings its own code"),
         ("flash_attn is not installed", "Check attn_implementation"),
+        ("size mismatch for layers.0.self_attn.q_proj", "Check model="),
         ("401 Client Error", "hf auth login"),
     ],
 )
@@ -44,3 +45,30 @@ def test_of_a_librarys_message_what_matters_is_shown():
     assert reason_of(RuntimeError(f"{heading}\n\t{matter}\n\tmore")).startswith(f"{heading} size mismatch for layers.0")
     assert reason_of(ValueError("First line.\n" + "word " * 100)) == "First line"
     assert reason_of(ValueError("word " * 100)).endswith("word ...")
+
+
+def test_a_damaged_copy_in_the_cache_of_the_hub_is_named_with_how_to_fetch_it_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    with pytest.raises(RecipeError, match="Check model="), explained("model", "org/tiny"):
+        raise ValueError("something else")
+
+    (snapshot / "config.json").write_text("{")
+    removed = f"config.json is no valid JSON: .* rm -r {tmp_path / 'models--org--tiny'}"
+    with pytest.raises(RecipeError, match=removed), explained("model", "org/tiny"):
+        raise ValueError("It looks like the config file is not valid")
+
+
+def test_of_a_hub_that_breaks_off_the_first_cause_is_said(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with (
+        pytest.raises(RecipeError, match=r"broke \(peer closed\). Connect, and run again: files") as told,
+        explained("model", "a/b"),
+    ):
+        try:
+            raise ConnectionResetError("peer closed")
+        except ConnectionError as error:
+            raise OSError("Can't load the model for 'a/b'.") from error
+    assert "Can't load" not in str(told.value)
