@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 
 from ..errors import RecipeError, UsageError, stop_at_fails
-from ..models.model_folder import base_of_adapter
+from ..models.model_folder import base_of_adapter, refuse_model_of_run
 from ..progress import Stage
 from ..recipe.adapters import LoRA
 from ..recipe.data import Data
@@ -109,8 +109,7 @@ def _of_run(run: folder.Run, data: str | None, changes: Sequence[str], to: Path 
             "--data FILE"
         )
     trained = run.path / "model"
-    if not trained.is_dir():
-        raise RecipeError(f"{run.path} holds no model: the run has not finished.")
+    refuse_model_of_run(trained, is_adapter=recipe.adapter is not None)
     if data is None:
         return Subject(recipe, trained, all_held_out=False, to=to or run.path)
 

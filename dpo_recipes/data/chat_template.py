@@ -37,7 +37,8 @@ def unread_kwargs(template: str, kwargs: dict[str, Any]) -> list[str]:
         parsed = environment.parse(GENERATION_TAG.sub("", template))
     except jinja2.TemplateSyntaxError as error:
         raise RecipeError(
-            f"The chat template's line {error.lineno} is not valid Jinja: {error.message} Correct data.chat_template."
+            f"The chat template's line {error.lineno} is not valid Jinja: {error.message} Correct "
+            "data.chat_template or, where the recipe gives none, chat_template.jinja of the model."
         ) from None
 
     names_read = {name.name for name in parsed.find_all(jinja2.nodes.Name) if name.ctx == "load"}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ..errors import RecipeError
-from ..models.model_folder import base_of_adapter
+from ..models.model_folder import base_of_run, refuse_model_of_run
 from ..progress import Stage
 from ..recipe.adapters import QLoRA
 from ..recipe.recipe import Recipe
@@ -42,6 +42,7 @@ def export_merged(run: Run, folder: Path, console: Console, place: Path) -> dict
     """
     recipe = recipe_of(run)
     _refuse_whole_model(run, recipe, folder)
+    refuse_model_of_run(run.path / "model", is_adapter=True)
     session = Session(recipe, console)
     session.read_pairs()
     if session.has_images:
@@ -82,7 +83,7 @@ def _write_merged(where: Path, run: Run, session: Session, pairs: Any, folder: P
 
     adapter = run.path / "model"
     weights = _weights_of_4_bits(run, session)
-    result["base"] = base_of_adapter(str(adapter))
+    result["base"] = base_of_run(adapter)
     with Stage(console, "Loading the adapter on its base"):
         policy = _in_32_bits(unmerged(_base(session, result["base"]), adapter, weights))
     trained = _logps(session, policy, pairs, "Log-probabilities of the adapter")

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import RecipeError, nearest
 from ..recipe.adapters import LoRA
-from .loading_errors import reason_of
+from .loading_errors import explained, reason_of
 from .model_folder import refuse_adapter_folder
 
 LINEAR = (torch.nn.Linear, Conv1D)
@@ -152,7 +152,7 @@ def continue_adapter(model: Any, adapter: LoRA, path: str, say: Callable[[str], 
 
 def put_on(model: Any, folder: str, is_trainable: bool = False) -> Any:
     """The model with the adapter of a folder on it. What PEFT warns of is refused by `refuse_other_adapter_weights`."""
-    with warnings.catch_warnings():
+    with explained("adapter", folder), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
         return PeftModel.from_pretrained(model, folder, is_trainable=is_trainable)
 

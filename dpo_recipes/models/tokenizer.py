@@ -14,7 +14,7 @@ from ..data.chat_template import pin_date, unread_kwargs
 from ..errors import RecipeError
 from ..recipe.data import Data
 from ..recipe.recipe import Recipe
-from .loading_errors import explained
+from .loading_errors import explained, refuse_damaged
 
 
 @dataclass
@@ -49,7 +49,11 @@ def load_tokenizer(recipe: Recipe, path: str, say: Callable[[str], None] = lambd
             path, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
         )
     if tokenizer.eos_token is None:
-        raise RecipeError(f"The tokenizer of {path!r} has no end token, so no answer could end. Set eos_token.")
+        refuse_damaged("tokenizer", path)  # without its tokenizer_config.json it loads, and knows no end
+        raise RecipeError(
+            f"The tokenizer of {path!r} has no end token, so no answer could end. Set eos_token in its "
+            "tokenizer_config.json."
+        )
 
     template = _one_template(recipe.data.chat_template or tokenizer.chat_template, path)
     if template is None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
 from transformers import AutoTokenizer
 
-from ..data.sources import is_path
 from ..errors import RecipeError
 from .adapter import put_on, refuse_other_adapter_weights
 from .checkpoint import load_checkpoint
 from .loading_errors import explained
+from .model_folder import base_of_run, refuse_model_of_run
 from .weights import keep_4bit_gradients_right, quantization
 
 
@@ -38,11 +36,8 @@ def load_trained(model_folder: Path, resolved: dict[str, Any]) -> tuple[Any, Any
 
     `resolved` is the run's recipe.json: dotted key -> {"value", "origin"}.
     """
-    written = [(model_folder / name).is_file() for name in ("config.json", "adapter_config.json")]
-    if not any(written):
-        raise RecipeError(f"{model_folder} holds no model: the run has not finished.")
-
     values = {key: entry["value"] for key, entry in resolved.items()}
+    refuse_model_of_run(model_folder, is_adapter=values.get("adapter") is not None)
     weights_dtype = str(values["dtype"]).split()[0]  # of "bfloat16 weights, bf16 autocast"
     options: dict[str, Any] = {
         "trust_remote_code": values["trust_remote_code"],
@@ -53,17 +48,11 @@ def load_trained(model_folder: Path, resolved: dict[str, Any]) -> tuple[Any, Any
     if values["adapter"] is None:
         return load_checkpoint(str(model_folder), **options), tokenizer
 
-    base = PeftConfig.from_pretrained(str(model_folder)).base_model_name_or_path
-    if is_path(base) and not os.path.isdir(base):
-        raise RecipeError(
-            f"The adapter in {model_folder} was trained on {base}, and there is no such folder. Where that model has "
-            f"moved, write its new place in {model_folder / 'adapter_config.json'}: base_model_name_or_path."
-        )
+    base = base_of_run(model_folder)
     if values["adapter"] == "QLoRA":
         options["quantization_config"] = quantization(values["adapter.double_quant"], options["dtype"])
     model = load_checkpoint(base, "base model", revision=values["revision"], **options)
     keep_4bit_gradients_right(model)
-    with explained("adapter", str(model_folder)):
-        trained = put_on(model, str(model_folder))
+    trained = put_on(model, str(model_folder))
     refuse_other_adapter_weights(trained, str(model_folder))
     return trained, tokenizer

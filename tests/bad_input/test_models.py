@@ -93,9 +93,57 @@ def removed(*names: str) -> Callable[[Path], None]:
     return remove
 
 
-def cut_short(folder: Path) -> None:
+def with_head(change: Callable[[dict[str, Any]], Any], name: str = "model.safetensors") -> Callable[[Path], None]:
+    """Another head of a safetensors file before the same numbers."""
+
+    def put(folder: Path) -> None:
+        data = (folder / name).read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        head = json.loads(data[8 : 8 + length])
+        change(head)
+        written_head = json.dumps(head).encode()
+        (folder / name).write_bytes(len(written_head).to_bytes(8, "little") + written_head + data[8 + length :])
+
+    return put
+
+
+def without_a_type(head: dict[str, Any]) -> None:
+    head.pop("__metadata__", None)
+    del next(iter(head.values()))["dtype"]
+
+
+def at_other_places(head: dict[str, Any]) -> None:
+    head.pop("__metadata__", None)
+    next(iter(head.values()))["data_offsets"] = [0, 12]
+
+
+def longer_than_its_head(folder: Path) -> None:
     file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1000])
+    file.write_bytes(file.read_bytes() + bytes(100))
+
+
+def link_that_leads_nowhere(name: str) -> Callable[[Path], None]:
+    def replace(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to("/no/such/blob")
+
+    return replace
+
+
+def a_folder(name: str) -> Callable[[Path], None]:
+    def replace(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return replace
+
+
+def cut_in_half(name: str) -> Callable[[Path], None]:
+    def cut(folder: Path) -> None:
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: len(data) // 2])
+
+    return cut
 
 
 def only_gguf(folder: Path) -> None:
@@ -107,6 +155,19 @@ def shard_missing(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     written("model.safetensors.index.json", json.dumps({"weight_map": weight_map}))(folder)
+
+
+def index_missing(folder: Path) -> None:
+    shard_missing(folder)
+    removed("model.safetensors.index.json")(folder)
+
+
+def index_of(weight_map: Any) -> Callable[[Path], None]:
+    def put(folder: Path) -> None:
+        shard_missing(folder)
+        written("model.safetensors.index.json", json.dumps({"weight_map": weight_map}))(folder)
+
+    return put
 
 
 def larger_tokenizer(folder: Path) -> None:
@@ -141,22 +202,42 @@ BROKEN_MODELS = {
     "Inf": Broken(with_value("lm_head.weight", float("inf")), ["lm_head.weight", "not finite"]),
     "8-bit weights without scales": Broken(with_int8_weights, ["up_proj.weight", "I8", "quantization_config"]),
     # Files
-    "weights cut short": Broken(cut_short, ["model.safetensors is cut short", "Download or copy it again"]),
+    "weights cut short": Broken(
+        cut_in_half("model.safetensors"), ["model.safetensors is cut short", "Download or copy it again"]
+    ),
     "weights empty": Broken(written("model.safetensors", ""), ["model.safetensors is empty"]),
     "weights that are none": Broken(written("model.safetensors", "hello" * 9), ["its head cannot be read"]),
+    "a head without a type": Broken(with_head(without_a_type), ["model.safetensors is damaged", "`dtype`", "again"]),
+    "a head with other places": Broken(with_head(at_other_places), ["model.safetensors is damaged: invalid shape"]),
+    "weights and more": Broken(longer_than_its_head, ["is damaged", "not fully covered", "Download or copy it again"]),
+    "weights as a dead link": Broken(
+        link_that_leads_nowhere("model.safetensors"), ["model.safetensors is a link to /no/such/blob", "not there"]
+    ),
+    "weights as a folder": Broken(a_folder("model.safetensors"), ["model.safetensors is a folder"]),
     "weights as an LFS pointer": Broken(written("model.safetensors", LFS_POINTER), ["model.safetensors", "lfs pull"]),
     "tokenizer as an LFS pointer": Broken(written("tokenizer.json", LFS_POINTER), ["tokenizer.json", "lfs pull"]),
     "no weights": Broken(removed("model.safetensors"), ["holds no weights"]),
     "a shard is missing": Broken(shard_missing, ["lacks 1 of the 2 files", "model-00002-of-00002.safetensors"]),
+    "the index is missing": Broken(index_missing, ["model.safetensors.index.json is missing", "again"]),
+    "the index is empty": Broken(index_of({}), ["model.safetensors.index.json has no weight_map"]),
+    "the index holds numbers": Broken(index_of({"a": 5}), ["lacks 1 of the 1 files", "5"]),
     "GGUF only": Broken(only_gguf, ["GGUF", "safetensors"]),
     "no config.json": Broken(removed("config.json"), ["no config.json"]),
-    "config.json cut": Broken(written("config.json", '{"model_type": '), ["config.json is no valid JSON", "line 1"]),
+    "config.json cut": Broken(
+        written("config.json", '{"model_type": '), ["config.json is no valid JSON", "line 1", "again"]
+    ),
     "config.json a list": Broken(written("config.json", "[1]"), ["config.json must hold a JSON object"]),
     "no model_type": Broken(configured(model_type=None, architectures=None), ["has no model_type"]),
     "an unknown model_type": Broken(configured(model_type="lama"), ["`lama`", "misspelt"]),
     "an image model": Broken(configured(model_type="vit"), ["ViTConfig", "no causal language model"]),
     "no tokenizer": Broken(removed("tokenizer.json", "tokenizer_config.json"), ["holds no tokenizer"]),
-    "tokenizer.json cut": Broken(written("tokenizer.json", "{"), ["No tokenizer could be loaded"]),
+    "a width that is no number": Broken(configured(hidden_size="wide"), ["'hidden_size'", "Take the config.json that"]),
+    "generation_config.json cut": Broken(
+        written("generation_config.json", "{"), ["generation_config.json is no valid"]
+    ),
+    "tokenizer.json cut": Broken(cut_in_half("tokenizer.json"), ["tokenizer.json is no valid JSON", "copy it again"]),
+    "tokenizer.json absent": Broken(removed("tokenizer.json"), ["It has no tokenizer.json: copy into it"]),
+    "tokenizer_config.json a list": Broken(written("tokenizer_config.json", "[]"), ["must hold a JSON object"]),
     "more tokens than embeddings": Broken(larger_tokenizer, ["270 tokens", "264 embeddings", "resize"]),
 }
 
@@ -388,6 +469,11 @@ BROKEN_ADAPTERS = {
     "no weights": Broken(removed("adapter_model.safetensors"), ["has no weights"]),
     "weights empty": Broken(written("adapter_model.safetensors", ""), ["is empty"]),
     "an LFS pointer": Broken(written("adapter_model.safetensors", LFS_POINTER), ["lfs pull"]),
+    "weights cut short": Broken(
+        cut_in_half("adapter_model.safetensors"), ["is cut short", "Download or copy it again"]
+    ),
+    "a head without a type": Broken(with_head(without_a_type, "adapter_model.safetensors"), ["is damaged", "`dtype`"]),
+    "weights as a dead link": Broken(link_that_leads_nowhere("adapter_model.safetensors"), ["is a link to"]),
     "no configuration": Broken(removed("adapter_config.json"), ["adapter_config.json is missing"]),
     "configuration cut": Broken(written("adapter_config.json", "{"), ["no valid JSON"]),
     "another type": Broken(written("adapter_config.json", '{"peft_type": "IA3"}'), ["IA3 adapter"]),
