@@ -21,7 +21,8 @@ PREPARATION = "the pairs are prepared and cached in our own way"
 # Keys, by what is said of them.
 LEFT = {
     "the model and its tokenizer know their own classes": ("model_type", "tokenizer_type"),
-    PREPARATION: ("dataset_prepared_path", "shuffle_merged_datasets", "dataset_exact_deduplication", "sample_packing"),
+    PREPARATION: ("dataset_prepared_path", "shuffle_merged_datasets", "sample_packing"),
+    "exact duplicates are dropped in any case, and counted": ("dataset_exact_deduplication",),
     "a pair is read once, without padding, as far as the model can": ("pad_to_sequence_len", "dpo_padding_free"),
     "the kernels are chosen by Transformers": ("plugins", "use_kernels", "use_scattermoe", "use_sonicmoe"),
     "the tokenizer's own tokens are used; set others in the tokenizer itself": (

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UsageError
 from ..recipe.as_python import as_python
+from ..recipe.data import Data
 from ..recipe.recipe import Recipe
 from . import axolotl, llama_factory, trl
 from .translation import Translation
@@ -32,6 +33,7 @@ def read_yaml(path: Path | str) -> Imported:
     try:
         file = _translation(path, values)
         _find_beside(path, file)
+        _say_what_is_held_out(file)
         recipe = file.recipe()
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
@@ -62,6 +64,9 @@ def _values(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is no YAML: {reason}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UsageError(f"{path} holds no settings: a YAML file of a run has a key and a value a line.")
+    for key, value in values.items():
+        if key.endswith("_strategy") and value is False:  # a bare no, as YAML reads it
+            values[key] = "no"
     return values
 
 
@@ -92,6 +97,15 @@ def _find_beside(path: Path, file: Translation) -> None:
         named = file.values.get(key)
         if isinstance(named, str) and (path.parent / named).exists():
             file.values[key] = str((path.parent / named).resolve())
+
+
+def _say_what_is_held_out(file: Translation) -> None:
+    """A recipe always holds pairs out; a file that evaluates on none trains on all of them."""
+    is_said = any("data.eval" in reason for _, reason in file.left_out)
+    if "data.eval" not in file.values and not is_said:
+        file.notes.append(
+            f"{Data.eval:.0%} of the pairs are held out, on which the file trains too; data.eval is another share."
+        )
 
 
 def _refuse(method: str | None, program: str) -> None:

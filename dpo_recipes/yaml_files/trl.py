@@ -154,12 +154,19 @@ def _data(file: Translation) -> None:
         file.move("dataset_name", "data.path")
         file.move("dataset_config", "data.subset")
         file.move("dataset_train_split", "data.train")
+        if _evaluates(file.unread):  # TRL reads the split for it only then
+            file.unread.setdefault("dataset_test_split", "test")
         file.move("dataset_test_split", "data.eval")
         if file.take("dataset_streaming"):
             file.values["data.streaming"] = True
     file.move("chat_template", "data.chat_template")
     if "data.path" not in file.values and "data.mix" not in file.values:
         raise UsageError("The file names no data set: dataset_name is missing.")
+
+
+def _evaluates(values: dict[str, Any]) -> bool:
+    """Whether TRL would evaluate while it trains."""
+    return values.get("eval_strategy", values.get("evaluation_strategy", "no")) != "no"
 
 
 def _mixer(file: Translation) -> None:
@@ -226,6 +233,10 @@ def _set_splits(file: Translation, train: dict[str, dict[str, float]]) -> None:
         file.values["data.path"] = path
         named = [split if share == 1 else f"{split}[:{100 * share:g}%]" for split, share in splits.items()]
         file.values["data.train"] = "+".join(named)
+        if set(splits.values()) != {1.0}:
+            file.notes.append(
+                "Of a split with a weight the handbook draws that share; here it is the first part of it."
+            )
         return
     names = {"+".join(splits) for splits in train.values()}
     if len(names) > 1:

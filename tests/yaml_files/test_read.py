@@ -139,6 +139,21 @@ def test_of_trl(tmp_path):
     assert "warmup_ratio is trl.warmup_steps today." in read.notes
 
 
+@pytest.mark.parametrize(
+    ("lines", "held_out"),
+    [("eval_strategy: steps\n", "test"), ("evaluation_strategy: epoch\n", "test"), ("eval_strategy: no\n", 0.05)],
+)
+def test_trl_evaluates_on_the_split_test_unless_another_is_named(tmp_path, lines, held_out):
+    read = imported(f"model_name_or_path: m\ndataset_name: d\n{lines}", tmp_path)
+    assert read.recipe.data.eval == held_out
+    assert any(note.startswith("5% of the pairs are held out") for note in read.notes) == (held_out == 0.05)
+
+
+def test_of_axolotl_duplicates_are_said_to_be_dropped(tmp_path):
+    read = imported(f"{AXOLOTL}dataset_exact_deduplication: true\n", tmp_path)
+    assert left(read)["dataset_exact_deduplication"] == "exact duplicates are dropped in any case, and counted"
+
+
 def test_what_lies_beside_the_file_is_meant(tmp_path):
     (tmp_path / "pairs").mkdir()
     recipe = imported("model_name_or_path: m\ndataset_name: pairs\ndataset_test_split: test\n", tmp_path).recipe
@@ -162,7 +177,9 @@ def test_of_the_handbook(tmp_path):
 
     several = "\n".join(line for line in HANDBOOK.splitlines() if "org/two" not in line)
     several = several.replace("split: test_prefs", "split: more")
-    assert imported(several, tmp_path).recipe.data.train == "train_prefs[:50%]+more"
+    read = imported(several, tmp_path)
+    assert read.recipe.data.train == "train_prefs[:50%]+more"
+    assert "Of a split with a weight the handbook draws that share; here it is the first part of it." in read.notes
     older = "model_name_or_path: m\ndataset_mixer: {d: 0.5}\ndataset_splits: [train_prefs, test_prefs]\n"
     data = imported(older, tmp_path).recipe.data
     assert (data.mix, data.train, data.eval) == ({"d": 0.5}, "train_prefs", "test_prefs")
