@@ -49,10 +49,14 @@ def require(models: list[str], revision: str | None, data: list[str], data_revis
 
     if constants.HF_HUB_OFFLINE:
         _require_copies(remote, hub_state="is not asked, because HF_HUB_OFFLINE is set")
-    elif not all(_hub_answers(place) for place in remote):  # the first that is not answered ends the questions
-        constants.HF_HUB_OFFLINE = True
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        _require_copies(remote, hub_state="cannot be reached")
+        return
+    for place in remote:
+        hub_state = _hub_failure(place)
+        if hub_state is not None:  # which ends the questions
+            constants.HF_HUB_OFFLINE = True
+            os.environ["HF_HUB_OFFLINE"] = "1"
+            _require_copies(remote, hub_state)
+            return
 
 
 def _places(models: list[str], revision: str | None, data: list[str], data_revision: str | None) -> list[Place]:
@@ -87,8 +91,8 @@ def _require_local(place: Place) -> None:
         raise RecipeError(f"revision={place.revision!r} does nothing: {place.name} is a folder here, not on the hub.")
 
 
-def _hub_answers(place: Place) -> bool:
-    """Whether the hub answers for a name; RecipeError where it answers that this cannot be had."""
+def _hub_failure(place: Place) -> str | None:
+    """In words, where the hub does not answer for a name; RecipeError where it answers that this cannot be had."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 
@@ -101,14 +105,16 @@ def _hub_answers(place: Place) -> bool:
     except RevisionNotFoundError:
         raise RecipeError(f"{place.key}={place.name!r} has no revision {place.revision!r} on the hub.") from None
     except Exception as error:  # of whichever library the hub is asked through
-        response = getattr(error, "response", None)
-        if getattr(response, "status_code", None) in (401, 403, 404):
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403, 404):
             raise RecipeError(
                 f"{place.key}={place.name!r} is not on the hub, or is private or gated. "
                 "Check the spelling, or run `hf auth login`."
             ) from None
-        return False  # whatever else the connection says: no route, a proxy, a time-out, a server error
-    return True
+        if status is not None:
+            return f"answers with HTTP status {status}"
+        return "cannot be reached"  # whatever else the connection says: no route, a proxy, a time-out
+    return None
 
 
 def _require_copies(places: list[Place], hub_state: str) -> None:

@@ -190,8 +190,9 @@ def test_a_hub_that_does_not_answer_is_one_message_at_once(world, monkeypatch, f
     with pytest.raises(RecipeError) as error:
         hub.require([MODEL], None, [DATA], None)
     said = str(error.value)
+    state = f"answers with HTTP status {failure}" if isinstance(failure, int) else "cannot be reached"
     assert said == (
-        f"{constants.ENDPOINT} cannot be reached, and this machine has no copy of model {MODEL} and data set {DATA}. "
+        f"{constants.ENDPOINT} {state}, and this machine has no copy of model {MODEL} and data set {DATA}. "
         "Connect and run again, or name local ones: model=/path/to/folder data.path=/path/to/pairs.jsonl"
     )
     assert len(world.asked) == 1  # the second name is not tried as well
