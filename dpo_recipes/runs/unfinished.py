@@ -14,6 +14,7 @@ from .checkpoint_folders import remove_unfinished
 from .folder import Run, create, in_use
 from .full_memory import is_out_of_memory
 from .resumption import command
+from .unreachable import unreachable_reason
 from .unwritable import unwritable_place, unwritable_reason
 
 
@@ -57,6 +58,7 @@ def _what_is_left_told(recipe: Recipe, run: Run, is_new: bool) -> Iterator[None]
             error.add_note(f"To go on with it: {command(run, recipe)}")
         _explain_full_memory(error, recipe.name)
         _explain_unwritable(error, run.path, is_new)
+        _explain_broken_stream(error, recipe)
         raise
 
 
@@ -93,3 +95,17 @@ def _explain_unwritable(error: BaseException, run_path: Path, is_new: bool) -> N
     if not is_new:  # which has its place
         advice = "Make room, or let it be written again, and give the same command."
     raise RecipeError(f"{unwritable_place(error) or run_path} cannot be written: {reason}.{saved} {advice}") from error
+
+
+def _explain_broken_stream(error: BaseException, recipe: Recipe) -> None:
+    """RecipeError where rows that are read from the hub while they are trained on have broken off."""
+    if not recipe.data.streaming or isinstance(error, RecipeError):
+        return
+    reason = unreachable_reason(error)
+    if reason is None:
+        return
+    left_behind = "".join(f" {note}" for note in getattr(error, "__notes__", []))
+    raise RecipeError(
+        f"The rows of {recipe.data.name} broke off: {reason}. Connect, and run again; without data.streaming all rows "
+        f"come before the first step.{left_behind}"
+    ) from error
