@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from making import make_pairs, recipe_for
 
-from dpo_recipes import LoRA
+from dpo_recipes import LoRA, QLoRA
 from dpo_recipes.losses.pair_logps import PairLogps
 from dpo_recipes.models.adapter import peft_config
 from dpo_recipes.models.tokenizer import load_tokenizer
@@ -28,6 +28,7 @@ from dpo_recipes.training.trainer import RecipeTrainer, config
 
 STAGES = {"zero2": 2, "zero3": 3}
 WITH_ADAPTER = {"adapter": LoRA(r=4)}
+OVER_4_BITS = {"adapter": QLoRA(r=4), "dtype": "auto"}
 LOGGED = ["loss", "grad_norm", "logps/chosen", "logps/rejected", "rewards/margins", "rewards/accuracies", "entropy"]
 
 
@@ -160,6 +161,7 @@ def main(engine: str, folder: Path, output: Path) -> None:
     if engine in STAGES:
         result["off"] = train(folder, output / rank, engine, pair_sharing="off")
     if engine == "ddp":
+        result["qlora"] = train(folder, output / rank, engine, pair_sharing="off", **OVER_4_BITS)
         result["fsdp2"] = shard(folder)
     (output / f"{rank}.json").write_text(json.dumps(result))
 
