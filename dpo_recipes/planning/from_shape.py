@@ -27,6 +27,7 @@ class SessionOfShape(Session):
         self.device = device
         self.settings = resolve(recipe, device)
         self.report = {}
+        self._configs = {}
         self.model_path = folder
         self.reference_path = ""
         self.reference_adapter = ""

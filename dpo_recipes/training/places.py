@@ -59,13 +59,23 @@ def require(models: list[str], revision: str | None, data: list[str], data_revis
             return
 
 
+def require_files(data: list[str]) -> None:
+    """RecipeError for a file or folder of pairs that is not there; of what is on the hub `require` knows more."""
+    for name in data:
+        path = os.path.expanduser(name)
+        if is_path(path):
+            files_of(path, _data_key(data))  # which raises
+
+
+def _data_key(data: list[str]) -> str:
+    return "data.mix" if len(data) > 1 else "data.path"
+
+
 def _places(models: list[str], revision: str | None, data: list[str], data_revision: str | None) -> list[Place]:
     policy, *reference = models
-    data_key = "data.mix" if len(data) > 1 else "data.path"
-
     places = [Place("model", "model", policy, revision)]
     places += [Place("model", "reference", name, None) for name in reference]
-    places += [Place("dataset", data_key, name, data_revision) for name in data]
+    places += [Place("dataset", _data_key(data), name, data_revision) for name in data]
     return places
 
 

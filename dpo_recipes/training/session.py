@@ -29,7 +29,7 @@ from ..runs.full_memory import is_out_of_memory
 from ..sentences import print_line
 from .checked_pairs import read_pairs
 from .options import require_device, require_options, try_options
-from .places import prepared, require
+from .places import prepared, require, require_files
 from .processes import main_first
 from .tqdm_bars import quieten, shown_as_ours
 
@@ -135,6 +135,8 @@ class Session:
     def _find_places(self, with_pairs: bool) -> None:
         """Resolve the names of models and data, and refuse those that cannot be had."""
         recipe = self.recipe
+        if with_pairs:
+            require_files([path for path in recipe.data.paths if PREPARED not in path])
         folder = main_first(functools.partial(prepared, recipe, self.console))
 
         def resolved(name: str) -> str:

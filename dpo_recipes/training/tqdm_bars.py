@@ -26,6 +26,7 @@ CLASSES = {
     "datasets.builder": "hf_tqdm",
     "huggingface_hub.utils.tqdm": "tqdm",
     "huggingface_hub._snapshot_download": "hf_tqdm",
+    "transformers.modeling_gguf_pytorch_utils": "tqdm",
 }
 
 
@@ -76,6 +77,8 @@ def _in_our_words(words: str, unit: str) -> tuple[str, str]:
         return f"Downloading {words}", unit
     if words == "Loading weights":
         return words, "tensors"
+    if words.startswith("Converting and de-quantizing GGUF"):
+        return "Unpacking the weights", "tensors"
     if words.startswith("Generating "):
         return "Reading the rows", "rows"
     if words.startswith("Tokenizing "):

@@ -22,7 +22,7 @@ from making import (
 )
 from rich.console import Console
 
-from dpo_recipes import LoRA, RecipeError
+from dpo_recipes import Data, LoRA, RecipeError
 from dpo_recipes.terminal import data_table
 from dpo_recipes.training.session import Session
 
@@ -188,3 +188,17 @@ def test_what_is_asked_of_the_model_at_the_end_does_not_need_its_folder_any_more
     reach = session.positions()
     shutil.rmtree(folder)
     assert session.positions() == reach and session.auto_class == "AutoModelForCausalLM"
+
+
+def test_a_data_file_that_is_missing_is_named_before_anything_is_made(tmp_path, monkeypatch):
+    """Making what a recipe prepares takes a minute, which a typing error should not cost."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = []
+    recipe = recipe_for(
+        Path("{prepared}/model"),
+        data=Data(str(tmp_path / "pairz.jsonl")),
+        prepare=lambda folder, seed: made.append(folder),
+    )
+    with pytest.raises(RecipeError, match=r"pairz.jsonl does not exist"):
+        Session(recipe, quiet())
+    assert made == [] and not (tmp_path / "cache").exists()

@@ -94,6 +94,7 @@ def test_a_download_is_counted_in_bytes(shown, server, monkeypatch):
         ("Fetching 4 files", "it", ("", "it")),
         ("Generating train split", " examples", ("Reading the rows", "rows")),
         ("Reading pairs.jsonl (train) (num_proc=2)", " examples", ("Reading pairs.jsonl (train)", "rows")),
+        ("Converting and de-quantizing GGUF tensors...", "it", ("Unpacking the weights", "tensors")),
         ("Writing model shards", "it", ("", "it")),
         ("Map", " examples", ("", " examples")),
     ],
