@@ -42,6 +42,7 @@ JOB_PACKAGE_HELP = "What pip installs there as dpo-recipes, such as a wheel; els
 EXPORT_PUSH_HELP = "Send the model to this new repository of the hub as well, private without --public."
 EXPORT_TRL_HELP = "The pairs, a plain script and the file of `trl dpo --config`, which train the same."
 EXPORT_MERGED_HELP = "One plain model: the adapter in the weights of its base, in 16 bits where these are stored so."
+EXPORT_DTYPE_HELP = "Of --merged: bfloat16, float16 or float32, in place of the type in which the base is stored."
 TO_HELP = "Where the files go, in place of the run folder."
 PAGE_HELP = "Where the page goes, in place of report.html in the run folder, or in the folder of several."
 REWARD_MODEL_HELP = "A sequence classifier with one output, a folder or a hub id, that scores the answers."
@@ -157,6 +158,7 @@ ExportPush = Annotated[str | None, typer.Option("--push", metavar="ORG/NAME", he
 ExportPublic = Annotated[bool, typer.Option("--public", help="Of --push: for everybody to see.")]
 ExportTrl = Annotated[bool, typer.Option("--trl", help=EXPORT_TRL_HELP)]
 ExportMerged = Annotated[bool, typer.Option("--merged", help=EXPORT_MERGED_HELP)]
+ExportDtype = Annotated[str | None, typer.Option("--dtype", metavar="TYPE", help=EXPORT_DTYPE_HELP)]
 ExportDial = Annotated[float | None, typer.Option("--dial", metavar="FACTOR", help=EXPORT_DIAL_HELP)]
 ExportFolder = Annotated[Path | None, typer.Option("--out", metavar="PLACE", help=EXPORT_OUT_HELP, show_default=False)]
 ExportJob = Annotated[str | None, typer.Option("--to", metavar="KIND", help=EXPORT_JOB_HELP)]

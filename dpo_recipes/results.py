@@ -105,10 +105,13 @@ def print_trl_script(result: dict[str, Any], out: Path) -> None:
 
 def print_exported_model(result: dict[str, Any], out: Path, *, merged: bool, public: bool) -> None:
     """A model that was written, how near it is to what it stands for, and where else it went."""
-    from .runs.model_card import merged_in_words, nearness_in_words, nearness_rows
+    from .runs.model_card import merged_in_words, nearness_in_words, nearness_rows, rounding_in_words
 
     if merged:
         print_line(Console(), merged_in_words(result))
+        advice = rounding_in_words(result)
+        if advice is not None:
+            print_line(Console(), advice)
         print_line(Console(), f"{out} holds the merged model in {result['dtype']}, for whatever loads Transformers.")
     else:
         Console().print(terminal.nearness_table(result["dial"], nearness_rows(result)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from ..errors import UsageError
+from ..errors import UsageError, nearest
 from ..recipe import catalogue
 from ..recipe.overrides import apply
 from ..recipe.recipe import Recipe
@@ -30,6 +30,7 @@ def export(
     *,
     dial: float | None = None,
     merged: bool = False,
+    dtype: str | None = None,
     trl: bool = False,
     job: Job | None = None,
     out: Path | str | None = None,
@@ -41,7 +42,8 @@ def export(
     """Write what a run gives for use elsewhere into the new folder `out`; returns what its export.json holds.
 
     `dial`: the model that is nearest to decoding with the beta dial there, a LoRA adapter or a whole model as the run's
-    own. `merged`: the adapter in the weights of its base, for whatever loads Transformers' models. Of both, what was
+    own. `merged`: the adapter in the weights of its base, for whatever loads Transformers' models, in the type in which
+    the base is stored or in `dtype`: bfloat16, float16, or float32, which takes nothing of it away. Of both, what was
     written is loaded once more and gives the log-probabilities that it should, or there is no folder. `trl`: the pairs
     and a plain script that train the same with TRL alone, also of a recipe that has not been run, with `changes` to it.
     `job`: the file that trains the run, or a recipe with `changes`, on a cluster or in a cloud; `out` is then a new
@@ -57,6 +59,7 @@ def export(
 
     console = console or Console(quiet=True)
     _refuse_other_than_one(dial, merged, trl, job)
+    _refuse_dtype(dtype, merged)
     if job is not None:
         _refuse_idle_push(push, public, "--to writes a file that trains one elsewhere")
         return _export_job(_run_or_recipe(run, changes), changes, job, out)
@@ -91,7 +94,7 @@ def export(
     else:
         from ..exports.merged import export_merged
 
-        result = export_merged(finished, folder, console, place)
+        result = export_merged(finished, folder, console, place, dtype)
     if push is not None:
         result["pushed"] = send(folder, push, public=public, console=console)
     return result
@@ -133,6 +136,17 @@ def _refuse_other_than_one(dial: float | None, merged: bool, trl: bool, job: Job
         raise UsageError(f"Say what is to be exported: {WHAT}.")
     if len(options) > 1:
         raise UsageError(f"{' and '.join(options)}: one of them, each writes something of its own.")
+
+
+def _refuse_dtype(dtype: str | None, merged: bool) -> None:
+    from ..exports.merged import DTYPES
+
+    if dtype is None:
+        return
+    if not merged:
+        raise UsageError("--dtype is that of the weights of --merged, which is not asked for.")
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype!r}: one of {', '.join(DTYPES)}.{nearest(dtype, DTYPES)}")
 
 
 def _run(run: Run | Recipe | Path | str) -> Run:

@@ -29,16 +29,17 @@ if TYPE_CHECKING:
 
 ROOM = 1.3  # of what the weights take, for what is computed beside them
 COMPARED = 16  # held-out pairs whose log-probabilities tell whether two models are the same
+DTYPES = ("bfloat16", "float16", "float32")
 # Nats per token, as means over all tokens compared
 LARGEST_EXACT = 1e-4  # between the adapter on its base and both merged in 32 bits: a sum in another order
 LARGEST_SHARE = 0.5  # of what the adapter has moved its base: what rounding the weights to their type may cost
 
 
-def export_merged(run: Run, folder: Path, console: Console, place: Path) -> dict[str, Any]:
+def export_merged(run: Run, folder: Path, console: Console, place: Path, dtype: str | None = None) -> dict[str, Any]:
     """Write the merged model, and say how near it is to adapter and base; returns export.json.
 
-    `place`: where its card says that it is. RecipeError where there is nothing to merge, and where the merged model is
-    not what was trained.
+    `place`: where its card says that it is. `dtype`: the type of its weights (DTYPES), None for that of the base.
+    RecipeError where there is nothing to merge, and where the merged model is not what was trained.
     """
     recipe = recipe_of(run)
     _refuse_whole_model(run, recipe, folder)
@@ -51,7 +52,7 @@ def export_merged(run: Run, folder: Path, console: Console, place: Path) -> dict
     result: dict[str, Any] = {"run": str(run.path), "recipe": recipe.name, "pairs": len(pairs)}
 
     def fill(where: Path) -> None:
-        _write_merged(where, run, session, pairs, folder, result)
+        _write_merged(where, run, session, pairs, folder, dtype, result)
         result["versions"] = environment.installed()
         files.write_json(where / "export.json", result)
         card = merged_card(
@@ -75,7 +76,9 @@ def _refuse_whole_model(run: Run, recipe: Recipe, folder: Path) -> None:
         )
 
 
-def _write_merged(where: Path, run: Run, session: Session, pairs: Any, folder: Path, result: dict[str, Any]) -> None:
+def _write_merged(
+    where: Path, run: Run, session: Session, pairs: Any, folder: Path, dtype: str | None, result: dict[str, Any]
+) -> None:
     """Write the model and all that belongs to it; `result` learns how near it is."""
     console = session.console
     with Stage(console, "Loading TRL"):
@@ -99,8 +102,8 @@ def _write_merged(where: Path, run: Run, session: Session, pairs: Any, folder: P
 
     target = ORIGINAL
     if weights is not None:
-        target = _nearer_base(session, adapter, result, weights, pairs, trained)
-    plain = _merge(session, adapter, result["base"], weights if target == DEQUANTISED else None)
+        target = _nearer_base(session, adapter, result, weights, pairs, trained, dtype)
+    plain = _merge(session, adapter, result["base"], weights if target == DEQUANTISED else None, dtype)
     result["merged_into"] = target
     result["dtype"] = str(dtype_of(plain)).removeprefix("torch.")
     result["tolerance"] = LARGEST_SHARE * result["from_base"]["mean"]
@@ -130,11 +133,24 @@ def _apart(logps: torch.Tensor, others: torch.Tensor) -> dict[str, float]:
     return {"mean": float(differences.mean()), "largest": float(differences.max())}
 
 
-def _merge(session: Session, adapter: Path, base: str, weights: dict[str, torch.Tensor] | None) -> Any:
+def _merge(
+    session: Session, adapter: Path, base: str, weights: dict[str, torch.Tensor] | None, dtype: str | None
+) -> Any:
+    import torch
+
     from ..models.merged import merged
 
     with Stage(session.console, "Merging the adapter"):
-        return merged(_base(session, base), adapter, weights)
+        if dtype is None:
+            return merged(_base(session, base), adapter, weights)
+        in_32_bits = merged(_base(session, base).float(), adapter, weights)
+        plain = in_32_bits.to(getattr(torch, dtype))
+    too_large = [name for name, parameter in plain.named_parameters() if not bool(torch.isfinite(parameter).all())]
+    if too_large:
+        raise RecipeError(
+            f"The weights of {min(too_large)} are too large for {dtype}. Take --dtype bfloat16 or float32."
+        )
+    return plain
 
 
 def _base(session: Session, path: str) -> Any:
@@ -176,6 +192,7 @@ def _nearer_base(
     weights: dict[str, torch.Tensor],
     pairs: Any,
     trained: torch.Tensor,
+    dtype: str | None,
 ) -> str:
     """Which base to merge into, of an adapter that was trained over 4 bits; `result` learns how near each leads."""
     from ..models.merged import DEQUANTISED, ORIGINAL
@@ -183,7 +200,7 @@ def _nearer_base(
     means = {}
     result["bases"] = []
     for name, of_4_bits in ((DEQUANTISED, weights), (ORIGINAL, None)):
-        candidate = _merge(session, adapter, result["base"], of_4_bits)
+        candidate = _merge(session, adapter, result["base"], of_4_bits, dtype)
         logps = _logps(session, _in_32_bits(candidate), pairs, f"Log-probabilities over {name}")
         apart = _apart(trained, logps)
         means[name] = apart["mean"]

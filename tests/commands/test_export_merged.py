@@ -16,6 +16,7 @@ from dpo_recipes.errors import UsageError
 from dpo_recipes.exports import merged as exporting
 from dpo_recipes.models import merged as merging
 from dpo_recipes.models.adapter import put_on
+from dpo_recipes.runs.model_card import rounding_in_words
 
 IDS = torch.tensor([[260, *range(64, 84)]])  # letters, of which the pairs are made
 
@@ -96,6 +97,42 @@ def test_into_a_tied_base_of_16_bits(adapter, tiny, pairs_file, tmp_path):
     is_embedding = adapter.target_modules == ["embed_tokens"]
     assert plain.config.tie_word_embeddings is not is_embedding
     assert ("lm_head.weight" in names) is is_embedding
+
+
+@pytest.mark.slow
+def test_more_bits_take_less_of_what_was_learned(tiny, pairs_file, tmp_path):
+    base = in_16_bits(tmp_path / "base", tiny())
+    run = train_in(tmp_path, short_recipe(base, pairs_file, learning_rate=0.005))
+    lost = {}
+    for dtype in ("bfloat16", "float16", "float32"):
+        folder = tmp_path / dtype
+        result = export(run, merged=True, dtype=dtype, out=folder, console=quiet())
+        assert result["dtype"] == dtype == json.loads((folder / "config.json").read_text())["dtype"]
+        policy = put_on(loaded(base), str(run.path / "model"))
+        assert apart(loaded(folder), policy) == pytest.approx(result["difference"]["mean"], rel=2, abs=1e-5)
+        lost[dtype] = result["difference"]["mean"] / result["from_base"]["mean"]
+    assert lost["float16"] < lost["bfloat16"] / 4 and lost["float32"] < 1e-4
+    as_the_base = export(run, merged=True, out=tmp_path / "as the base", console=quiet())
+    assert as_the_base["dtype"] == "bfloat16"
+    assert as_the_base["difference"]["mean"] == lost["bfloat16"] * as_the_base["from_base"]["mean"]
+
+
+def test_how_to_keep_more_of_it_is_said_where_rounding_costs_much():
+    result = {"difference": {"mean": 0.02}, "from_base": {"mean": 0.1}, "dtype": "bfloat16"}
+    words = rounding_in_words(result)
+    assert "costs as much as 20% of what" in words and "--dtype float32" in words and "--dtype float16" in words
+    assert "--dtype float16" not in rounding_in_words(result | {"dtype": "float16"})
+    assert rounding_in_words(result | {"dtype": "float32"}) is None
+    assert rounding_in_words(result | {"difference": {"mean": 0.001}}) is None
+
+
+def test_a_dtype_of_something_else_or_of_no_kind_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="--dtype is that of the weights of --merged, which is not asked for"):
+        export(tmp_path, dial=0.5, dtype="float16", out=tmp_path / "out")
+    with pytest.raises(
+        UsageError, match="--dtype 'flaot16': one of bfloat16, float16, float32. Did you mean 'float16'"
+    ):
+        export(tmp_path, merged=True, dtype="flaot16", out=tmp_path / "out")
 
 
 def test_a_whole_module_of_the_adapter_takes_the_place_of_the_base_s(tiny, tmp_path):
