@@ -162,9 +162,7 @@ def rounding_in_words(result: Mapping[str, Any]) -> str | None:
         return None
     more_bits = "--dtype float32 keeps all of it, in twice the room"
     if result["dtype"] == "bfloat16":
-        more_bits += (
-            "; --dtype float16, in the same room, rounds to an eighth of that, for what computes in float16 too"
-        )
+        more_bits += "; --dtype float16 keeps far more in the same room, for what computes in float16 too"
     return f"Rounding to {result['dtype']} costs as much as {lost:.0%} of what training has changed. {more_bits}."
 
 
