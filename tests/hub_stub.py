@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from serving import answering
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?")
 FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
@@ -163,12 +165,8 @@ def _entry(repository: Path, path: Path) -> dict[str, Any]:
 
 @contextmanager
 def served(hub: Hub) -> Iterator[Hub]:
-    thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield hub
-    finally:
-        hub.is_closing.set()
-        hub.server.shutdown()
-        thread.join()
-        hub.server.server_close()
+    with answering(hub.server):
+        try:
+            yield hub
+        finally:
+            hub.is_closing.set()

@@ -69,12 +69,19 @@ class Stub(ABC):
 
 
 @contextmanager
-def served(stub: Stub) -> Iterator[Stub]:
-    thread = threading.Thread(target=stub.server.serve_forever, kwargs={"poll_interval": 0.01})
+def answering(server: ThreadingHTTPServer) -> Iterator[None]:
+    """Within it the server answers, in a thread of its own."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield stub
+        yield
     finally:
-        stub.server.shutdown()
+        server.shutdown()
         thread.join()
-        stub.server.server_close()
+        server.server_close()
+
+
+@contextmanager
+def served(stub: Stub) -> Iterator[Stub]:
+    with answering(stub.server):
+        yield stub
