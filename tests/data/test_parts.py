@@ -150,7 +150,8 @@ def test_missing_and_doubled_paths(tmp_path):
     save(tmp_path / "pairs.jsonl", three())
     message = refused(tmp_path / "pair.jsonl")
     assert "does not exist" in message and "Did you mean 'pairs.jsonl'?" in message
-    assert "no such file or folder in" in refused("nowhere/at/all.jsonl")
+    assert "no such file or folder in nowhere/at." in refused("nowhere/at/all.jsonl")
+    assert "no such file or folder here." in refused("nowhere.jsonl")
     folder = tmp_path / "folder"
     folder.mkdir()
     assert "holds no pairs" in refused(folder)
