@@ -139,12 +139,12 @@ def _refuse_other_than_one(dial: float | None, merged: bool, trl: bool, job: Job
 
 
 def _refuse_dtype(dtype: str | None, merged: bool) -> None:
-    from ..exports.merged import DTYPES
-
     if dtype is None:
         return
     if not merged:
         raise UsageError("--dtype is that of the weights of --merged, which is not asked for.")
+    from ..exports.merged import DTYPES
+
     if dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype!r}: one of {', '.join(DTYPES)}.{nearest(dtype, DTYPES)}")
 

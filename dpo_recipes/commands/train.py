@@ -86,12 +86,12 @@ def train(
         from ..evaluation.pair_numbers import at_its_start, measure_pairs, pair_rows
         from ..evaluation.rehearsal import rehearsed
         from ..guard.judge import Judge, Observation
-        from ..models.device import forget_peak_memory
+        from ..planning.process import reset_peak_on
         from ..training.checkpoints import Checkpoints
         from ..training.metrics_log import MetricsLog
         from ..training.trackers import Trackers
 
-    forget_peak_memory(session.device.kind)  # this process may have trained something else before
+    reset_peak_on(session.device.kind)  # this process may have trained something else before
     shown_while_training = {metric.name: metric.short for metric in METRICS if metric.short}
     bar = TrainingBar(console, shown_while_training)
     trackers = Trackers(session.say)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import sys
 import time
@@ -62,15 +61,6 @@ def peak_memory(kind: str) -> int:
 
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else resident * 1024  # others count in KiB
-
-
-def forget_peak_memory(kind: str) -> None:
-    """Let `peak_memory` count from here on, where that can be told to the device: elsewhere it goes on as it was."""
-    if kind == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return
-    with contextlib.suppress(OSError):  # no Linux, or one that does not let a process do this
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): the high water mark is reset
 
 
 def _refuse_several_gpus(name: str) -> None:

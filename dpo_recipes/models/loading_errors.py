@@ -10,11 +10,10 @@ from pathlib import Path
 
 from ..errors import RecipeError
 from ..runs.unreachable import HUB_ADVICE, unreachable_reason
-from .model_folder import refuse_damaged_copy, refuse_damaged_files
+from .model_folder import first_names, refuse_damaged_copy, refuse_damaged_files
 
 # What says that an attention implementation is absent or unknown; the name of a weight such as self_attn does not.
 ATTENTION = re.compile(r"attn_implementation|attention implementation|flash.?att(entio)?n", re.IGNORECASE)
-FILES_NAMED = 8  # of a folder that holds no model, enough to recognise it by
 LONGEST_REASON = 300  # characters of a library's own message
 
 
@@ -62,7 +61,7 @@ def _remedy(message: str, path: str) -> str:
     if "tokenizer_config.json" in names and "tokenizer.json" not in names and "backend tokenizer" in message:
         return "It has no tokenizer.json: copy into it that of the model it was trained from."
     if os.path.isdir(path):
-        contents = ", ".join(sorted(names)[:FILES_NAMED]) or "nothing"
+        contents = first_names(sorted(names))
         return f"A model folder has config.json, model.safetensors and tokenizer files; this one: {contents}."
     return "Check model= and revision=; a gated model also needs `hf auth login`."
 

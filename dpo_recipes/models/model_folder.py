@@ -144,12 +144,17 @@ def base_of_adapter(path: str) -> str | None:
 def base_of_run(folder: Path) -> str:
     """The model that the adapter in a run's model folder was trained on; RecipeError where that folder has gone."""
     base = str(base_of_adapter(str(folder)))
-    if is_path(base) and not os.path.isdir(base):
-        raise RecipeError(
-            f"The adapter in {folder} was trained on {base}, and there is no such folder. Where that model has "
-            f"moved, write its new place in {folder / 'adapter_config.json'}: base_model_name_or_path."
-        )
+    refuse_absent_base(str(folder), base, f"The adapter in {folder} was trained on")
     return base
+
+
+def refuse_absent_base(adapter: str, base: str, whose: str) -> None:
+    """RecipeError where an adapter's base is a folder that is there no more; `whose`: the words before its name."""
+    if is_path(base) and not os.path.isdir(os.path.expanduser(base)):
+        raise RecipeError(
+            f"{whose} {base}, and there is no such folder. Where that model has moved, write its new place in "
+            f"{os.path.join(adapter, 'adapter_config.json')}: base_model_name_or_path."
+        )
 
 
 def _readable_names(folder: Folder) -> list[str]:
@@ -332,5 +337,9 @@ def _other_form(names: list[str]) -> str:
 
 
 def _contents(names: list[str]) -> str:
-    listed = ", ".join(names[:FILES_NAMED]) or "nothing"
-    return f"it holds {listed}."
+    return f"it holds {first_names(names)}."
+
+
+def first_names(names: list[str]) -> str:
+    """Enough names of a folder's files to recognise it by."""
+    return ", ".join(names[:FILES_NAMED]) or "nothing"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+import torch
+
 from ..models.device import peak_memory
 
 RESET_PEAK = "/proc/self/clear_refs"  # proc(5): a 5 written to it sets the peak to what is resident now
@@ -27,6 +29,15 @@ def resident() -> int:
 def peak() -> int:
     """The most bytes that were resident at once since the last `reset_peak`; where that is False, since the start."""
     return peak_memory("cpu")
+
+
+def reset_peak_on(kind: str) -> None:
+    """Let the peak of a device count from now on, of a CPU that of this process, where the system can."""
+    if kind == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        reset_peak()
 
 
 def reset_peak() -> bool:

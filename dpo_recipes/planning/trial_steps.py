@@ -55,7 +55,7 @@ def try_steps(session: Session) -> Trial:
         "train_sampling_strategy": "sequential",  # the longest come first
     }
     with tempfile.TemporaryDirectory() as folder:
-        _reset_peak(session.device.kind)
+        process.reset_peak_on(session.device.kind)
         trainer = _on_the_longest_pairs(session).make_trainer(Path(folder), [clock], **options)
         trainer.train()
         trainer.evaluate()
@@ -88,14 +88,6 @@ def _longest_first(pairs: Any, recipe: Recipe) -> list[int]:
     lengths = pair_lengths([pairs], recipe.max_length)
     tokens = lengths.longer_rows if recipe.pair_sharing == "off" else lengths.read_once
     return np.argsort(-tokens, kind="stable").tolist()
-
-
-def _reset_peak(kind: str) -> None:
-    if kind == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        process.reset_peak()
 
 
 def _peak(kind: str) -> int:

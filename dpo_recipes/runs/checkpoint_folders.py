@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import RecipeError
-from .files import write_json
+from .files import sizes_in, write_json
 from .full_memory import is_out_of_memory
 
 WHOLE = "whole.json"  # the last file of a checkpoint: the size in bytes of every other one
@@ -86,11 +86,7 @@ def readable(checkpoint: str | None) -> Iterator[None]:
 
 def sizes_of(checkpoint: Path) -> dict[str, int]:
     """Name inside the checkpoint -> bytes."""
-    sizes = {}
-    for path in sorted(checkpoint.rglob("*")):
-        if path.is_file() and path.name != WHOLE:
-            sizes[path.relative_to(checkpoint).as_posix()] = path.stat().st_size
-    return sizes
+    return sizes_in(checkpoint, WHOLE)
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:

@@ -89,7 +89,7 @@ def make_once(path: Path, fill: Callable[[Path], None]) -> None:
 
     def fill_and_list(folder: Path) -> None:
         fill(folder)
-        write_json(folder / CONTENTS, _lengths(folder))
+        write_json(folder / CONTENTS, sizes_in(folder, CONTENTS))
 
     if not is_whole(path):
         write_folder(path, fill_and_list, replace=path.is_dir())
@@ -105,14 +105,17 @@ def is_whole(path: Path) -> bool:
         return True
     except ValueError:
         return False
-    lengths = _lengths(path)
-    return all(lengths.get(name) == length for name, length in contents.items())
+    sizes = sizes_in(path, CONTENTS)
+    return all(sizes.get(name) == size for name, size in contents.items())
 
 
-def _lengths(folder: Path) -> dict[str, int]:
-    """Each file's name in the folder -> its bytes; a link that leads nowhere is no file."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != CONTENTS]
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+def sizes_in(folder: Path, without: str) -> dict[str, int]:
+    """Each file's name in the folder -> its bytes, but for files called `without`; a dead link is no file."""
+    sizes = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != without:
+            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return sizes
 
 
 @contextlib.contextmanager

@@ -28,12 +28,18 @@ def unreachable_reason(error: BaseException) -> str | None:
             )
         return None
     for link in chain(error):
-        status = getattr(getattr(link, "response", None), "status_code", None)
-        if isinstance(status, int) and (status >= 500 or status in BUSY):
+        status = status_of(link)
+        if status is not None and (status >= 500 or status in BUSY):
             return f"{constants.ENDPOINT} answers with HTTP status {status}"
         if _is_of_the_connection(link):
             return f"the connection to {constants.ENDPOINT} broke ({_in_words(link)})"
     return None
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status of the answer that an error is of, whichever library has asked; None where there was none."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
 
 
 def _is_of_the_cache(error: BaseException) -> bool:

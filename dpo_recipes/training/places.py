@@ -17,6 +17,7 @@ from ..data.sources import files_of, is_path
 from ..errors import RecipeError, nearest
 from ..recipe.recipe import PREPARED, Recipe
 from ..runs import environment, files
+from ..runs.unreachable import status_of
 from ..sentences import print_line
 
 HUB_TIMEOUT = 8  # seconds for one question
@@ -115,7 +116,7 @@ def _hub_failure(place: Place) -> str | None:
     except RevisionNotFoundError:
         raise RecipeError(f"{place.key}={place.name!r} has no revision {place.revision!r} on the hub.") from None
     except Exception as error:  # of whichever library the hub is asked through
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        status = status_of(error)
         if status in (401, 403, 404):
             raise RecipeError(
                 f"{place.key}={place.name!r} is not on the hub, or is private or gated. "

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from ..data.sources import files_of, is_path
 from ..errors import Finding, RecipeError
-from ..models.model_folder import base_of_adapter, refuse_adapter_folder, refuse_model_folder
+from ..models.model_folder import base_of_adapter, refuse_absent_base
 from ..progress import Stage
 from ..recipe.choices import ORDER, Choice, with_choices
 from ..recipe.dpo_arguments import dpo_arguments
@@ -27,8 +27,9 @@ from ..recipe.recipe import PREPARED, Recipe
 from ..recipe.resolve import here, resolve
 from ..runs.full_memory import is_out_of_memory
 from ..sentences import print_line
+from .checked_model import check_model, refuse_unusable_folders
 from .checked_pairs import read_pairs
-from .options import require_device, require_options, try_options
+from .options import require_options, try_options
 from .places import prepared, require, require_files
 from .processes import main_first
 from .tqdm_bars import quieten, shown_as_ours
@@ -77,7 +78,7 @@ class Session:
         self.report = {}
         self._configs: dict[str, Any] = {}
         self._find_places(with_pairs)
-        self._refuse_unusable_folders()
+        refuse_unusable_folders(self)
         if recipe.data.reference is not None:
             # Imported here: it brings pyarrow.
             from .published_reference import Published
@@ -148,7 +149,8 @@ class Session:
         base = base_of_adapter(self.reference_path) if self.reference_path else None
         if base is not None:
             self.reference_adapter, self.reference_path = self.reference_path, base
-            _refuse_absent_base(self.reference_adapter, base)
+            whose = f"reference={self.reference_adapter!r} is an adapter of"
+            refuse_absent_base(self.reference_adapter, base, whose)
         self.data_paths = {}
         if with_pairs:
             self.data_paths = {resolved(path): share for path, share in recipe.data.paths.items()}
@@ -166,56 +168,13 @@ class Session:
 
         try_options(config(dpo_arguments(self.recipe, self.settings, os.curdir)), self.recipe.trl)
 
-    def _refuse_unusable_folders(self) -> None:
-        """Folders that no library could load, before the libraries are imported."""
-        if os.path.isdir(self.model_path):
-            refuse_model_folder(self.model_path, "model")
-        if os.path.isdir(self.reference_path):
-            refuse_model_folder(self.reference_path, "reference", tokenizer=False)
-        if self.reference_adapter:
-            refuse_adapter_folder(self.reference_adapter, "reference")
-
-        adapter = self.recipe.adapter
-        if adapter is not None and adapter.continue_from:
-            folder = os.path.expanduser(adapter.continue_from)
-            if is_path(adapter.continue_from) or os.path.exists(folder):
-                refuse_adapter_folder(folder, "adapter.continue_from")
-
     def check_model(self, *, here: bool = True) -> None:
         """Refuse what the configurations, and the names in the files of weights, tell before a weight is read.
 
         RecipeError where the model, its adapter or its reference cannot be what the recipe says. `here`: it is to
         train on this machine, so that what it needs must be installed.
         """
-        from ..models import checkpoint, limits
-        from ..models.adapter import refuse_unfit_adapter_file
-        from ..models.skeleton import skeleton, with_adapter_of
-        from ..models.tokenizer import need_embeddings, need_same_tokens
-
-        recipe, tokenizer = self.recipe, self.tokenizer.tokenizer
-        if here:
-            require_device(recipe.trl)
-            limits.refuse_absent_attention(recipe.attn_implementation)
-        models = {self.model_path: "the model"}
-        if self.reference_path:
-            models.setdefault(self.reference_path, "the reference")
-            need_same_tokens(tokenizer, self.reference_path, recipe.trust_remote_code)
-
-        for path, who in models.items():
-            model = skeleton(recipe, self.settings, path, trainable=path == self.model_path)
-            if path == self.model_path and recipe.adapter is not None and recipe.adapter.continue_from:
-                refuse_unfit_adapter_file(model, os.path.expanduser(recipe.adapter.continue_from))
-            limits.refuse_encoder(model.config, path)
-            if path == self.model_path:
-                limits.refuse_absent_router(recipe.trl, model.config, path)
-            need_embeddings(model, tokenizer, who)
-            if recipe.max_length:
-                limits.refuse_longer_pairs(recipe.max_length, f"max_length={recipe.max_length}", model.config, path)
-            if os.path.isdir(path):
-                checkpoint.refuse_unfit_files(path, trust_remote_code=recipe.trust_remote_code)
-        if self.reference_adapter:
-            model = skeleton(recipe, self.settings, self.reference_path, trainable=False)
-            refuse_unfit_adapter_file(with_adapter_of(model, self.reference_adapter), self.reference_adapter)
+        check_model(self, here)
 
     def read_pairs(self, *, all_held_out: bool = False) -> None:
         """Read, tokenise and judge the pairs. RecipeError where nothing can be judged; what was judged is a finding.
@@ -370,15 +329,6 @@ class Session:
         return RecipeError(
             f"No pair of the stream {self.recipe.data.name} ({self.recipe.data.train}) can be trained on. "
             f"{'; '.join(reasons) or 'It has no rows'}. Correct the rows, or name others with data.path or data.eval."
-        )
-
-
-def _refuse_absent_base(adapter: str, base: str) -> None:
-    """RecipeError where the base of a reference's adapter was a folder that is there no more."""
-    if is_path(base) and not os.path.isdir(os.path.expanduser(base)):
-        raise RecipeError(
-            f"reference={adapter!r} is an adapter of {base}, and there is no such folder. Where that model has moved, "
-            f"write its new place in {os.path.join(adapter, 'adapter_config.json')}: base_model_name_or_path."
         )
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import platform
-
 import pytest
 import torch
 
 from dpo_recipes.errors import RecipeError
 from dpo_recipes.models import device as device_module
-from dpo_recipes.models.device import device, forget_peak_memory, peak_memory
+from dpo_recipes.models.device import device
 from dpo_recipes.recipe.resolve import Device
 
 
@@ -30,16 +28,6 @@ def test_cudnn_attention_is_switched_off_on_cuda_where_its_gradients_can_be_nan(
         monkeypatch.setattr(torch, "__version__", version)
         assert device(said.append).kind == "cuda"
     assert switched == [False, False] and "cuDNN attention is off" in said[0]
-
-
-@pytest.mark.skipif(platform.system() != "Linux", reason="only Linux forgets the high water mark")
-def test_a_peak_that_is_forgotten_is_that_of_what_comes_behind():
-    held = torch.ones(100_000_000)  # 400 MB
-    with_tensor = peak_memory("cpu")
-    del held
-    assert peak_memory("cpu") > with_tensor - 10e6  # the kernel counts pages a little late
-    forget_peak_memory("cpu")
-    assert peak_memory("cpu") < with_tensor - 300e6
 
 
 def test_several_gpus_or_processes_are_refused_with_what_to_set(monkeypatch):

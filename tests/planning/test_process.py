@@ -29,3 +29,13 @@ def test_without_proc_the_largest_that_ever_was_is_all_that_is_known(monkeypatch
     monkeypatch.setattr(process, "RESET_PEAK", str(tmp_path / "none" / "none"))
     assert not process.reset_peak()
     assert process.resident() == process.peak() >= known
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets the high water mark")
+def test_a_peak_that_is_forgotten_is_that_of_what_comes_behind():
+    held = torch.ones(100_000_000)  # 400 MB
+    with_tensor = process.peak()
+    del held
+    assert process.peak() > with_tensor - 10e6  # the kernel counts pages a little late
+    process.reset_peak_on("cpu")
+    assert process.peak() < with_tensor - 300e6
