@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from . import cli_options as options
-from . import option_values, results, terminal
+from . import option_values, result_tables, results, terminal
 from .command_words import refuse_mistyped_options, with_run_of_resume
 from .commands import recipes as recipe_files
 from .errors import Finding, RecipeError, UsageError, nearest
@@ -522,7 +522,9 @@ def bench(
     if as_json:
         _print_json(result)
     else:
-        Console().print(terminal.bench_table(result), *terminal.bench_lines(result), sep="\n", highlight=False)
+        Console().print(
+            result_tables.bench_table(result), *result_tables.bench_lines(result), sep="\n", highlight=False
+        )
 
 
 @app.command(rich_help_panel=LOOK)

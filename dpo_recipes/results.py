@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from . import terminal
+from . import result_tables, terminal
 from .commands import recipes as recipe_files
 from .sentences import Sentence, print_line
 
@@ -60,14 +60,14 @@ def print_comparison(result: dict[str, Any], runs: Sequence[Path]) -> None:
     from .evaluation.closing_table import difference_rows, rows_of_runs
 
     console = Console()
-    for letter, run in zip(terminal.LETTERS, runs, strict=False):
+    for letter, run in zip(result_tables.LETTERS, runs, strict=False):
         console.print(f"{letter}  {run}", markup=False, highlight=False, soft_wrap=True)
-    console.print(terminal.runs_table([str(run) for run in runs], rows_of_runs(result["runs"])))
-    for letter, run in zip(terminal.LETTERS[1:], result["runs"][1:], strict=False):
+    console.print(result_tables.runs_table([str(run) for run in runs], rows_of_runs(result["runs"])))
+    for letter, run in zip(result_tables.LETTERS[1:], result["runs"][1:], strict=False):
         of_this_run = [difference for difference in result["differences"] if difference["run"] == run["run"]]
-        console.print(terminal.differences_of_runs_table(letter, difference_rows(of_this_run)))
+        console.print(result_tables.differences_of_runs_table(letter, difference_rows(of_this_run)))
     if result["causes"]:
-        console.print(terminal.causes_table(result["causes"], len(runs)))
+        console.print(result_tables.causes_table(result["causes"], len(runs)))
     else:
         print_line(console, "Their folders differ in nothing that could change a result.")
 
@@ -78,9 +78,9 @@ def print_measured(result: dict[str, Any], *, of_a_run: bool) -> None:
 
     sides = ("before", "after") if of_a_run else ("reference", "policy")
     rows = compared(result["before"], result["after"])
-    Console().print(terminal.comparison_table(result["after"]["pairs"], rows, sides))
+    Console().print(result_tables.comparison_table(result["after"]["pairs"], rows, sides))
     if "dial" in result:
-        Console().print(terminal.dial_table(result["dial"]))
+        Console().print(result_tables.dial_table(result["dial"]))
     if result["written"]:
         holds = "the numbers, the pairs and the answers" if result["samples"] else "the numbers and the pairs"
         print_line(Console(), f"{result['written']} holds {holds}.")
@@ -114,7 +114,7 @@ def print_exported_model(result: dict[str, Any], out: Path, *, merged: bool, pub
             print_line(Console(), advice)
         print_line(Console(), f"{out} holds the merged model in {result['dtype']}, for whatever loads Transformers.")
     else:
-        Console().print(terminal.nearness_table(result["dial"], nearness_rows(result)))
+        Console().print(result_tables.nearness_table(result["dial"], nearness_rows(result)))
         print_line(Console(), nearness_in_words(result))
         print_line(Console(), f"{out} holds {result['form']}: an approximation of decoding with the dial.")
     if "pushed" in result:

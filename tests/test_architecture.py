@@ -27,6 +27,7 @@ ORDER = [
     {"errors"},
     {"sentences", "signals"},
     {"side_by_side", "terminal"},
+    {"result_tables"},
     {"progress"},
     {"losses"},
     {"formats"},

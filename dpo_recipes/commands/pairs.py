@@ -21,8 +21,8 @@ from ..losses.selection import name_of
 from ..progress import Stage
 from ..recipe.judges import Endpoint, JudgeEndpoint, RewardModel
 from ..recipe.recipe import PREPARED, Recipe
+from ..result_tables import pairs_table
 from ..runs import files
-from ..terminal import pairs_table
 from ..training.session import Session
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from ..errors import UsageError
 from ..recipe.recipe import PREPARED, Recipe
+from ..result_tables import rounds_table
 from ..runs.folder import Run
 from ..sentences import print_line
-from ..terminal import rounds_table
 from .pairs import pairs
 from .train import train
 

@@ -17,11 +17,11 @@ from ..recipe.grid import grid
 from ..recipe.overrides import apply
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import here, resolve
+from ..result_tables import sweep_table
 from ..runs import files
 from ..runs.folder import Run
 from ..runs.rebuilt import differences
 from ..sentences import print_line
-from ..terminal import sweep_table
 from .train import train
 
 FILE = "sweep.json"

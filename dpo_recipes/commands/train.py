@@ -25,12 +25,13 @@ from ..recipe.origins import values_with_origins
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Device, here, resolve
 from ..recipe.unusual import unusual_findings
+from ..result_tables import comparison_table, observations_table
 from ..run_page.page import write_report
 from ..runs import environment, files, folder, resumption
 from ..runs.model_card import model_card
 from ..runs.unfinished import run_folder
 from ..sentences import print_line
-from ..terminal import comparison_table, data_table, observations_table
+from ..terminal import data_table
 from ..training import engine, processes, saved_model
 from ..training.checked_pairs import hash_pairs
 from ..training.in_words import amounts, policy_and_reference

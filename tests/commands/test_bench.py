@@ -11,7 +11,7 @@ from dpo_recipes import Data, LoRA, load
 from dpo_recipes.benchmark.bare import with_trl_defaults
 from dpo_recipes.commands.bench import bench
 from dpo_recipes.errors import RecipeError, UsageError
-from dpo_recipes.terminal import bench_lines, bench_table
+from dpo_recipes.result_tables import bench_lines, bench_table
 
 NUMBERS = {"ratio", "limit", "share_of_limit", "memory_ratio", "loss_difference", "gradient_difference"}
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from dpo_recipes import RecipeError, Run, compare
 from dpo_recipes.errors import UsageError
 from dpo_recipes.evaluation.closing_table import difference_rows, rows_of_runs
-from dpo_recipes.terminal import causes_table, differences_of_runs_table, runs_table
+from dpo_recipes.result_tables import causes_table, differences_of_runs_table, runs_table
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from rich.console import Console
 from dpo_recipes import Recipe, RecipeError, apply, load, sweep
 from dpo_recipes.commands.sweep import _numbers
 from dpo_recipes.errors import UsageError
-from dpo_recipes.terminal import sweep_table
+from dpo_recipes.result_tables import sweep_table
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dpo_recipes.evaluation.closing_table import compared
 from dpo_recipes.evaluation.held_out import METRICS
-from dpo_recipes.terminal import comparison_table
+from dpo_recipes.result_tables import comparison_table
 
 AFTER = {
     "pairs": 64,
