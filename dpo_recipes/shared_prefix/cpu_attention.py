@@ -21,7 +21,7 @@ from .layout import Queries, Stretch
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+KERNEL_DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 # In 16 bits the backward of stretches of 100 tokens takes three times as long as in 32, that of 200 half as long again,
 # and that of 1,700 a fifth less: on one CPU that multiplies bf16.
 LONG_IN_16_BITS = 1024
@@ -37,9 +37,10 @@ class Part(NamedTuple):
 
 def can_attend(queries: Queries, query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any]) -> bool:
     """Whether the kernels do what SDPA would do here. `given`: what a layer hands to its attention function."""
-    if query.device.type != "cpu" or query.dtype not in KERNEL_DTYPES:
+    if query.device.type != "cpu" or value.size(-1) != query.size(-1):
         return False
-    if key.dtype != query.dtype or value.dtype != query.dtype or value.size(-1) != query.size(-1):
+    dtypes = {_kernel_dtype(tensor) for tensor in (query, key, value)}
+    if len(dtypes) > 1 or not dtypes <= KERNEL_DTYPES:
         return False
     if given.get("s_aux") is not None:  # attention sinks
         return False
@@ -56,6 +57,13 @@ def attend(queries: Queries, query: Tensor, key: Tensor, value: Tensor, scale: f
     return output.transpose(1, 2)
 
 
+def _kernel_dtype(tensor: Tensor) -> torch.dtype:
+    """In which SDPA takes a tensor. Behind rotary embeddings queries and keys have 32 bits under autocast too."""
+    if torch.is_autocast_enabled("cpu") and tensor.dtype != torch.float64:
+        return torch.get_autocast_dtype("cpu")
+    return tensor.dtype
+
+
 class _RowAttention(torch.autograd.Function):
     """Keeps query, key, value, output and one number a query and head: nothing of the size of a stretch squared."""
 
@@ -63,6 +71,8 @@ class _RowAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, stretches: list[Stretch], scale: float | None
     ) -> Tensor:
+        ctx.dtypes = query.dtype, key.dtype, value.dtype
+        query, key, value = (tensor.to(_kernel_dtype(tensor)) for tensor in (query, key, value))
         keys, values = _of_all_heads(key, query), _of_all_heads(value, query)
         output = query.new_empty(query.size(0), query.size(2), query.size(1), query.size(3)).transpose(1, 2)
         log_sums = []
@@ -81,10 +91,9 @@ class _RowAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        dtype = gradients[0].dtype
-        query, key, value, output, *log_sums = ctx.saved_tensors
         gradient = gradients[0]
-        if dtype.itemsize < 4 and max(stretch.keys for stretch in ctx.stretches) < LONG_IN_16_BITS:
+        query, key, value, output, *log_sums = ctx.saved_tensors
+        if query.dtype.itemsize < 4 and max(stretch.keys for stretch in ctx.stretches) < LONG_IN_16_BITS:
             gradient, query, key, value, output = (x.float() for x in (gradient, query, key, value, output))
         keys, values = _of_all_heads(key, query), _of_all_heads(value, query)
         of_query = torch.empty_like(query)  # which the stretches fill
@@ -113,8 +122,8 @@ class _RowAttention(torch.autograd.Function):
                     of_query[:, :, asking] += to_query
                 of_keys[:, :, seen] += to_keys
                 of_values[:, :, seen] += to_values
-        of_key, of_value = _of_groups(of_keys, key), _of_groups(of_values, value)
-        return of_query.to(dtype), of_key.to(dtype), of_value.to(dtype), None, None
+        found = (of_query, _of_groups(of_keys, key), _of_groups(of_values, value))
+        return *(each.to(dtype) for each, dtype in zip(found, ctx.dtypes, strict=True)), None, None
 
 
 def _parts(stretch: Stretch) -> list[Part]:

@@ -79,6 +79,37 @@ def test_answers_and_gradients_are_those_of_sdpa_with_a_mask(dtype, bound, stret
         torch.testing.assert_close(b, a, rtol=bound, atol=4 * bound)
 
 
+@pytest.mark.parametrize("stretches", [STRETCHES, ENDINGS], ids=["whole", "ending"])
+def test_under_autocast_all_three_are_taken_in_its_dtype_as_sdpa_does(stretches):
+    """Behind rotary embeddings queries and keys have 32 bits there, and values have 16."""
+    queries = Queries(stretches)
+    query, key, value = tensors(queries, 2, torch.float32)
+    halved = value.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert can_attend(queries, query, key, halved, {})
+        theirs = with_a_mask(queries, query, key, halved, scale=0.3)
+        ours = attend(queries, query, key, halved, scale=0.3)
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+    weights = torch.linspace(-1, 1, ours.numel()).view(ours.shape)
+    found = torch.autograd.grad((ours * weights).sum(), (query, key, value))
+    exact = tensors(queries, 2, torch.float32)
+    truth = torch.autograd.grad((with_a_mask(queries, *exact, scale=0.3) * weights).sum(), exact)
+    rounded = torch.autograd.grad((theirs * weights).sum(), (query, key, value))
+    for a, b, c in zip(truth, found, rounded, strict=True):
+        assert b.dtype == torch.float32
+        assert (a - b).norm() <= 1.2 * (a - c).norm() <= 0.02 * a.norm()
+
+
+def test_under_autocast_64_bits_stay():
+    queries = Queries(STRETCHES)
+    inputs = tensors(queries, 2, torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert can_attend(queries, *inputs, {})
+        assert attend(queries, *inputs, scale=0.3).dtype == torch.float64
+
+
 def test_nothing_is_held_for_backward_but_what_came_and_what_went():
     queries = Queries(STRETCHES)
     query, key, value = tensors(queries, 2, torch.float32)

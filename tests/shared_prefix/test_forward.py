@@ -30,8 +30,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from dpo_recipes import LoRA, RecipeError
 from dpo_recipes.models.adapter import peft_config
-from dpo_recipes.shared_prefix import cpu_attention
-from dpo_recipes.shared_prefix.cpu_attention import Part
+from dpo_recipes.shared_prefix import attention, cpu_attention
+from dpo_recipes.shared_prefix.cpu_attention import Part, attend
 from dpo_recipes.shared_prefix.cpu_head import CPUHead
 from dpo_recipes.shared_prefix.forward import share, why_not
 from dpo_recipes.shared_prefix.layout import Row
@@ -93,12 +93,20 @@ def test_gradients_in_true_float64_are_equal_to_14_digits(tiny, kind, monkeypatc
     assert off(results[1][0], results[0][0]) <= 1e-14 and off(results[1][1], results[0][1]) <= 1e-14
 
 
-def test_16_bits_add_no_more_noise_than_trl_has(tiny):
+def test_16_bits_add_no_more_noise_than_trl_has(monkeypatch, tiny):
     bare, mine, said = two(load(tiny()))
     truth = bare(**BATCH).log_probs.detach()
+    in_our_kernels = []
+
+    def noting(queries, *given):
+        in_our_kernels.append(queries)
+        return attend(queries, *given)
+
+    monkeypatch.setattr(attention, "attend", noting)
     with torch.autocast("cpu", torch.bfloat16):
         errors = [(m(**BATCH).log_probs.detach() - truth).abs().mean().item() for m in (bare, mine)]
     assert "read once" in said[0] and 0 < errors[1] <= 2 * errors[0]
+    assert len(in_our_kernels) == mine.config.num_hidden_layers
     bare, mine, said = two(load(tiny(), torch.bfloat16))
     apart = (mine(**BATCH).log_probs - bare(**BATCH).log_probs).detach().abs()
     assert apart.mean() < 0.05 and "read once" in said[0]
