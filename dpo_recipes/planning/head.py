@@ -115,15 +115,11 @@ class CPUHeadOnPaper(torch.autograd.Function):
         room = _Room(live, compute_dtype, tile_positions, tile_words, hidden, weight)
         tile = room.tile(compute_dtype)
         weights = room.tile(torch.float32)
-
-        pulls = []
-        for some in hidden.detach().split(tile_positions):
-            if ctx.needs_input_grad[3]:
-                pulls.append(live.add(some.new_empty(some.shape, dtype=torch.float32), "head"))
-            room.fold_forward(len(some), folds_words=ctx.needs_input_grad[3])
-        if pulls:
-            ctx.pulls = live.add(torch.cat(pulls), "head")
-        del pulls, tile, weights
+        cast = room.cast_of_hidden()
+        if ctx.needs_input_grad[3]:
+            ctx.pull = live.add(hidden.new_empty(hidden.shape, dtype=torch.float32), "head")
+        room.fold_forward(min(tile_positions, len(hidden)), folds_words=ctx.needs_input_grad[3])
+        del tile, weights, cast
 
         ctx.save_for_backward(hidden, weight)
         ctx.room = room
@@ -136,13 +132,14 @@ class CPUHeadOnPaper(torch.autograd.Function):
         live = room.live
         of_hidden = of_weight = None
         if ctx.needs_input_grad[3]:
-            of_hidden = live.add(ctx.pulls.clone(), "head").to(hidden.dtype)
+            of_hidden = live.add(ctx.pull.clone(), "head").to(hidden.dtype)
         if ctx.needs_input_grad[4]:
             weighed = live.add(hidden.new_empty(hidden.shape, dtype=torch.float32), "head")
             gradient = live.add(torch.zeros_like(weight, dtype=torch.float32), "head")
             tile = room.tile(room.compute_dtype)
+            cast = room.cast_of_hidden()
             room.fold_backward(min(room.tile_positions, len(hidden)))
-            del weighed, tile
+            del weighed, tile, cast
             of_weight = gradient.to(weight.dtype)
         return None, None, None, of_hidden, of_weight
 
@@ -162,6 +159,11 @@ class _Room(NamedTuple):
         shape = (min(self.tile_positions, len(self.hidden)), self.tile_words)
         return self.live.add(self.hidden.new_empty(shape, dtype=dtype), "head")
 
+    def cast_of_hidden(self) -> torch.Tensor:
+        """All hidden states in the type of the product; empty where they have it."""
+        shape = self.hidden.shape if self.hidden.dtype != self.compute_dtype else (0,)
+        return self.live.add(self.hidden.new_empty(shape, dtype=self.compute_dtype), "head")
+
     def fold_forward(self, positions: int, *, folds_words: bool) -> None:
         """Allocate what is temporary while a tile is folded in, and let go of it.
 
@@ -175,7 +177,7 @@ class _Room(NamedTuple):
             numbers += words * positions
         if folds_words and self.weight.dtype != torch.float32:
             numbers += words * self.weight.size(1)
-        self._allocate_beside_casts(positions, words, numbers)
+        self._allocate_beside_words(words, numbers)
 
     def fold_backward(self, positions: int) -> None:
         """Allocate what is temporary while a tile is folded into the gradient of the head, and let go of it."""
@@ -183,15 +185,12 @@ class _Room(NamedTuple):
         numbers = 0
         if self.compute_dtype != torch.float32:  # the product in float32
             numbers = words * positions
-        self._allocate_beside_casts(positions, words, numbers)
+        self._allocate_beside_words(words, numbers)
 
-    def _allocate_beside_casts(self, positions: int, words: int, numbers: int) -> None:
-        """So many numbers in float32; hidden states and words in another type than their own, if need be."""
-        width = self.weight.size(1)
+    def _allocate_beside_words(self, words: int, numbers: int) -> None:
+        """So many numbers in float32; and the words in another type than their own, if need be."""
         cast = 0
-        if self.hidden.dtype != self.compute_dtype:
-            cast += positions * width
         if self.weight.dtype != self.compute_dtype:
-            cast += words * width
-        _casts = self.live.add(self.hidden.new_empty(cast, dtype=self.compute_dtype), "head")
+            cast = words * self.weight.size(1)
+        _cast = self.live.add(self.hidden.new_empty(cast, dtype=self.compute_dtype), "head")
         self.live.add(self.hidden.new_empty(numbers, dtype=torch.float32), "head")

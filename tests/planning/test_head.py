@@ -82,7 +82,7 @@ def test_our_head_on_paper_allocates_what_it_does(positions, width, words, dtype
         with Live() as live, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             hidden = torch.zeros(positions, width, dtype=dtype, requires_grad=True)
             weight = torch.zeros(words, width, dtype=torch.float32 if autocast else dtype, requires_grad=trains)
-            targets = torch.arange(positions) % words
+            targets = torch.arange(positions) * 997 % words  # over the whole vocabulary, as they are in a text
             if paper:
                 logps = CPUHeadOnPaper.apply(live, TILE_POSITIONS, TILE_WORDS, hidden, weight)
             else:

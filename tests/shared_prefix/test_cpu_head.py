@@ -139,6 +139,25 @@ def test_autocast_decides_the_type_of_the_product():
     assert not torch.equal(ours[0], both(hidden, weight, targets)[1][0])
 
 
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float32, "none"), (torch.bfloat16, "bf16")])
+def test_sums_of_words_are_rounded_as_the_product_is_and_the_setting_comes_back(monkeypatch, dtype, precision):
+    """A CPU with units for bf16 uses them where TRL rounds to it, and for nothing else."""
+    matmul = torch.backends.mkldnn.matmul
+    seen = []
+    addmm_ = torch.Tensor.addmm_
+
+    def noting(*given, **options):
+        seen.append(matmul.fp32_precision)
+        return addmm_(*given, **options)
+
+    monkeypatch.setattr(torch.Tensor, "addmm_", noting)
+    assert matmul.fp32_precision == "none"
+    hidden, weight, targets = inputs(dtype)
+    CPUHead.apply(hidden, weight, None, targets, 1.0, 32768, None, 1.0, ())[0].sum().backward()
+    assert set(seen) == {precision} and matmul.fp32_precision == "none"
+    assert torch.get_float32_matmul_precision() == "highest"  # which torch refuses to say where settings are at odds
+
+
 def test_the_gradient_of_the_entropy_is_trls():
     hidden, weight, targets = inputs()
     theirs, ours = both(hidden, weight, targets, scale=0.5)
