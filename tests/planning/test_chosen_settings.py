@@ -116,7 +116,7 @@ def test_a_cpu_that_multiplies_bf16_trains_a_wide_model_so(adapter, weights):
     "given",
     [
         {"amx": False},
-        {"config": WIDE | {"hidden_size": 256}},
+        {"config": WIDE | {"hidden_size": 255}},
         {"dtype": "float32"},
         {"adapter": QLoRA(r=4)},
         {"device": GPU},
