@@ -252,6 +252,7 @@ QUICK_COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 def test_looking_and_mistyping_import_nothing_heavy(tmp_path):
     command_line = "from dpo_recipes.cli import main; main()"
     told = fresh([(command_line, ["dpo-recipes", *argv]) for argv, _ in QUICK_COMMANDS], tmp_path)

@@ -223,6 +223,7 @@ def test_list_as_json(dpo):
     assert all(list(row) == keys_in_readme("list") for row in rows)
 
 
+@pytest.mark.slow
 def test_list_filters_by_model_and_adapter(dpo):
     rows = json.loads(dpo("list", "--json", "--model", "QWEN")[1])
     assert len(rows) >= 3 and all(row["model"].startswith("Qwen/") for row in rows)
@@ -235,6 +236,7 @@ def test_list_filters_by_model_and_adapter(dpo):
     assert json.loads(dpo("list", "--model", "no such model", "--json")[1]) == []
 
 
+@pytest.mark.slow
 def test_list_leaves_out_what_cannot_fit_and_says_what_is_not_known(dpo):
     rows = {row["name"]: row for row in json.loads(dpo("list", "--json", "--gpu", "24GB")[1])}
     assert rows["qwen3_8b_qlora"]["fits"] is True and rows["starter"]["fits"] is None
@@ -505,6 +507,7 @@ def mine(here, tiny, pairs_file) -> Path:
     return here / "mine.py"
 
 
+@pytest.mark.slow
 def test_preview_draws_pairs_and_as_json_is_one_value(dpo, mine):
     code, out, err = dpo("preview", "mine.py", "-n", "2")
     assert code == 0 and "Traceback" not in err

@@ -60,6 +60,7 @@ def test_the_three_ways_to_train_are_one_word_apart(tiny, pairs_file, tmp_path, 
     assert expected in done.stdout and "Reference: " in done.stdout
 
 
+@pytest.mark.slow
 def test_without_a_network_it_ends_at_once_with_both_ways_out(tmp_path):
     start = time.monotonic()
     # An address on this machine where nothing listens stands for a network that is down.
@@ -103,6 +104,7 @@ def test_ctrl_c_ends_with_one_line_and_keeps_the_run_folder(tiny, pairs_file, tm
     assert (run / "recipe.json").is_file() and not (run / "model").exists()
 
 
+@pytest.mark.slow
 def test_the_documented_ways_to_start_are_the_same_program(tmp_path):
     script = Path(sys.executable).with_name("dpo-recipes")
     by_script = subprocess.run([script, "list", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -59,6 +59,7 @@ print(json.dumps({"package": dpo_recipes.__file__, "helps": helps, "recipes": re
 """
 
 
+@pytest.mark.slow
 def test_a_wheel_carries_every_recipe_and_every_verb_answers_in_an_empty_folder(installed, tmp_path):
     done = python(EVERY_HELP, installed, tmp_path)
     assert done.returncode == 0, done.stderr

@@ -137,6 +137,7 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_trained_model(recipe, tmp_path, m
     assert not list(tmp_path.rglob("checkpoint-*")) and not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_of_the_runs_puts_the_final_model_elsewhere(recipe, tmp_path, monkeypatch):
     runs = tmp_path / "runs"
     error = FORMS["safetensors"][0]
@@ -147,6 +148,7 @@ def test_a_full_disk_of_the_runs_puts_the_final_model_elsewhere(recipe, tmp_path
     assert list(runs.glob("*/metrics.jsonl")) and not list(runs.glob("*/model"))
 
 
+@pytest.mark.slow
 def test_without_any_room_the_message_says_what_is_lost_and_which_checkpoint_is_whole(recipe, tmp_path, monkeypatch):
     fails_at(monkeypatch, "dpo_recipes.runs.files.write_folder", NO_SPACE, lambda args: True)
     message = refused(recipe, tmp_path / "runs")
@@ -154,6 +156,7 @@ def test_without_any_room_the_message_says_what_is_lost_and_which_checkpoint_is_
     assert "checkpoint-2" in message
 
 
+@pytest.mark.slow
 def test_a_log_that_cannot_be_written_stops_the_run_and_keeps_the_model(recipe, tmp_path, monkeypatch):
     is_log_of_step_2 = iter([False, True])
     fails_at(monkeypatch, "json.dumps", NO_SPACE, lambda args: "grad_norm" in args[0] and next(is_log_of_step_2, False))
@@ -162,6 +165,7 @@ def test_a_log_that_cannot_be_written_stops_the_run_and_keeps_the_model(recipe, 
     model_named_in(message)
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_is_removed_while_training_keeps_the_model(recipe, tmp_path, monkeypatch):
     import shutil
 
@@ -270,6 +274,7 @@ def test_looking_at_recipes_works_in_any_environment(changes):
     assert done.returncode == 0 and "Traceback" not in done.stderr and "beta" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_one_message():
     done = command("train", "quickstart", XDG_CACHE_HOME=__file__)
     assert done.returncode == 1 and "XDG_CACHE_HOME names another place." in done.stderr

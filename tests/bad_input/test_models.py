@@ -421,6 +421,7 @@ def test_a_reference_with_fewer_embeddings(tiny, recipe_on, refused):
     assert "260 tokens, but the reference 259 embeddings" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "says"),
     [

@@ -23,6 +23,7 @@ def greedy(model, tokenizer, text: str) -> str:
     return reply.text
 
 
+@pytest.mark.slow
 def test_both_sides_answer_as_they_are_and_are_shown_while_they_write(run, tiny):
     grown: dict[str, list[str]] = {"reference": [], "policy": []}
     done = []

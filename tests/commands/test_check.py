@@ -109,6 +109,7 @@ def by_level(found, level) -> dict[str, str]:
 # -------------------------------------------------------------------------------------------------------- what passes
 
 
+@pytest.mark.slow
 def test_a_healthy_recipe_passes_in_one_order_and_prints_nothing(made, capsys):
     found = check(made())
     assert names(found) == BEFORE + PAIRS + SEEN + PLAN
@@ -142,6 +143,7 @@ def test_the_planned_parameters_are_those_of_the_real_model(made, tmp_path, adap
     assert start.report == found["data"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("made_up_plan")
 def test_the_plan_is_made_for_the_longest_pair_of_either_split_as_max_length_cuts_it(made, files, tmp_path):
     longest = max(len(a) + len(b) for a, b in longest_ids(made()))
@@ -346,6 +348,7 @@ def test_one_of_several_devices_is_planned_with_its_share_of_the_batch(made):
     assert "not compared with runs on several GPUs" in said.text and "--launch ddp --num-processes 2" in said.text
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_at_hand_is_planned_by_its_known_shape(tiny, monkeypatch):
     config = json.loads((tiny() / "config.json").read_text())
     monkeypatch.setattr(from_shape, "config_of", lambda model, revision: config if model == "org/known" else None)
@@ -679,6 +682,7 @@ def refused(recipe: Recipe, tmp_path: Path, finding) -> None:
     assert not any((tmp_path / "runs").glob("*"))
 
 
+@pytest.mark.slow
 def test_a_doubled_start_token(with_rows, with_tokenizer, tmp_path):
     rows = [{"prompt": f"<s>Q{n}", "chosen": f" a{n}", "rejected": f" b{n}"} for n in range(8)]
     recipe = with_rows(rows, model=with_tokenizer(start=True), format="text", eval=0.25)
@@ -698,6 +702,7 @@ def test_a_doubled_start_token_in_a_template(made, with_tokenizer):
     assert found["data"]["train"]["start_token"]["one"] == 24 and not by_level(found, "fail")
 
 
+@pytest.mark.slow
 def test_a_missing_and_a_doubled_end_token(made, with_tokenizer, tmp_path):
     recipe = made(model=with_tokenizer(CHATML.replace("<|im_end|>'", "'")))
     finding = of(check(recipe), "train end_token")
@@ -754,6 +759,7 @@ def test_rows_of_the_wrong_shape_name_the_columns(with_rows):
     assert name == "pairs" and all(column in text for column in ("question", "good", "bad"))
 
 
+@pytest.mark.slow
 def test_pairs_that_truncation_makes_identical(with_rows, tmp_path):
     rows = even_pairs(20)
     for n in (3, 4):
@@ -812,6 +818,7 @@ def test_todays_date_and_an_unset_thinking_switch(made, tiny, files):
     assert of(found, "template").level == "pass" and not by_level(found, "fail")
 
 
+@pytest.mark.slow
 def test_pairs_that_stand_the_other_way_round_too(with_rows, tmp_path):
     rows = even_pairs(20)
     rows[7] = rows[6] | {"chosen": rows[6]["rejected"], "rejected": rows[6]["chosen"]}

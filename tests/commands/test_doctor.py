@@ -73,6 +73,7 @@ def known() -> list[str]:
     return [finding.text for finding in found]
 
 
+@pytest.mark.slow
 def test_a_healthy_machine_passes_in_one_order():
     found = look()
     assert [finding.name for finding in found] == ORDER
@@ -92,6 +93,7 @@ def test_the_real_machine_is_looked_at_without_its_hub(monkeypatch):
 # ------------------------------------------------------------------------------------------------------------- devices
 
 
+@pytest.mark.slow
 def test_a_gpu_is_named_with_its_memory_and_the_kernel_that_is_switched_off(machine, monkeypatch):
     machine.gpus("NVIDIA H200")
     monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
@@ -109,6 +111,7 @@ def test_a_gpu_that_only_emulates_bf16_is_a_warning(machine):
     assert "fp16 and fp32, bf16 is only emulated" in of("GPU 0").text
 
 
+@pytest.mark.slow
 def test_several_gpus_are_one_too_many(machine, monkeypatch):
     machine.gpus("A", "B")
     monkeypatch.setattr(torch, "__version__", "2.10.0")
@@ -180,6 +183,7 @@ def test_offline_mode_asks_nothing_and_is_said(monkeypatch):
     assert of("hub") == Finding("warn", "hub", text)
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_or_is_nearly_full_is_a_warning(monkeypatch, tmp_path):
     assert of("cache of models") == Finding("pass", "cache of models", f"{tmp_path / 'hub'}: 100 GB free")
     asked = []

@@ -34,6 +34,7 @@ def assert_same(numbers: dict, others: dict) -> None:
             assert others[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_a_run_measured_again_says_what_it_said_and_is_written_anew(run, tmp_path):
     run = copied(run, tmp_path)
     at_the_end = run.evaluation
@@ -61,6 +62,7 @@ def test_so_does_one_of_every_other_way_to_train(finished, tmp_path, adapter):
     assert at_the_end["after"]["rewards/margins"] > 0
 
 
+@pytest.mark.slow
 def test_two_folders_on_the_pairs_of_a_run_say_what_the_run_says(run, tiny, pairs_file, tmp_path):
     held_out = {json.loads(line)["row"] for line in (run.path / "pairs.jsonl").read_text().splitlines()}
     rows = [row for number, row in enumerate(make_pairs()) if str(number) in held_out]
@@ -79,6 +81,7 @@ def test_two_folders_on_the_pairs_of_a_run_say_what_the_run_says(run, tiny, pair
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json", "samples.jsonl", "pairs.jsonl"}
 
 
+@pytest.mark.slow
 def test_answers_may_be_drawn_at_another_temperature(run, tmp_path):
     at_1 = run.evaluation["after"]
     nearly_greedy = evaluate(run, changes=["answers_temperature=0.01"], to=tmp_path, console=quiet())
@@ -88,6 +91,7 @@ def test_answers_may_be_drawn_at_another_temperature(run, tmp_path):
     assert nearly_greedy["after"]["kl"] != pytest.approx(at_1["kl"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_limit_may_be_set_for_a_finished_run(run, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("Bread needs flour and water.\nThe bus leaves at ten.\n", "utf-8")

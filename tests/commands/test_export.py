@@ -85,6 +85,7 @@ def half(run, tmp_path_factory) -> tuple[Path, dict]:
     return folder, exported(run, dial=0.5, out=folder)
 
 
+@pytest.mark.slow
 def test_a_lora_adapter_adds_so_much_of_what_it_added(run, half, tiny):
     folder, result = half
     start, end = plain(tiny()), merged(tiny(), run.path / "model")

@@ -190,6 +190,7 @@ def test_it_is_sent_where_that_is_asked_and_its_card_says_so(finished, tmp_path,
     assert 'folder = "org/mine"' in (tmp_path / "plain" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_merged_leaves_nothing(finished, tmp_path, monkeypatch):
     run = finished().run
     with pytest.raises(UsageError, match="--dial and --merged: one of them"):
@@ -223,6 +224,7 @@ def test_a_merge_that_is_not_what_was_trained_is_refused():
         exporting._refuse_inexact({"from_base": {"mean": 0.0}})
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_ctrl_c_leave_nothing(finished, tmp_path, monkeypatch):
     run = finished().run
     with monkeypatch.context() as patch:

@@ -39,6 +39,7 @@ def made(tiny):
     return build
 
 
+@pytest.mark.slow
 def test_pairs_are_written_counted_and_ranked_by_the_reward(made, questions, tmp_path):
     to = tmp_path / "own"
     report = pairs(made(), prompts=questions, to=to, samples=3)

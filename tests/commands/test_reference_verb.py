@@ -65,6 +65,7 @@ def test_a_run_reads_it_and_says_what_it_looked_at(written, made, tmp_path):
     assert run.evaluation["before"]["rewards/margins"] == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("made_up_plan")
 def test_check_knows_which_pairs_it_has(written, made):
     folder, _ = written

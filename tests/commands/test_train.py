@@ -98,6 +98,7 @@ def enough(rows, run):
     return ("stop", "Enough.") if rows[-1]["step"] == 2 else f"Of {run.steps} steps."
 
 
+@pytest.mark.slow
 def test_what_the_rules_see_is_said_written_down_and_shown_and_a_rule_can_stop_the_run(tiny, pairs_file, tmp_path):
     said = io.StringIO()
     recipe = short_recipe(tiny(), pairs_file, rules={"enough": enough})

@@ -27,6 +27,7 @@ def test_pairs_and_prompts_that_are_nearly_the_same_are_counted(tmp_path):
     assert report["near_prompts"] == {"count": 0, "rows": []}
 
 
+@pytest.mark.slow
 def test_the_hold_out_is_the_same_for_every_file_and_shares_no_prompt(tmp_path):
     rows = [{"prompt": f"q{i % 25}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(100)]
     first, second = (read(save(tmp_path / name, rows), eval=0.1) for name in ("a.jsonl", "b.parquet"))

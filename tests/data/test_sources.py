@@ -121,6 +121,7 @@ def test_a_saved_dataset_is_read_from_where_it_lies(tmp_path):
     assert list(splits) == ["train"] and numbers(sources.pick(splits, "train[:2]", "saved")) == [0, 1]
 
 
+@pytest.mark.slow
 def test_only_the_code_that_reads_a_row_makes_the_cached_pairs_stale(tmp_path, monkeypatch):
     package = shutil.copytree(source_hash.PACKAGE, tmp_path / "package")
     monkeypatch.setattr(source_hash, "PACKAGE", package)

@@ -39,6 +39,7 @@ def test_a_ranking_makes_pairs_whose_prompt_stays_on_one_side_and_ties_are_count
     assert all(row["row"].startswith(row["prompt"][0]["content"][1:].lstrip("0") or "0") for row in found.train)
 
 
+@pytest.mark.slow
 def test_the_pairing_is_the_recipes_and_its_draw_the_seeds(tmp_path):
     path = save(tmp_path / "a.jsonl", ranked())
 

@@ -278,6 +278,7 @@ def test_length_cap_and_repetition_are_means_over_answers_and_errors_over_prompt
     assert numbers["answers/repeated_4grams"] == pytest.approx((0 + 2 / 3 + 0 + 0) / 4)
 
 
+@pytest.mark.slow
 def test_the_best_reward_is_left_out_where_so_few_samples_could_not_show_it(trainer_with_reference):
     trainer, reference, _ = trainer_with_reference("adapter off")
     with_held_out_prompts(trainer, ASKED)

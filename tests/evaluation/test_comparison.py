@@ -92,6 +92,7 @@ def test_margins_of_different_betas_are_not_compared(tmp_path):
     assert "rewards/margins" not in by_name(write_run(tmp_path / "c", [1, 1], [0.0], beta=0.5, **margins), baseline)
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_in_about_95_of_100_draws(tmp_path):
     """Two policies that rank 60 and 70 % as labelled, with half of the pairs easy for both."""
     draw = random.Random(3)

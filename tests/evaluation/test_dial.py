@@ -109,6 +109,7 @@ def replied(answers) -> list[list[Reply]]:
     return [[Reply("", list(answer), ended=False) for answer in answers]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("factor", "temperature"), [(0.25, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 0.6)])
 def test_the_kl_along_answers_has_the_exact_kl_as_its_mean_and_is_within_two_errors_of_it_95_times_in_100(
     factor, temperature
@@ -161,6 +162,7 @@ def test_padding_changes_nothing(model_type):
         assert reply.token_ids == ids[len(prompt) :]
 
 
+@pytest.mark.slow
 def test_a_row_for_each_factor_from_the_reference_to_beyond_the_policy(trainer_with_reference):
     trainer, reference, _ = trainer_with_reference("adapter off")
     with_held_out_prompts(trainer, ASKED)

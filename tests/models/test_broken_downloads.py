@@ -65,6 +65,7 @@ def test_a_download_that_breaks_off_once_goes_on(hub):
     assert [asked for asked in hub.asked if WEIGHTS in asked and asked.startswith("GET")] != []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "words"), [("drops", "peer closed"), ("hangs", "timed out")])
 def test_weights_that_never_come_whole(hub, tmp_path, way, words):
     getattr(hub, way)[WEIGHTS] = ALWAYS
@@ -92,6 +93,7 @@ def test_files_that_are_gated_lead_to_the_login(hub):
         load_tokenizer(recipe_for("org/tiny"), "org/tiny")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "words"), [("drops", "peer closed"), ("hangs", "timed out")])
 def test_rows_that_never_come_whole(hub, way, words):
     data = Data("org/pairs")

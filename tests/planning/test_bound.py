@@ -28,11 +28,13 @@ def margin(folder, **changes):
     return bound / plan(policy, recipe, settings, pairs=PAIRS).peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KNOWN)
 def test_the_formula_is_above_the_plan(tiny, kind):
     assert margin(tiny(kind, head_dim=16), pair_sharing="off", adapter=LoRA(r=4)) > 1.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -189,6 +189,7 @@ def test_another_models_log_probabilities_are_the_worst_moment_where_it_is_large
     assert small.moment == "step" and small.reference == 0
 
 
+@pytest.mark.slow
 def test_a_large_evaluation_batch_is_the_worst_moment(tiny):
     recipe = recipe_for(tiny(), micro_batch_size=1, trl={"per_device_eval_batch_size": 32})
     settings = resolve(recipe, Device())
@@ -291,6 +292,7 @@ def test_on_a_gpu_what_torch_keeps_of_freed_memory_counts(tiny):
     assert planned.peak == sum(getattr(planned, part) for part in PARTS)
 
 
+@pytest.mark.slow
 def test_a_model_whose_configuration_has_dropout_is_planned_as_trl_trains_it_without(tiny):
     """With it on, the attention of a row would refuse to drop what both answers share."""
     folder = tiny("gpt2")

@@ -12,6 +12,7 @@ from dpo_recipes.planning import process
 BYTES = 200_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is reset through /proc")
 def test_the_peak_is_counted_from_the_reset_on_and_sees_what_is_gone():
     assert process.reset_peak()
@@ -31,6 +32,7 @@ def test_without_proc_the_largest_that_ever_was_is_all_that_is_known(monkeypatch
     assert process.resident() == process.peak() >= known
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets the high water mark")
 def test_a_peak_that_is_forgotten_is_that_of_what_comes_behind():
     held = torch.ones(100_000_000)  # 400 MB

@@ -82,6 +82,7 @@ def test_flipped_labels_are_found_by_models_that_have_not_seen_them(session, tmp
     assert len(scores.displacement) == len(session.train) and np.isfinite(scores.displacement).all()
 
 
+@pytest.mark.slow
 def test_displacements_do_not_depend_on_the_batches(session, tmp_path):
     trainer = session.make_trainer(tmp_path, [], save_strategy="no")
     few = session.train.select(range(7))

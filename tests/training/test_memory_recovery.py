@@ -148,6 +148,7 @@ def test_reference_and_held_out_pairs_are_read_with_fewer_at_once(tiny, tmp_path
             assert found == pytest.approx(value, rel=1e-5, abs=1e-6), (when, name)
 
 
+@pytest.mark.slow
 def test_accelerate_keeps_no_loader_of_a_pass_that_failed():
     class State:
         dataloader_references = ["training"]

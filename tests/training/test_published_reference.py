@@ -39,6 +39,7 @@ def reading(tiny, folder: str, *arguments, **changes):
     return build(tiny(), *arguments, data=Data("unused", reference=folder), **changes)
 
 
+@pytest.mark.slow
 def test_what_is_read_is_what_was_written_and_eight_pairs_of_each_split_are_computed_again(tiny, published, forwards):
     folder, numbers = published
     trainer = reading(tiny, folder, beta=0.5, learning_rate=1e-5)
@@ -75,6 +76,7 @@ def test_pairs_that_are_not_in_it_are_refused(tiny, published):
         reading(tiny, published[0], make_pairs(24, seed=78))
 
 
+@pytest.mark.slow
 def test_another_reference_is_refused_by_what_it_gives(tiny, published):
     other = build(tiny(seed=1))
     assert logps(other) != published[1]
@@ -84,6 +86,7 @@ def test_another_reference_is_refused_by_what_it_gives(tiny, published):
         build(tiny(seed=1), data=Data("unused", reference=published[0]))
 
 
+@pytest.mark.slow
 def test_numbers_computed_in_16_bits_are_believed_as_far_as_16_bits_reach(tiny, tmp_path):
     trainer = build(tiny())
     tokens = np.array([len(ids) for ids in trainer.train_dataset["chosen_ids"]])

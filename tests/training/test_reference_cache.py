@@ -36,6 +36,7 @@ def files(cache) -> list[Path]:
 # ------------------------------------------------------------------------------------------------------------- numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [LoRA(r=4), None])
 def test_computed_and_known_are_what_bare_trl_computes_to_the_bit(tiny, adapter, forwards):
     bare = build(tiny(), adapter=adapter, cls=ours.DPOTrainer)
@@ -97,6 +98,7 @@ def test_of_a_part_of_an_epoch_the_reference_is_computed_for_the_pairs_that_are_
     assert trainer.state.global_step == 2 and np.isfinite(trainer.state.log_history[0]["loss"])
 
 
+@pytest.mark.slow
 def test_pairs_without_a_reference_are_never_trained_on(tiny):
     trainer = build(tiny(), trl={"max_steps": 1})
     trainer.args.max_steps = 3
@@ -139,6 +141,7 @@ def test_a_change_that_leaves_the_reference_alone_hits(tiny, tmp_path, forwards,
     assert logps(second) == logps(first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["moved", "sharded"])
 def test_the_same_weights_from_elsewhere_hit(tiny, tmp_path, how):
     build(tiny())
@@ -206,6 +209,7 @@ def test_as_many_new_and_rechecked_pairs_as_there_are_pairs_do_not_get_mixed_up(
     assert logps(second)[0] == pytest.approx(logps(build(tiny(), PAIRS[: 3 * RECHECKED]))[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_each_of_the_same_pairs_keeps_its_own_number(tiny):
     rows = [PAIRS[0], *PAIRS[:5], PAIRS[0]]
     assert logps(build(tiny(), rows)) == logps(build(tiny(), rows))
@@ -347,6 +351,7 @@ def tamper(path: Path, by: float | np.ndarray, rows: slice = slice(None)) -> Non
     path.with_name(f"{hashlib.sha256(entries.tobytes()).hexdigest()}.bin").write_bytes(entries.tobytes())
 
 
+@pytest.mark.slow
 def test_numbers_that_the_model_does_not_give_are_rebuilt(tiny, cache, forwards):
     first = build(tiny())
     state = torch.get_rng_state()
@@ -372,6 +377,7 @@ def test_one_wrong_row_of_eight_is_seen_and_rounding_is_not(tiny, cache):
     assert second.reference_cache["train"].startswith("rebuilt") and logps(second)[:2] == logps(first)[:2]
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_said_and_does_without(tiny, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -423,6 +429,7 @@ def test_processes_that_write_at_the_same_time_do_no_harm(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_nothing_is_left_beside_the_data_nor_in_the_temporary_folder(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()

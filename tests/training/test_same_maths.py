@@ -95,6 +95,7 @@ def test_trls_optimiser_is_the_fused_one_and_steps_as_the_plain_one_does():
     assert torch.allclose(steps[0], steps[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_takes_the_fused_optimiser_unless_the_recipe_sets_another(tiny):
     trainer = build(tiny())
     assert trainer.create_optimizer().defaults["fused"] is True

@@ -75,6 +75,7 @@ def server(tmp_path):
         serving.shutdown()
 
 
+@pytest.mark.slow
 def test_a_download_is_counted_in_bytes(shown, server, monkeypatch):
     from huggingface_hub.file_download import http_get
 

@@ -155,6 +155,7 @@ def test_pairs_hold_the_log_probabilities_that_a_plain_forward_gives(tiny):
     assert len(pairs.h) == 8
 
 
+@pytest.mark.slow
 def test_ld_alpha_weighs_both_sides_alike_so_that_rewards_start_at_zero(tiny):
     trainer = build(tiny(), trl={"ld_alpha": 0.3})
     metrics, pairs = trainer.held_out()
@@ -180,6 +181,7 @@ def test_every_loss_starts_at_its_declared_value(tiny):
         assert metrics["loss"] == pytest.approx(trainer.health.declared_loss, rel=1e-5), loss
 
 
+@pytest.mark.slow
 def test_a_reference_that_is_not_the_start_stops_before_the_first_update(tiny):
     trainer = build(tiny())
     for name, parameter in trainer.model.named_parameters():
@@ -190,6 +192,7 @@ def test_a_reference_that_is_not_the_start_stops_before_the_first_update(tiny):
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.slow
 def test_dropout_that_is_on_stops_before_the_first_update(tiny):
     model = tiny(attention_dropout=0.5)
     trainer = build(model, adapter=None, trl={"disable_dropout": False})
@@ -197,6 +200,7 @@ def test_dropout_that_is_on_stops_before_the_first_update(tiny):
         trainer.train()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_what_it_declares_stops(tiny):
     def wrong(pairs, *, beta):
         return dpo(pairs, beta=beta) + 0.5
@@ -206,6 +210,7 @@ def test_a_loss_that_is_not_what_it_declares_stops(tiny):
         build(tiny(), loss=wrong).train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [LoRA(r=4), None])
 def test_a_learning_rate_of_nothing_stops(tiny, adapter):
     trl = {"lr_scheduler_type": "constant", "max_steps": 6}
@@ -213,6 +218,7 @@ def test_a_learning_rate_of_nothing_stops(tiny, adapter):
         build(tiny(), adapter=adapter, learning_rate=1e-60, trl=trl).train()
 
 
+@pytest.mark.slow
 def test_frozen_weights_stop(tiny):
     trainer = build(tiny())
     for name, parameter in trainer.model.named_parameters():
@@ -221,6 +227,7 @@ def test_frozen_weights_stop(tiny):
         trainer.train()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_at_once_with_the_decoded_pair(tiny):
     def broken(pairs, *, beta):
         return dpo(pairs, beta=beta) * torch.where(pairs.chosen_tokens > 0, torch.nan, 1.0)
@@ -235,6 +242,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_with_the_decoded_pair(tiny):
     )
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_stops(tiny):
     trainer = build(tiny())
     next(p for n, p in trainer.model.named_parameters() if "lora_A" in n).register_hook(lambda g: g * torch.nan)
@@ -245,6 +253,7 @@ def test_a_gradient_that_is_not_finite_stops(tiny):
 # ------------------------------------------------------------------------------------------------------------- data
 
 
+@pytest.mark.slow
 def test_the_precomputed_reference_does_not_go_stale_when_ld_alpha_changes(tiny):
     values = []
     for alpha in (None, 0.5, None):
@@ -306,6 +315,7 @@ def test_why_pairs_are_not_shared_is_said_once_where_the_reference_is_computed_b
     assert "read twice and padded" in sentences[0]
 
 
+@pytest.mark.slow
 def test_the_parameters_are_counted_without_a_reference_copy(tiny):
     trainable, total = build(tiny(), adapter=LoRA(r=4)).parameter_counts()
     base = build(tiny(), adapter=None).parameter_counts()

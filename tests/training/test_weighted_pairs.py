@@ -145,6 +145,7 @@ def test_the_routers_loss_of_a_mixture_of_experts_is_not_weighted(tiny):
     assert losses[1:] == pytest.approx([of_mean_weight_3, of_mean_weight_3], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_loss_that_couples_pairs_cannot_be_weighted(tiny):
     trainer = build(tiny(), train=weighted(WEIGHTS), loss={"sigmoid": 1.0, "sft": 0.1}, micro_batch_size=8)
     with pytest.raises(RecipeError, match="loss='sft' is of all pairs of a batch together, so that none has a loss of"):

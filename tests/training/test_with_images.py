@@ -145,6 +145,7 @@ def test_another_reference_reads_the_images_too(tiny_vision, image_pairs_file, t
     assert torch.allclose(pairs.policy_chosen, pairs.reference_chosen, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_images_decide_what_a_model_says(tiny_vision, tmp_path):
     """The same texts about other images have other log-probabilities: pixels reach the model."""
     changed = make_image_pairs(tmp_path / "other", 8)
