@@ -36,6 +36,7 @@ def dpo(monkeypatch, capsys):
         # `Dataset.map` with several processes puts a copy in the place of os.environ; rich keeps the old one.
         monkeypatch.setattr(Console, "_environ", os.environ)
         monkeypatch.setattr(sys, "argv", ["dpo-recipes", *args])
+        capsys.readouterr()  # what the test's own models have printed while they were made
         with pytest.raises(SystemExit) as exited:
             cli.main()
         out, err = capsys.readouterr()

@@ -20,6 +20,7 @@ from ..recipe.recipe import Recipe
 from ..run_page.page import write_report
 from ..runs import files, folder
 from ..runs.rebuilt import recipe_of
+from ..training.same_weights import refuse_other_weights
 from ..training.session import LOOKS_ONLY, Session
 from ..training.with_images import refuse_images
 
@@ -40,6 +41,7 @@ class Subject(NamedTuple):
     trained: Path | None  # folder of the weights that a run has trained; None: the recipe's model is the policy itself
     all_held_out: bool  # whether all pairs of the data are held out
     to: Path | None  # where the files go
+    run: folder.Run | None = None  # whose model it is
 
 
 def evaluate(
@@ -111,10 +113,10 @@ def _of_run(run: folder.Run, data: str | None, changes: Sequence[str], to: Path 
     trained = run.path / "model"
     refuse_model_of_run(trained, is_adapter=recipe.adapter is not None)
     if data is None:
-        return Subject(recipe, trained, all_held_out=False, to=to or run.path)
+        return Subject(recipe, trained, all_held_out=False, to=to or run.path, run=run)
 
     kept = {name: getattr(recipe.data, name) for name in KEPT_OF_DATA if name in recipe.data.given}
-    return Subject(recipe.evolve(data=Data(data, **kept)), trained, all_held_out=True, to=to)
+    return Subject(recipe.evolve(data=Data(data, **kept)), trained, all_held_out=True, to=to, run=run)
 
 
 def _of_folders(policy: str, reference: str | None, data: str, changes: Sequence[str], to: Path | None) -> Subject:
@@ -153,6 +155,8 @@ def _measured(subject: Subject, session: Session, scratch: Path, factors: Sequen
     looking = session.on_pairs(session.eval.select([0]), session.eval)
     trainer = looking.make_trainer(scratch, [], **LOOKS_ONLY)
     first = None
+    if subject.run is not None:
+        refuse_other_weights(subject.run, looking)
     if subject.trained is not None:
         before, first = _pair_numbers(trainer, None)
         with Stage(console, "Loading the trained weights"):

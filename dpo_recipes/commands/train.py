@@ -35,6 +35,7 @@ from ..terminal import data_table
 from ..training import engine, processes, saved_model
 from ..training.checked_pairs import hash_pairs
 from ..training.in_words import amounts, policy_and_reference
+from ..training.same_weights import weights_of
 from ..training.session import Session
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ def train(
         trainer = session.make_trainer(run.path / "checkpoints", [log, judge, checkpoints])
         trackers.follow(trainer, place)
         who = policy_and_reference(trainer)
+        who["weights"] = processes.from_main(lambda: weights_of(session))
         changes.refuse_of_reference(who)
         changes.refuse_unknown()
         since = processes.from_main(lambda: resumption.last_checkpoint(run, session.say))

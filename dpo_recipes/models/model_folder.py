@@ -125,7 +125,7 @@ def _refuse_damaged_files(folder: Folder) -> None:
         if name in names:
             _json_object(folder, name)
     _refuse_missing_shards(folder, names)
-    for name in _weight_files(names):
+    for name in weight_files(names):
         if name.endswith(".safetensors"):
             _tensors(folder, name)
 
@@ -189,11 +189,11 @@ def _refuse_what_is_no_file(folder: Folder, name: str) -> None:
 def _files_read(names: list[str]) -> list[str]:
     """Those that loading may read; where there are safetensors, weights of other formats are left alone."""
     texts = [name for name in names if name.endswith((".json", ".txt", ".model", ".jinja"))]
-    return texts + _weight_files(names)
+    return texts + weight_files(names)
 
 
-def _weight_files(names: list[str]) -> list[str]:
-    """The files of the weights, in the format that Transformers and PEFT prefer."""
+def weight_files(names: list[str]) -> list[str]:
+    """Of a folder's files those of the weights, in the format that Transformers and PEFT prefer."""
     safetensors = [name for name in names if name.endswith(".safetensors")]
     for whole in ("model.safetensors", "adapter_model.safetensors"):
         if whole in safetensors:
@@ -233,12 +233,12 @@ def _refuse_adapter(folder: Folder) -> None:
 
 
 def _refuse_weights(folder: Folder, names: list[str], config: dict[str, Any]) -> None:
-    weight_files = _weight_files(names)
-    if not weight_files:
+    files = weight_files(names)
+    if not files:
         raise RecipeError(f"{folder} holds no weights. {_other_form(names)}")
 
     _refuse_missing_shards(folder, names)
-    for name in weight_files:
+    for name in files:
         if name.endswith(".safetensors"):
             tensors = _tensors(folder, name)
             if "quantization_config" not in config:

@@ -123,6 +123,12 @@ class Run:
         return self._json("reference.json")
 
     @property
+    def weights(self) -> dict[str, dict[str, Any]]:
+        """What the weights of each model are known by that the recipe names, by its field."""
+        known: dict[str, dict[str, Any]] = self.reference.get("weights", {})  # which runs of an earlier version lack
+        return known
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
         """One dict per logged step."""
         return [row for row in self._json_lines("metrics.jsonl") if "rule" not in row]
@@ -138,10 +144,20 @@ class Run:
         return self._json_lines("samples.jsonl")
 
     def load_model(self) -> tuple[Any, Any]:
-        """(model, tokenizer): the trained policy, the adapter on its base as it was trained."""
-        from ..models.trained import load_trained
+        """(model, tokenizer): the trained policy, the adapter on its base as it was trained.
 
-        return load_trained(self.path / "model", self.recipe)
+        RecipeError where that base has other weights today.
+        """
+        from ..models.model_folder import base_of_run
+        from ..models.trained import load_trained
+        from ..models.weight_hash import refuse_other_weights
+
+        folder = self.path / "model"
+        loaded = load_trained(folder, self.recipe)
+        if self.recipe["adapter"]["value"] is not None:
+            revision = self.recipe["revision"]["value"]
+            refuse_other_weights("model", base_of_run(folder), revision, self.weights.get("model"), self.path)
+        return loaded
 
     def _json(self, name: str) -> Any:
         return self._read(name, json.loads)

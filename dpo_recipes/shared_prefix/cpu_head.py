@@ -9,7 +9,8 @@ GPU's leaves the caches of a processor every time. Here a tile fits a cache, and
 
   * the logits are exponentiated once in forward, and in backward only where the head itself is trained;
   * the gradient of a hidden state whose target is t is g (W_t - sum_j p_j W_j), with g from the loss. All but g is
-    known in forward, which keeps it: a head that is frozen, as LoRA leaves it, makes no logits a second time.
+    known in forward, which keeps it: a head that is frozen, as LoRA leaves it, makes no logits a second time;
+  * matrices that TRL rounds to bf16 and multiplies in float32 are multiplied as what they are, where a CPU can.
 """
 
 from __future__ import annotations
@@ -211,7 +212,7 @@ class _Rows:
             self.sum_of_squares.mul_(shrink.square()).add_(torch.linalg.vecdot(weights, weights))
         if self.sum_of_words is not None and words is not None:
             self.sum_of_words.mul_(shrink[:, None])
-            with _products_of(self.hidden.dtype):
+            with _products_rounded_to(self.hidden.dtype):
                 self.sum_of_words.addmm_(weights, words)
         self.largest = largest
 
@@ -256,7 +257,7 @@ def _product_dtype(hidden: Tensor) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def _products_of(dtype: torch.dtype) -> Iterator[None]:
+def _products_rounded_to(dtype: torch.dtype) -> Iterator[None]:
     """Meanwhile matrices in float32 are multiplied as in TRL: rounded to the head's `dtype`, and summed in float32.
 
     A CPU that multiplies bf16 takes a third of the time for it; others go on in float32, and so does torch before 2.9.
@@ -294,7 +295,7 @@ def _weight_gradient(
             logits = tile.logits(hidden[positions], factors, ctx.factor)
             probabilities = logits.sub_(log_z[positions, None]).exp_()
             kept = 0.0 if start == 0 else 1.0  # there is nothing yet
-            with _products_of(ctx.compute_dtype):
+            with _products_rounded_to(ctx.compute_dtype):
                 gradient[words].addmm_(probabilities.t(), weighed[positions], beta=kept, alpha=-1)
             del logits, probabilities  # before the next tile is made
     return gradient.index_add_(0, targets, weighed)
