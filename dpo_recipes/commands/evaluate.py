@@ -20,6 +20,8 @@ from ..recipe.recipe import Recipe
 from ..run_page.page import write_report
 from ..runs import files, folder
 from ..runs.rebuilt import recipe_of
+from ..runs.resumption import changes_of_pairs
+from ..training.checked_pairs import hash_pairs
 from ..training.same_weights import refuse_other_weights
 from ..training.session import LOOKS_ONLY, Session
 from ..training.with_images import refuse_images
@@ -87,6 +89,8 @@ def evaluate(
     if dial:
         refuse_images(session, "evaluate --dial", "it samples answers")
     stop_at_fails([finding for finding in session.findings if finding.name.startswith(("eval ", "positions"))])
+    if subject.run is not None and not subject.all_held_out:
+        _refuse_other_pairs(subject.run, session)
     with tempfile.TemporaryDirectory() as scratch:
         return _measured(subject, session, Path(scratch), dial)
 
@@ -129,6 +133,18 @@ def _of_folders(policy: str, reference: str | None, data: str, changes: Sequence
     recipe = Recipe(model=base or policy, adapter=adapter, reference=compared_with, data=Data(data))
     recipe = recipe.from_where(called="evaluate")
     return Subject(apply(recipe, changes), trained=None, all_held_out=True, to=to)
+
+
+def _refuse_other_pairs(run: folder.Run, session: Session) -> None:
+    """RecipeError where a run's own held-out pairs are others today: some of them may have been trained on."""
+    hash_pairs(session)
+    changed = changes_of_pairs(run, session.report)
+    changed.pop("train pairs", None)  # what is measured is not measured on these
+    if changed:
+        raise RecipeError(
+            f"{run.path} cannot be measured again on its own held-out pairs: {'; '.join(changed.values())}. Put back "
+            f"what they were made from, or name pairs to measure it on: dpo-recipes evaluate {run.path} --data FILE"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ how it is done

@@ -12,7 +12,7 @@ from making import load_policy, make_adapter, make_pairs, quiet, short_recipe, t
 from peft import PeftModel
 from transformers import AutoTokenizer
 
-from dpo_recipes import RecipeError, Run, apply, evaluate, load, train
+from dpo_recipes import Data, RecipeError, Run, apply, evaluate, load, train
 from dpo_recipes.errors import UsageError
 
 
@@ -60,6 +60,28 @@ def test_so_does_one_of_every_other_way_to_train(finished, tmp_path, adapter):
     assert_same(at_the_end["before"], result["before"])
     assert_same(at_the_end["after"], result["after"])
     assert at_the_end["after"]["rewards/margins"] > 0
+
+
+@pytest.mark.slow
+def test_other_held_out_pairs_than_a_runs_own_are_refused_as_some_may_have_been_trained_on(tiny, tmp_path):
+    train_file = write_jsonl(tmp_path / "train.jsonl", make_pairs())
+    held_out = write_jsonl(tmp_path / "eval.jsonl", make_pairs(6, seed=1))
+    data = Data(str(train_file), eval=str(held_out))
+    run = train_in(tmp_path, short_recipe(tiny(), data=data, answers=2))
+    at_the_end = run.evaluation
+
+    write_jsonl(train_file, make_pairs(12, seed=2))  # which nothing is measured on
+    assert_same(at_the_end["after"], evaluate(run, console=quiet())["after"])
+    at_the_end = run.evaluation
+
+    write_jsonl(held_out, make_pairs(8, seed=1))
+    with pytest.raises(
+        RecipeError, match="cannot be measured again on its own held-out pairs: the eval pairs are not"
+    ) as refused:
+        evaluate(run, console=quiet())
+    assert str(refused.value).endswith(f"name pairs to measure it on: dpo-recipes evaluate {run.path} --data FILE")
+    assert run.evaluation == at_the_end
+    assert len(evaluate(run, data=str(held_out), console=quiet())["samples"]) == 8
 
 
 @pytest.mark.slow
