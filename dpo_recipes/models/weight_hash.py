@@ -20,6 +20,10 @@ from ..errors import RecipeError
 from .model_folder import weight_files
 
 AT_ONCE = 2**24  # bytes
+# Beyond so many bytes of weights a start would wait for minutes, and of each tensor both ends alone are read. Training
+# moves all of a matrix; what was changed in the midst of one only would not be seen.
+LARGEST_WHOLE = 2**35
+END = 2**20  # bytes
 
 
 class Stretch(NamedTuple):
@@ -34,7 +38,8 @@ class Stretch(NamedTuple):
 def hash_of_weights(folder: Path) -> str | None:
     """SHA-256 of the weights in a folder, None where it has none.
 
-    Of safetensors, the name, type, shape and elements of each tensor count; of a file in another form, its bytes.
+    Of safetensors, the name, type, shape and elements of each tensor count, of very large ones the first and last
+    elements (LARGEST_WHOLE); of a file in another form, its bytes.
     """
     files = [folder / name for name in weight_files(sorted(os.listdir(folder)))]
     if not files:
@@ -92,6 +97,8 @@ def _hash_of_files(files: tuple[tuple[Path, int, int], ...]) -> str:
     stretches: list[Stretch] = []
     for file, size, _ in files:
         stretches += _tensors(file) if file.suffix == ".safetensors" else [Stretch(file.name, file, 0, size)]
+    if sum(size for _, size, _ in files) > LARGEST_WHOLE:
+        stretches = [end for stretch in stretches for end in _ends(stretch)]
     with ThreadPoolExecutor(8) as pool:  # hashing lets go of the GIL
         digests = list(pool.map(_digest, stretches))
     named = sorted(zip((stretch.name for stretch in stretches), digests, strict=True))
@@ -109,6 +116,15 @@ def _tensors(file: Path) -> list[Stretch]:
         start, stop = (8 + length + offset for offset in tensor["data_offsets"])
         stretches.append(Stretch(f"{name} {tensor['dtype']} {tensor['shape']}", file, start, stop))
     return stretches
+
+
+def _ends(stretch: Stretch) -> list[Stretch]:
+    """The beginning and the end of a stretch; of a short one they overlap."""
+    name, file, start, stop = stretch
+    return [
+        Stretch(f"{name} begins", file, start, min(start + END, stop)),
+        Stretch(f"{name} ends", file, max(start, stop - END), stop),
+    ]
 
 
 def _digest(stretch: Stretch) -> str:

@@ -13,6 +13,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from dpo_recipes import RecipeError
+from dpo_recipes.models import weight_hash
 from dpo_recipes.models.weight_hash import hash_of_weights, known_by, refuse_other_weights
 
 WEIGHTS = "model.safetensors"
@@ -72,6 +73,21 @@ def test_any_other_number_type_shape_or_name_is_seen(folder, change):
     before = hash_of_weights(folder)
     write_anew(folder, change)
     assert hash_of_weights(folder) != before
+
+
+def test_of_very_large_weights_both_ends_of_each_tensor_are_read(folder, monkeypatch):
+    numbers = 4
+    monkeypatch.setattr(weight_hash, "END", 4 * numbers)
+    monkeypatch.setattr(weight_hash, "LARGEST_WHOLE", 0)
+    before = hash_of_weights(folder)
+    hashes = {before}
+    for place in (0, numbers - 1, -numbers, -1):
+        write_anew(folder, lambda tensors, place=place: tensors["model.norm.weight"][place].add_(1))
+        hashes.add(hash_of_weights(folder))
+    assert len(hashes) == 5
+    seen = hash_of_weights(folder)
+    write_anew(folder, lambda tensors: tensors["model.norm.weight"][numbers].add_(1))
+    assert hash_of_weights(folder) == seen  # in the midst
 
 
 def test_an_adapter_has_one_and_a_folder_without_weights_none(start_adapter, tmp_path):
