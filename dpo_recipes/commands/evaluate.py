@@ -20,9 +20,8 @@ from ..recipe.recipe import Recipe
 from ..run_page.page import write_report
 from ..runs import files, folder
 from ..runs.rebuilt import recipe_of
-from ..runs.resumption import changes_of_pairs
-from ..training.checked_pairs import hash_pairs
-from ..training.same_weights import refuse_other_weights
+from ..training.checked_pairs import are_other_pairs
+from ..training.same_weights import refuse_changed_models
 from ..training.session import LOOKS_ONLY, Session
 from ..training.with_images import refuse_images
 
@@ -40,10 +39,14 @@ class Subject(NamedTuple):
     """What is measured."""
 
     recipe: Recipe
-    trained: Path | None  # folder of the weights that a run has trained; None: the recipe's model is the policy itself
+    run: folder.Run | None  # whose trained weights are the policy; None: the recipe's model is the policy itself
     all_held_out: bool  # whether all pairs of the data are held out
     to: Path | None  # where the files go
-    run: folder.Run | None = None  # whose model it is
+
+    @property
+    def trained(self) -> Path | None:
+        """The folder of the weights that the run has trained."""
+        return None if self.run is None else self.run.path / "model"
 
 
 def evaluate(
@@ -114,13 +117,12 @@ def _of_run(run: folder.Run, data: str | None, changes: Sequence[str], to: Path 
             f"weights it started from: dpo-recipes evaluate --policy {run.path / 'model'} --reference {recipe.model} "
             "--data FILE"
         )
-    trained = run.path / "model"
-    refuse_model_of_run(trained, is_adapter=recipe.adapter is not None)
+    refuse_model_of_run(run.path / "model", is_adapter=recipe.adapter is not None)
     if data is None:
-        return Subject(recipe, trained, all_held_out=False, to=to or run.path, run=run)
+        return Subject(recipe, run, all_held_out=False, to=to or run.path)
 
     kept = {name: getattr(recipe.data, name) for name in KEPT_OF_DATA if name in recipe.data.given}
-    return Subject(recipe.evolve(data=Data(data, **kept)), trained, all_held_out=True, to=to, run=run)
+    return Subject(recipe.evolve(data=Data(data, **kept)), run, all_held_out=True, to=to)
 
 
 def _of_folders(policy: str, reference: str | None, data: str, changes: Sequence[str], to: Path | None) -> Subject:
@@ -132,18 +134,16 @@ def _of_folders(policy: str, reference: str | None, data: str, changes: Sequence
         raise UsageError(f"{policy} is a whole model: say with --reference what it is to be compared with.")
     recipe = Recipe(model=base or policy, adapter=adapter, reference=compared_with, data=Data(data))
     recipe = recipe.from_where(called="evaluate")
-    return Subject(apply(recipe, changes), trained=None, all_held_out=True, to=to)
+    return Subject(apply(recipe, changes), run=None, all_held_out=True, to=to)
 
 
 def _refuse_other_pairs(run: folder.Run, session: Session) -> None:
     """RecipeError where a run's own held-out pairs are others today: some of them may have been trained on."""
-    hash_pairs(session)
-    changed = changes_of_pairs(run, session.report)
-    changed.pop("train pairs", None)  # what is measured is not measured on these
-    if changed:
+    if are_other_pairs(session, run, "eval"):
         raise RecipeError(
-            f"{run.path} cannot be measured again on its own held-out pairs: {'; '.join(changed.values())}. Put back "
-            f"what they were made from, or name pairs to measure it on: dpo-recipes evaluate {run.path} --data FILE"
+            f"{run.path} cannot be measured again on its own held-out pairs: the eval pairs are not those that it had. "
+            f"Put back what they were made from, or name pairs to measure it on: dpo-recipes evaluate {run.path} "
+            "--data FILE"
         )
 
 
@@ -172,7 +172,7 @@ def _measured(subject: Subject, session: Session, scratch: Path, factors: Sequen
     trainer = looking.make_trainer(scratch, [], **LOOKS_ONLY)
     first = None
     if subject.run is not None:
-        refuse_other_weights(subject.run, looking)
+        refuse_changed_models(subject.run, looking)
     if subject.trained is not None:
         before, first = _pair_numbers(trainer, None)
         with Stage(console, "Loading the trained weights"):

@@ -21,7 +21,7 @@ from ..runs import environment, files
 from ..runs.folder import Run
 from ..runs.model_card import merged_card
 from ..runs.rebuilt import recipe_of
-from ..training.same_weights import refuse_other_weights
+from ..training.same_weights import refuse_changed_models
 from ..training.session import Session
 from .folders import copy_what_is_no_weight, write_export
 
@@ -90,7 +90,7 @@ def _write_merged(
     result["base"] = base_of_run(adapter)
     with Stage(console, "Loading the adapter on its base"):
         policy = _in_32_bits(unmerged(_base(session, result["base"]), adapter, weights))
-    refuse_other_weights(run, session)
+    refuse_changed_models(run, session)
     trained = _logps(session, policy, pairs, "Log-probabilities of the adapter")
     with policy.disable_adapter():
         of_base = _logps(session, policy, pairs, "Log-probabilities of the base")

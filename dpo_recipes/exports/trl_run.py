@@ -26,7 +26,7 @@ from ..recipe.trl_options import options
 from ..runs import files
 from ..runs.folder import Run
 from ..runs.rebuilt import recipe_of
-from ..training.checked_pairs import hash_pairs
+from ..training.checked_pairs import are_other_pairs
 from ..training.session import Session
 from ..training.with_images import refuse_images
 from . import trl_script
@@ -131,10 +131,7 @@ def _refuse_pairs_that_trl_cannot_read(session: Session) -> None:
 
 def _refuse_other_pairs(session: Session, run: Run) -> None:
     """The files of then may have changed, or the data set on the hub."""
-    hash_pairs(session)
-    then = run.data["train"].get("sha256")
-    now = session.report["train"]["sha256"]
-    if then is not None and then != now:
+    if are_other_pairs(session, run, "train"):
         raise RecipeError(
             f"{session.recipe.data.name} gives other pairs today than {run.path} was trained on: "
             f"{len(session.train):,} now, {run.data['train']['kept']:,} then. Bring back the data of then."

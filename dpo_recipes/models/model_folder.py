@@ -270,27 +270,20 @@ def _refuse_missing_shards(folder: Folder, names: list[str]) -> None:
 
 
 def _tensors(folder: Folder, name: str) -> dict[str, Any]:
-    """Tensor -> dtype, shape and place, as the head of a safetensors file says; RecipeError where it is damaged.
-
-    The format: eight bytes with the length of the head, the head as JSON, and then the numbers.
-    """
+    """Tensor -> dtype, shape and place, as the head of a safetensors file says; RecipeError where it is damaged."""
     path = Path(folder.path, name)
     size = path.stat().st_size
     if not size:
         raise RecipeError(f"{folder}: {name} is empty. {folder.remedy}")
 
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        head = file.read(length) if length < size else b""
     try:
-        tensors = json.loads(head)
-        tensors.pop("__metadata__", None)
+        tensors, start_of_numbers = read_head(path)
         end_of_numbers = max([0, *(tensor["data_offsets"][1] for tensor in tensors.values())])
     except (ValueError, AttributeError, TypeError, KeyError):
         raise RecipeError(
             f"{folder}: {name} is damaged, or no safetensors file: its head cannot be read. {folder.remedy}"
         ) from None
-    expected = 8 + length + end_of_numbers
+    expected = start_of_numbers + end_of_numbers
     if size < expected:
         raise RecipeError(f"{folder}: {name} is cut short: {size:,} of {expected:,} bytes are there. {folder.remedy}")
 
@@ -300,6 +293,20 @@ def _tensors(folder: Folder, name: str) -> dict[str, Any]:
         reason = str(error).removeprefix("Error while deserializing header: ")
         raise RecipeError(f"{folder}: {name} is damaged: {reason}. {folder.remedy}") from None
     return tensors
+
+
+def read_head(file: Path) -> tuple[dict[str, Any], int]:
+    """(tensor -> dtype, shape and place among the numbers; the byte at which these begin) of a safetensors file.
+
+    The format: eight bytes with the length of the head, the head as JSON, and then the numbers. ValueError or
+    AttributeError where the head is no such object.
+    """
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        head = opened.read(length) if length < file.stat().st_size else b""
+    tensors = json.loads(head)
+    tensors.pop("__metadata__", None)
+    return tensors, 8 + length
 
 
 def _refuse_unscaled_numbers(folder: Folder, name: str, tensors: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import RecipeError
-from .model_folder import weight_files
+from .model_folder import read_head, weight_files
 
 AT_ONCE = 2**24  # bytes
 # Beyond so many bytes of weights a start would wait for minutes, and of each tensor both ends alone are read. Training
@@ -47,7 +47,7 @@ def hash_of_weights(folder: Path) -> str | None:
     return _hash_of_files(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
-def refuse_other_weights(
+def refuse_changed_weights(
     field: str, model: str, revision: str | None, then: Mapping[str, Any] | None, run: Path
 ) -> None:
     """RecipeError where a model has other weights than when a run was trained. `field` of the recipe names it.
@@ -106,14 +106,11 @@ def _hash_of_files(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def _tensors(file: Path) -> list[Stretch]:
-    """The tensors of a safetensors file, by its head; each is named with its type and shape."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        head = json.loads(opened.read(length))
-    head.pop("__metadata__", None)
+    """The tensors of a safetensors file; each is named with its type and shape."""
+    tensors, start_of_numbers = read_head(file)
     stretches = []
-    for name, tensor in head.items():
-        start, stop = (8 + length + offset for offset in tensor["data_offsets"])
+    for name, tensor in tensors.items():
+        start, stop = (start_of_numbers + offset for offset in tensor["data_offsets"])
         stretches.append(Stretch(f"{name} {tensor['dtype']} {tensor['shape']}", file, start, stop))
     return stretches
 

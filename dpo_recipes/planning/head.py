@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..shared_prefix.autocast import product_dtype
 from .bound import TILE_POSITIONS
 from .live_bytes import Live
 
@@ -26,7 +27,7 @@ class Head(torch.autograd.Function):
         ctx: Any, live: Live, triton: bool, tile_words: int, hidden: torch.Tensor, *weights: torch.Tensor
     ) -> torch.Tensor:
         """`weights`: (words, width), and in some models a bias; `tile_words`: the width of a tile."""
-        compute_dtype = _product_dtype(hidden)
+        compute_dtype = product_dtype(hidden)
         ctx.save_for_backward(hidden, *weights)
         ctx.live = live
         ctx.triton = triton
@@ -52,13 +53,6 @@ class Head(torch.autograd.Function):
         for tensor, gradient in zip(ctx.saved_tensors, gradients, strict=True):
             returned.append(None if gradient is None else gradient.to(tensor.dtype))
         return None, None, None, *returned
-
-
-def _product_dtype(hidden: torch.Tensor) -> torch.dtype:
-    """The type in which hidden states are multiplied with the head."""
-    if torch.is_autocast_enabled("cpu"):
-        return torch.get_autocast_dtype("cpu")
-    return hidden.dtype
 
 
 def _tile(
@@ -111,7 +105,7 @@ class CPUHeadOnPaper(torch.autograd.Function):
         ctx: Any, live: Live, tile_positions: int, tile_words: int, hidden: torch.Tensor, weight: torch.Tensor
     ) -> torch.Tensor:
         """`weight`: (words, width)."""
-        compute_dtype = _product_dtype(hidden)
+        compute_dtype = product_dtype(hidden)
         room = _Room(live, compute_dtype, tile_positions, tile_words, hidden, weight)
         tile = room.tile(compute_dtype)
         weights = room.tile(torch.float32)

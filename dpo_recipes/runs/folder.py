@@ -150,13 +150,13 @@ class Run:
         """
         from ..models.model_folder import base_of_run
         from ..models.trained import load_trained
-        from ..models.weight_hash import refuse_other_weights
+        from ..models.weight_hash import refuse_changed_weights
 
         folder = self.path / "model"
         loaded = load_trained(folder, self.recipe)
         if self.recipe["adapter"]["value"] is not None:
             revision = self.recipe["revision"]["value"]
-            refuse_other_weights("model", base_of_run(folder), revision, self.weights.get("model"), self.path)
+            refuse_changed_weights("model", base_of_run(folder), revision, self.weights.get("model"), self.path)
         return loaded
 
     def _json(self, name: str) -> Any:

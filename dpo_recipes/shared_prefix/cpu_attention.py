@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .autocast import product_dtype
 from .layout import Queries, Stretch
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -39,7 +40,7 @@ def can_attend(queries: Queries, query: Tensor, key: Tensor, value: Tensor, give
     """Whether the kernels do what SDPA would do here. `given`: what a layer hands to its attention function."""
     if query.device.type != "cpu" or value.size(-1) != query.size(-1):
         return False
-    dtypes = {_kernel_dtype(tensor) for tensor in (query, key, value)}
+    dtypes = {product_dtype(tensor) for tensor in (query, key, value)}
     if len(dtypes) > 1 or not dtypes <= KERNEL_DTYPES:
         return False
     if given.get("s_aux") is not None:  # attention sinks
@@ -57,13 +58,6 @@ def attend(queries: Queries, query: Tensor, key: Tensor, value: Tensor, scale: f
     return output.transpose(1, 2)
 
 
-def _kernel_dtype(tensor: Tensor) -> torch.dtype:
-    """In which SDPA takes a tensor. Behind rotary embeddings queries and keys have 32 bits under autocast too."""
-    if torch.is_autocast_enabled("cpu") and tensor.dtype != torch.float64:
-        return torch.get_autocast_dtype("cpu")
-    return tensor.dtype
-
-
 class _RowAttention(torch.autograd.Function):
     """Keeps query, key, value, output and one number a query and head: nothing of the size of a stretch squared."""
 
@@ -71,8 +65,9 @@ class _RowAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, stretches: list[Stretch], scale: float | None
     ) -> Tensor:
+        # As SDPA takes them: behind rotary embeddings queries and keys have 32 bits under autocast too.
         ctx.dtypes = query.dtype, key.dtype, value.dtype
-        query, key, value = (tensor.to(_kernel_dtype(tensor)) for tensor in (query, key, value))
+        query, key, value = (tensor.to(product_dtype(tensor)) for tensor in (query, key, value))
         keys, values = _of_all_heads(key, query), _of_all_heads(value, query)
         output = query.new_empty(query.size(0), query.size(2), query.size(1), query.size(3)).transpose(1, 2)
         log_sums = []

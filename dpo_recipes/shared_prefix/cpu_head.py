@@ -27,6 +27,8 @@ from torch import Tensor
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
+from .autocast import product_dtype
+
 # A tile of 2 MB in float32: of 64 to 512 positions and 512 to 2,048 words the best, with 8,192 words and with 49,152.
 TILE_POSITIONS = 512
 TILE_WORDS = 1024
@@ -89,18 +91,19 @@ class CPUHead(ChunkedLogProbFunction):
             )
 
         factor = logit_scale / temperature
-        product_dtype = _product_dtype(hidden)
-        tile = _Tile.of(hidden, product_dtype)
+        dtype = product_dtype(hidden)
+        tile = _Tile.of(hidden, dtype)
         weights = torch.empty(tile.product.shape)
         pull = torch.zeros(hidden.shape, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         all_rows = []
         for start in range(0, max(1, len(hidden)), TILE_POSITIONS):  # once where nothing is scored, too
             positions = slice(start, start + TILE_POSITIONS)
-            some_hidden = hidden[positions].to(product_dtype)
-            all_rows.append(_Rows(some_hidden, targets[positions], outputs, None if pull is None else pull[positions]))
+            some_hidden = hidden[positions].to(dtype)
+            some_pull = None if pull is None else pull[positions]
+            all_rows.append(_Rows(some_hidden, targets[positions], outputs, some_pull))
         for first in range(0, len(weight), TILE_WORDS):
             words = weight[first : first + TILE_WORDS]
-            words_to_multiply = words.to(product_dtype)
+            words_to_multiply = words.to(dtype)
             words_to_sum = None if pull is None else words.float()
             for rows in all_rows:
                 logits = tile.logits(rows.hidden, words_to_multiply, factor)
@@ -115,7 +118,7 @@ class CPUHead(ChunkedLogProbFunction):
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(number for number in not_differentiable if number is not None))
         ctx.save_for_backward(hidden, weight, targets, log_z, entropy, pull)
-        ctx.compute_dtype = product_dtype
+        ctx.compute_dtype = dtype
         ctx.chunk_size = chunk_size
         ctx.factor = factor
         return numbers["target_logit"] - log_z, entropy, *not_differentiable
@@ -147,9 +150,9 @@ class _Tile(NamedTuple):
     product: Tensor  # in the dtype of the product
 
     @classmethod
-    def of(cls, hidden: Tensor, product_dtype: torch.dtype) -> _Tile:
+    def of(cls, hidden: Tensor, dtype: torch.dtype) -> _Tile:
         positions = min(TILE_POSITIONS, len(hidden))
-        return cls(torch.empty(positions, TILE_WORDS, dtype=product_dtype))
+        return cls(torch.empty(positions, TILE_WORDS, dtype=dtype))
 
     def logits(self, hidden: Tensor, words: Tensor, factor: float) -> Tensor:
         """(positions, words) in float32, from hidden states and rows of the head in the dtype of the product.
@@ -248,12 +251,6 @@ class _Rows:
             shrink = torch.exp(self.largest - log_z)  # with the rounding of log_z, as TRL has it in each probability
             self.sum_of_words.mul_(-shrink[:, None]).add_(weight[self.targets])
         return numbers
-
-
-def _product_dtype(hidden: Tensor) -> torch.dtype:
-    if torch.is_autocast_enabled("cpu"):
-        return torch.get_autocast_dtype("cpu")
-    return hidden.dtype
 
 
 @contextlib.contextmanager

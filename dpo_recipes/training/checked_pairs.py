@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..data.rows_cache import refuse_damaged_cache
@@ -11,6 +12,7 @@ from ..formats.image_marks import IMAGES
 from ..formats.pair_weights import WEIGHT
 from ..losses.trl_losses import COUPLED_LOSSES
 from ..recipe.choices import Choice
+from ..runs.folder import Run
 from ..runs.unwritable import UNWRITABLE
 from ..signals import interruptible
 from .length import length_findings
@@ -184,12 +186,20 @@ def _tokenized(session: Session, split: str, pairs: Any, text: bool, images: Ima
     return tokenized
 
 
-def hash_pairs(session: Session) -> None:
+def hash_pairs(session: Session, splits: Sequence[str] = ("train", "eval")) -> None:
     """Let the report say which pairs these are, by their token ids; those of a stream are not known."""
     from ..data.batches import sha256_of
     from ..data.tokenize import IDS
 
     if session.recipe.data.streaming:
         return
-    for split, pairs in (("train", session.train), ("eval", session.eval)):
-        session.report[split]["sha256"] = sha256_of(pairs, IDS)
+    pairs = {"train": session.train, "eval": session.eval}
+    for split in splits:
+        session.report[split]["sha256"] = sha256_of(pairs[split], IDS)
+
+
+def are_other_pairs(session: Session, run: Run, split: str) -> bool:
+    """Whether a split has other pairs today than when a run read it, as far as that run has said which those were."""
+    hash_pairs(session, [split])
+    then = run.data[split].get("sha256")
+    return then is not None and then != session.report[split].get("sha256")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RecipeError
 from ..progress import Stage
 from ..runs.folder import Run
-from .same_weights import refuse_other_weights
+from .same_weights import refuse_changed_models
 from .session import Session
 
 if TYPE_CHECKING:
@@ -36,5 +36,5 @@ def policy_and_reference(run: Run, session: Session) -> tuple[Any, Reference, An
         if kind == "frozen adapter":
             assert recipe.adapter is not None
             policy.load_adapter(recipe.adapter.continue_from, adapter_name="ref")
-    refuse_other_weights(run, session)
+    refuse_changed_models(run, session)
     return policy, Reference(policy, session.settings, session.load_reference), tokenizer

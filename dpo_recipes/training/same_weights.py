@@ -31,13 +31,13 @@ def weights_of(session: Session) -> dict[str, dict[str, Any]]:
     return found
 
 
-def refuse_other_weights(run: Run, session: Session) -> None:
+def refuse_changed_models(run: Run, session: Session) -> None:
     """RecipeError where a model that a run names has other weights today. `session`: its recipe, its models loaded."""
-    from ..models.weight_hash import refuse_other_weights as refuse
+    from ..models.weight_hash import refuse_changed_weights
 
     with Stage(session.console, "Hashing the models' files"):
         for field, (path, revision) in _models(session).items():
-            refuse(field, path, revision, run.weights.get(field), run.path)
+            refuse_changed_weights(field, path, revision, run.weights.get(field), run.path)
 
 
 def _models(session: Session) -> dict[str, tuple[str, str | None]]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dpo_recipes import RecipeError
 from dpo_recipes.models import weight_hash
-from dpo_recipes.models.weight_hash import hash_of_weights, known_by, refuse_other_weights
+from dpo_recipes.models.weight_hash import hash_of_weights, known_by, refuse_changed_weights
 
 WEIGHTS = "model.safetensors"
 
@@ -124,15 +124,15 @@ def test_another_commit_is_named_where_its_weights_are_others_and_else_taken(on_
     then = known_by("org/tiny")
     newer = shutil.copytree(on_the_hub / "snapshots" / "111", on_the_hub / "snapshots" / "222")
     (on_the_hub / "refs" / "main").write_text("222")
-    refuse_other_weights("model", "org/tiny", None, then, Path("runs/one"))  # such as one of the model card
+    refuse_changed_weights("model", "org/tiny", None, then, Path("runs/one"))  # such as one of the model card
 
     write_anew(newer, next_number)
     with pytest.raises(RecipeError, match="'org/tiny' has other weights than when runs/one was trained") as refused:
-        refuse_other_weights("model", "org/tiny", None, then, Path("runs/one"))
+        refuse_changed_weights("model", "org/tiny", None, then, Path("runs/one"))
     assert "It was commit 111 of the hub, and is 222 now." in str(refused.value)
-    refuse_other_weights("model", "org/tiny", "111", then, Path("runs/one"))
+    refuse_changed_weights("model", "org/tiny", "111", then, Path("runs/one"))
 
 
 def test_what_is_not_known_is_not_refused(folder, tmp_path):
-    refuse_other_weights("model", str(folder), None, None, Path("runs/one"))
-    refuse_other_weights("model", str(tmp_path), None, known_by(str(folder)), Path("runs/one"))
+    refuse_changed_weights("model", str(folder), None, None, Path("runs/one"))
+    refuse_changed_weights("model", str(tmp_path), None, known_by(str(folder)), Path("runs/one"))
