@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..shared_prefix.autocast import product_dtype
+from ..shared_prefix.products import product_dtype, round_number
 from .bound import TILE_POSITIONS
 from .live_bytes import Live
 
@@ -111,8 +111,8 @@ class CPUHeadOnPaper(torch.autograd.Function):
         weights = room.tile(torch.float32)
         cast = room.cast_of_hidden()
         if ctx.needs_input_grad[3]:
-            ctx.pull = live.add(hidden.new_empty(hidden.shape, dtype=torch.float32), "head")
-        room.fold_forward(min(tile_positions, len(hidden)), folds_words=ctx.needs_input_grad[3])
+            ctx.pull = live.add(hidden.new_empty((room.rows, hidden.size(1)), dtype=torch.float32), "head")
+        room.fold_forward(folds_words=ctx.needs_input_grad[3])
         del tile, weights, cast
 
         ctx.save_for_backward(hidden, weight)
@@ -126,13 +126,14 @@ class CPUHeadOnPaper(torch.autograd.Function):
         live = room.live
         of_hidden = of_weight = None
         if ctx.needs_input_grad[3]:
-            of_hidden = live.add(ctx.pull.clone(), "head").to(hidden.dtype)
+            of_hidden = live.add(hidden.new_empty(hidden.shape, dtype=torch.float32), "head").to(hidden.dtype)
         if ctx.needs_input_grad[4]:
-            weighed = live.add(hidden.new_empty(hidden.shape, dtype=torch.float32), "head")
+            numbers = hidden.numel() + room.filled_copy()  # the one of hidden states, weighed
+            weighed = live.add(hidden.new_empty(numbers, dtype=torch.float32), "head")
             gradient = live.add(torch.zeros_like(weight, dtype=torch.float32), "head")
             tile = room.tile(room.compute_dtype)
             cast = room.cast_of_hidden()
-            room.fold_backward(min(room.tile_positions, len(hidden)))
+            room.fold_backward()
             del weighed, tile, cast
             of_weight = gradient.to(weight.dtype)
         return None, None, None, of_hidden, of_weight
@@ -148,23 +149,35 @@ class _Room(NamedTuple):
     hidden: torch.Tensor
     weight: torch.Tensor
 
+    @property
+    def rows(self) -> int:
+        """Of hidden states, with filler up to a round number where the product has 16 bits."""
+        return round_number(len(self.hidden)) if self.compute_dtype.itemsize < 4 else len(self.hidden)
+
+    def filled_copy(self) -> int:
+        """Numbers in a copy of what has a row for each hidden state, with filler; 0 where none is needed."""
+        return self.rows * self.hidden.size(1) if self.rows > len(self.hidden) else 0
+
     def tile(self, dtype: torch.dtype) -> torch.Tensor:
         """A buffer that is used again and again."""
-        shape = (min(self.tile_positions, len(self.hidden)), self.tile_words)
+        shape = (min(self.tile_positions, self.rows), self.tile_words)
         return self.live.add(self.hidden.new_empty(shape, dtype=dtype), "head")
 
     def cast_of_hidden(self) -> torch.Tensor:
-        """All hidden states in the type of the product; empty where they have it."""
-        shape = self.hidden.shape if self.hidden.dtype != self.compute_dtype else (0,)
-        return self.live.add(self.hidden.new_empty(shape, dtype=self.compute_dtype), "head")
+        """All hidden states in the type of the product, with filler; empty where they are that already."""
+        numbers = self.filled_copy()
+        if not numbers and self.hidden.dtype != self.compute_dtype:
+            numbers = self.hidden.numel()
+        return self.live.add(self.hidden.new_empty(numbers, dtype=self.compute_dtype), "head")
 
-    def fold_forward(self, positions: int, *, folds_words: bool) -> None:
+    def fold_forward(self, *, folds_words: bool) -> None:
         """Allocate what is temporary while a tile is folded in, and let go of it.
 
         It is one more tile, the factors of a sum; or before that the logits of those positions whose target is in the
         tile, and two masks of theirs. `folds_words`: the rows of the head are summed up too, in float32.
         """
         words = min(self.tile_words, len(self.weight))
+        positions = min(self.tile_positions, self.rows)
         share_of_targets = words / len(self.weight)
         numbers = int(words * positions * max(1.0, 1.5 * share_of_targets))
         if self.compute_dtype != torch.float32:  # the product in float32
@@ -173,9 +186,10 @@ class _Room(NamedTuple):
             numbers += words * self.weight.size(1)
         self._allocate_beside_words(words, numbers)
 
-    def fold_backward(self, positions: int) -> None:
+    def fold_backward(self) -> None:
         """Allocate what is temporary while a tile is folded into the gradient of the head, and let go of it."""
         words = min(self.tile_words, len(self.weight))
+        positions = min(self.tile_positions, self.rows)
         numbers = 0
         if self.compute_dtype != torch.float32:  # the product in float32
             numbers = words * positions

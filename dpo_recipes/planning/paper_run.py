@@ -38,8 +38,9 @@ def run_on_paper(
     options: dict[str, Any] = {"gradient_checkpointing": True, "optim": "adamw"} | dpo_arguments(recipe, settings, "")
     pairs_a_step = settings.micro_batch_size
     shares = recipe.pair_sharing != "off" and _can_share(skeleton)
-    batch = Batch.of_largest(pairs, pairs_a_step, shares)
-    batch_of_a_pass = Batch.of_largest(pairs, pairs_a_pass(options, pairs_a_step), shares)
+    in_round_numbers = settings.device == "cpu" and settings.autocast is not None
+    batch = Batch.of_largest(pairs, pairs_a_step, shares, in_round_numbers)
+    batch_of_a_pass = Batch.of_largest(pairs, pairs_a_pass(options, pairs_a_step), shares, in_round_numbers)
 
     with FakeTensorMode():
         live.moment = "loading"
@@ -138,7 +139,7 @@ class Batch(NamedTuple):
     row: Row | None  # of which only the shapes count
 
     @classmethod
-    def of_largest(cls, pairs: list[PairLength], count: int, shares: bool) -> Batch:
+    def of_largest(cls, pairs: list[PairLength], count: int, shares: bool, in_round_numbers: bool) -> Batch:
         longest = longest_pair(pairs)
         if not shares:
             return cls(2 * count, longest, None)
@@ -147,10 +148,10 @@ class Batch(NamedTuple):
         last = most_to_read[-1]
         while len(most_to_read) < count:
             most_to_read.append(last)
-        return cls(2 * count, longest, _row(most_to_read))
+        return cls(2 * count, longest, _row(most_to_read, in_round_numbers))
 
 
-def _row(pairs: list[PairLength]) -> Row:
+def _row(pairs: list[PairLength], in_round_numbers: bool) -> Row:
     """Pairs in one row, as `shared_prefix` lays them out; the tokens themselves are all the same."""
     lengths = [pair.prompt + pair.chosen for pair in pairs] + [pair.prompt + pair.rejected for pair in pairs]
     ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
@@ -158,7 +159,8 @@ def _row(pairs: list[PairLength]) -> Row:
     for number, (pair, length) in enumerate(zip(pairs * 2, lengths, strict=True)):
         labels[number, pair.prompt : length] = 0
     prompts = [pair.prompt for pair in pairs]
-    return Row(ids, labels, lengths, common=prompts, first=[max(prompt - 1, 0) for prompt in prompts * 2])
+    first = [max(prompt - 1, 0) for prompt in prompts * 2]
+    return Row(ids, labels, lengths, prompts, first, in_round_numbers=in_round_numbers)
 
 
 def _optimizer_state(live: Live, parameter: torch.Tensor, optimizer: str) -> torch.Tensor:

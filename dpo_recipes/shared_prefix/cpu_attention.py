@@ -11,20 +11,21 @@ section 3.1). Given the joined output and log-sum-exp, the kernel's backward of 
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .autocast import product_dtype
 from .layout import Queries, Stretch
+from .products import product_dtype
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 KERNEL_DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
-# In 16 bits the backward of stretches of 100 tokens takes three times as long as in 32, that of 200 half as long again,
-# and that of 1,700 a fifth less: on one CPU that multiplies bf16.
+# In 16 bits the kernel's backward takes longer than in 32 where it is not causal, or fewer tokens than these ask: three
+# times as long of 100 tokens. Of 1,500 and more it takes a fifth to a quarter less.
 LONG_IN_16_BITS = 1024
 
 
@@ -86,26 +87,33 @@ class _RowAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        gradient = gradients[0]
         query, key, value, output, *log_sums = ctx.saved_tensors
-        if query.dtype.itemsize < 4 and max(stretch.keys for stretch in ctx.stretches) < LONG_IN_16_BITS:
-            gradient, query, key, value, output = (x.float() for x in (gradient, query, key, value, output))
-        keys, values = _of_all_heads(key, query), _of_all_heads(value, query)
-        of_query = torch.empty_like(query)  # which the stretches fill
+        precise = torch.promote_types(query.dtype, torch.float32)
+
+        @functools.cache
+        def operands(dtype: torch.dtype) -> tuple[Tensor, ...]:
+            """What the kernel is given: gradient, query, keys, values, output."""
+            given = [tensor.to(dtype) for tensor in (gradients[0], query, key, value, output)]
+            return given[0], given[1], _of_all_heads(given[2], query), _of_all_heads(given[3], query), given[4]
+
+        keys = operands(precise)[2]
+        of_query = torch.empty_like(query, dtype=precise)  # which the stretches fill
         of_keys = torch.zeros_like(keys)
-        of_values = torch.zeros_like(values)
+        of_values = torch.zeros_like(keys)
         end = 0
         for stretch, log_sum in zip(ctx.stretches, log_sums, strict=True):
             start, end = end, end + stretch.queries
             asking = slice(start, end)
             for number, part in enumerate(_parts(stretch)):
                 seen = slice(part.start, part.stop)
+                is_long = part.causal and stretch.queries >= LONG_IN_16_BITS
+                gradient, queries, keys, values, answers = operands(query.dtype if is_long else precise)
                 to_query, to_keys, to_values = _flash_backward(
                     gradient[:, :, asking],
-                    query[:, :, asking],
+                    queries[:, :, asking],
                     keys[:, :, seen],
                     values[:, :, seen],
-                    output[:, :, asking],
+                    answers[:, :, asking],
                     log_sum,
                     0.0,
                     part.causal,

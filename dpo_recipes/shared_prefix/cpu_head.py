@@ -19,7 +19,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import trl.trainer.utils
@@ -27,7 +27,7 @@ from torch import Tensor
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from .autocast import product_dtype
+from .products import product_dtype, round_number
 
 # A tile of 2 MB in float32: of 64 to 512 positions and 512 to 2,048 words the best, with 8,192 words and with 49,152.
 TILE_POSITIONS = 512
@@ -92,25 +92,25 @@ class CPUHead(ChunkedLogProbFunction):
 
         factor = logit_scale / temperature
         dtype = product_dtype(hidden)
-        tile = _Tile.of(hidden, dtype)
-        weights = torch.empty(tile.product.shape)
-        pull = torch.zeros(hidden.shape, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        filled_hidden, filled_targets = _filled(hidden.to(dtype), dtype), _filled(targets, dtype)
+        tile = torch.empty(min(TILE_POSITIONS, len(filled_hidden)), TILE_WORDS, dtype=dtype)
+        weights = torch.empty(tile.shape)
+        pull = torch.zeros(filled_hidden.shape, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         all_rows = []
-        for start in range(0, max(1, len(hidden)), TILE_POSITIONS):  # once where nothing is scored, too
+        for start in range(0, max(1, len(filled_hidden)), TILE_POSITIONS):  # once where nothing is scored, too
             positions = slice(start, start + TILE_POSITIONS)
-            some_hidden = hidden[positions].to(dtype)
             some_pull = None if pull is None else pull[positions]
-            all_rows.append(_Rows(some_hidden, targets[positions], outputs, some_pull))
+            all_rows.append(_Rows(filled_hidden[positions], filled_targets[positions], outputs, some_pull))
         for first in range(0, len(weight), TILE_WORDS):
             words = weight[first : first + TILE_WORDS]
             words_to_multiply = words.to(dtype)
             words_to_sum = None if pull is None else words.float()
             for rows in all_rows:
-                logits = tile.logits(rows.hidden, words_to_multiply, factor)
+                logits = _logits(rows.hidden, words_to_multiply, factor, tile)
                 rows.fold(logits, words_to_sum, first, weights[: len(logits), : len(words)])
                 del logits  # before the next tile is made
         found = [rows.numbers(weight) for rows in all_rows]
-        numbers = {name: torch.cat([of_rows[name] for of_rows in found]) for name in found[0]}
+        numbers = {name: torch.cat([of_rows[name] for of_rows in found])[: len(hidden)] for name in found[0]}
 
         log_z = numbers["log_z"]
         entropy = numbers.get("entropy")
@@ -137,33 +137,24 @@ class CPUHead(ChunkedLogProbFunction):
         of_hidden = of_weight = None
         of_logits = (grad_logprobs.float() * ctx.factor)[:, None]  # (S, 1)
         if needs_hidden_gradient:
-            of_hidden = (pull * of_logits).to(hidden.dtype)
+            of_hidden = (pull[: len(hidden)] * of_logits).to(hidden.dtype)
         if needs_weight_gradient:
             with maybe_gather_lm_head_ctx(weight):
                 of_weight = _weight_gradient(ctx, hidden, weight, targets, log_z, of_logits).to(weight.dtype)
         return of_hidden, of_weight, None, None, None, None, None, None, None
 
 
-class _Tile(NamedTuple):
-    """Room for the logits of one tile at a time, (positions, TILE_WORDS), which is used again and again."""
+def _logits(rows: Tensor, columns: Tensor, factor: float, tile: Tensor) -> Tensor:
+    """(rows, columns) in float32, of hidden states (rows, width) and words (columns, width), or the other way round.
 
-    product: Tensor  # in the dtype of the product
-
-    @classmethod
-    def of(cls, hidden: Tensor, dtype: torch.dtype) -> _Tile:
-        positions = min(TILE_POSITIONS, len(hidden))
-        return cls(torch.empty(positions, TILE_WORDS, dtype=dtype))
-
-    def logits(self, hidden: Tensor, words: Tensor, factor: float) -> Tensor:
-        """(positions, words) in float32, from hidden states and rows of the head in the dtype of the product.
-
-        It may be written into.
-        """
-        room = self.product[: len(hidden), : len(words)]
-        logits = torch.mm(hidden, words.t(), out=room).float()
-        if factor != 1.0:
-            logits.mul_(factor)
-        return logits
+    All have the dtype of the product. `tile` is room for it, which is used again and again. What is returned may be
+    written into.
+    """
+    room = tile[: len(rows), : len(columns)]
+    logits = torch.mm(rows, columns.t(), out=room).float()
+    if factor != 1.0:
+        logits.mul_(factor)
+    return logits
 
 
 class _Rows:
@@ -278,24 +269,36 @@ def _weight_gradient(
 
     `of_logits`: (S, 1), the gradients of the log-probabilities, times what logits are multiplied by.
     """
+    dtype = ctx.compute_dtype
     weighed = hidden.float() * of_logits  # (S, width)
     gradient = torch.empty(weight.shape, dtype=torch.float32)
     if len(hidden) == 0:
         gradient.zero_()
-    tile = _Tile.of(hidden, ctx.compute_dtype)
-    hidden = hidden.to(ctx.compute_dtype)
+    # Filler is weighed by nothing.
+    filled_hidden, filled_weighed = _filled(hidden.to(dtype), dtype), _filled(weighed, dtype)
+    log_z = _filled(log_z, dtype)
+    tile = torch.empty(TILE_WORDS, min(TILE_POSITIONS, len(filled_hidden)), dtype=dtype)
     for first in range(0, len(weight), TILE_WORDS):
         words = slice(first, first + TILE_WORDS)
-        factors = weight[words].to(ctx.compute_dtype)
-        for start in range(0, len(hidden), TILE_POSITIONS):
+        factors = weight[words].to(dtype)
+        for start in range(0, len(filled_hidden), TILE_POSITIONS):
             positions = slice(start, start + TILE_POSITIONS)
-            logits = tile.logits(hidden[positions], factors, ctx.factor)
-            probabilities = logits.sub_(log_z[positions, None]).exp_()
+            # With a row for each word, as the gradient has it: a product is slower where it has to turn a factor round.
+            logits = _logits(factors, filled_hidden[positions], ctx.factor, tile)  # (words, positions)
+            probabilities = logits.sub_(log_z[positions]).exp_()
             kept = 0.0 if start == 0 else 1.0  # there is nothing yet
-            with _products_rounded_to(ctx.compute_dtype):
-                gradient[words].addmm_(probabilities.t(), weighed[positions], beta=kept, alpha=-1)
+            with _products_rounded_to(dtype):
+                gradient[words].addmm_(probabilities, filled_weighed[positions], beta=kept, alpha=-1)
             del logits, probabilities  # before the next tile is made
     return gradient.index_add_(0, targets, weighed)
+
+
+def _filled(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows (S, ...), and zeros behind them up to a round number where the `dtype` of products has 16 bits."""
+    missing = round_number(len(rows)) - len(rows)
+    if dtype.itemsize >= 4 or missing == 0:
+        return rows
+    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
 
 
 def _context_of_trl(ctx: Any) -> SimpleNamespace:

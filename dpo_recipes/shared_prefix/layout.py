@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .products import round_number
+
 
 class Stretch(NamedTuple):
     """Neighbours in the row, which see the `shared` tokens from `prefix` on and, causally, themselves."""
@@ -125,20 +127,39 @@ class Row:
         chosen       Stretch(start=2, stop=5, prefix=0, shared=2)
         rejected     Stretch(start=5, stop=7, prefix=0, shared=4)
         ending       2 3 4 5 6          indices into the row
+
+    A row of a round number of tokens (products.py) ends with a stretch of filler, copies of one token that see each
+    other alone and that nobody reads. The ending takes of it what it needs to be round, and then of the prompts.
     """
 
-    def __init__(self, ids: Tensor, labels: Tensor, lengths: list[int], common: list[int], first: list[int]):
+    def __init__(
+        self,
+        ids: Tensor,
+        labels: Tensor,
+        lengths: list[int],
+        common: list[int],
+        first: list[int],
+        *,
+        in_round_numbers: bool = False,
+    ):
         """`ids`, `labels`: (2B, T); `lengths`: tokens of the 2B rows without padding; `common`: of the B prefixes.
 
         `first`: of the 2B rows, the first column that predicts a scored token; T - 1 where none does.
+        `in_round_numbers`: of tokens, in the row and behind its last layer.
         """
         stretches = _stretches(lengths, common)
-        self.whole = Queries(stretches)
-        self.ending = Queries(_endings(stretches, common, first))
+        endings = _endings(stretches, common, first)
+        end = stretches[-1].stop
+        tokens = round_number(end) if in_round_numbers else end
+        filler = Stretch(end, tokens, prefix=end, shared=0)  # which may be empty
+        if in_round_numbers:
+            endings = _in_a_round_number(endings, filler)
+        self.whole = Queries([*stretches, filler])
+        self.ending = Queries(endings)
         self.ending_places = self.ending.places().to(ids.device)  # (M,), indices into the row
 
         place = _places(stretches, width=ids.size(1))  # (2B, T), batch -> row
-        source = _sources(place, lengths, tokens=stretches[-1].stop)  # (N,), row -> flattened batch
+        source = _sources(place, lengths, tokens)  # (N,), row -> flattened batch
         place, source = place.to(ids.device), source.to(ids.device)
 
         self.place = place  # (2B, T), the index in the row of every token of the batch; at padding, of any
@@ -174,9 +195,13 @@ class Row:
         fused_lm_head: bool = False,
         use_cache: bool = False,
         output_router_logits: bool | None = None,
+        in_round_numbers: bool = False,
         **other: Any,
     ) -> Row | None:
-        """The row of TRL's call for pairs that are padded on the right; None for every other call."""
+        """The row of TRL's call for pairs that are padded on the right; None for every other call.
+
+        `in_round_numbers` is not TRL's: see `__init__`.
+        """
         asks_for_more = any(value is not None for value in other.values())
         if not fused_lm_head or use_cache or asks_for_more:
             return None
@@ -208,6 +233,7 @@ class Row:
             lengths=counts[: 2 * pairs],
             common=counts[2 * pairs : 3 * pairs],
             first=counts[3 * pairs :],
+            in_round_numbers=in_round_numbers,
         )
 
     def pick(self, tokens: Tensor, dim: int) -> Tensor:
@@ -283,6 +309,26 @@ def _endings(stretches: list[Stretch], common: list[int], first: list[int]) -> l
     return endings
 
 
+def _in_a_round_number(endings: list[Stretch], filler: Stretch) -> list[Stretch]:
+    """The endings with more tokens, from the filler and then from what stands before them in chosen.
+
+    There are enough of these, as all of the row together is a round number that is no smaller.
+    """
+    tokens = sum(ending.queries for ending in endings)
+    missing = round_number(tokens) - tokens
+    of_filler = min(missing, filler.queries)
+    missing -= of_filler
+    longer = []
+    for number, ending in enumerate(endings):
+        is_chosen = number % 2 == 0
+        if is_chosen:
+            more = min(missing, ending.shared)
+            missing -= more
+            ending = Stretch(ending.start - more, ending.stop, ending.prefix, ending.shared - more)
+        longer.append(ending)
+    return [*longer, Stretch(filler.start, filler.start + of_filler, prefix=filler.start, shared=0)]
+
+
 def _places(stretches: list[Stretch], width: int) -> Tensor:
     """(2B, T): the index in the row of every token of the batch; at padding, 0."""
     chosen, rejected = stretches[::2], stretches[1::2]
@@ -296,11 +342,12 @@ def _places(stretches: list[Stretch], width: int) -> Tensor:
 def _sources(place: Tensor, lengths: list[int], tokens: int) -> Tensor:
     """(N,): `place` turned round, for each of the row's tokens where it stands in the flattened batch.
 
-    A token of a prefix stands there twice, once in either side, and it does not matter which one is taken.
+    A token of a prefix stands there twice, once in either side, and it does not matter which one is taken. Filler
+    copies the first token of the batch.
     """
     attended = torch.arange(place.size(1)) < torch.tensor(lengths)[:, None]  # (2B, T)
     in_the_batch = torch.arange(place.numel()).view_as(place)[attended]
-    source = torch.empty(tokens, dtype=torch.long)
+    source = torch.zeros(tokens, dtype=torch.long)
     source[place[attended]] = in_the_batch
     return source
 

@@ -49,7 +49,7 @@ class PairReading:
             if model is None:
                 continue
             causal = without_adapters(trainer.accelerator.unwrap_model(model))  # DeepSpeed has its engine around it
-            reason = shared_prefix.share(causal, require=is_required, say=say, cost=cost)
+            reason = shared_prefix.share(causal, require=is_required, say=say, cost=cost, in_16_bits=trainer.half)
             if reason is None:
                 if causal not in self._models:
                     self._models.append(causal)

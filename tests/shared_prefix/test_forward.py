@@ -57,6 +57,23 @@ def test_outputs_and_gradients_are_trls(tiny, kind, checkpointing):
     ), line
 
 
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+@pytest.mark.parametrize("kind", ALL)
+def test_filler_up_to_a_round_number_of_tokens_changes_no_output_and_no_gradient(tiny, kind, checkpointing):
+    bare, mine, [] = two(load(tiny(kind, **ALL[kind])), require=True, in_16_bits=True)
+    for model in (bare, mine):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+    tokens_of_layers = []
+    for layer in mine.base_model.modules():
+        if isinstance(layer, torch.nn.Embedding):
+            layer.register_forward_hook(lambda module, args, output: tokens_of_layers.append(output.size(1)))
+    for _ in range(2):  # looked at, then trusted
+        logps, gradient = compare(bare, mine, BATCH)
+        assert logps <= 5e-6 and gradient <= 5e-6
+    assert 160 in tokens_of_layers and 157 not in tokens_of_layers
+
+
 @pytest.mark.filterwarnings("ignore:.*(fan_in_fan_out|did not match any targeted module)")
 @pytest.mark.parametrize("kind", ALL)
 def test_adapters_have_trls_gradients(tiny, kind):

@@ -51,6 +51,41 @@ def test_behind_the_last_layer_only_predictors_and_what_follows_them_are_read():
     assert spread.count_nonzero() == picked.count_nonzero()
 
 
+def test_in_round_numbers_a_row_ends_with_filler_that_nobody_sees_or_reads():
+    given = batch(([1] * 20, [4, 5], [4, 6, 7]), ([8], [9], [9, 9]))
+    plain, row = Row.of(**given), Row.of(**given, in_round_numbers=True)
+    assert (plain.tokens.numel(), row.tokens.numel()) == (27, 32)
+    assert torch.equal(row.tokens[:, :27], plain.tokens) and torch.equal(row.positions[:, :27], plain.positions)
+    assert set(row.tokens[0, 27:].tolist()) == {1} and set(row.positions[0, 27:].tolist()) == {0}
+    filler = Stretch(27, 32, prefix=27, shared=0)
+    assert row.whole.stretches == [*plain.whole.stretches, filler]
+    for name in ("predictors", "targets", "scored", "place"):
+        assert torch.equal(getattr(row, name), getattr(plain, name)), name
+
+
+def test_an_ending_is_made_round_by_the_filler_and_then_by_prompts():
+    given = batch(([1] * 60, [4, 5], [6, 7]), ([8] * 20, [9], [3, 9]))
+    plain, row = Row.of(**given), Row.of(**given, in_round_numbers=True)
+    assert (plain.tokens.numel(), row.tokens.numel()) == (87, 96)
+    # The last token of each prompt and what follows: 1 + 2 + 2 and 1 + 1 + 2.
+    assert plain.ending_places.tolist() == [59, 60, 61, 62, 63, 83, 84, 85, 86]
+    # 23 more: all of the filler, and the end of the first prompt.
+    assert row.ending_places.tolist() == [*range(45, 64), *range(83, 87), *range(87, 96)]
+    first = Stretch(45, 62, prefix=0, shared=45)
+    assert row.ending.stretches == [first, *plain.ending.stretches[1:], Stretch(87, 96, prefix=87, shared=0)]
+
+
+def test_an_ending_that_needs_them_takes_tokens_of_several_prompts():
+    given = batch(([1] * 12, [4], [6]), ([8] * 12, [9], [3]), ([2] * 8, [9], [3]))
+    plain, row = Row.of(**given), Row.of(**given, in_round_numbers=True)
+    assert (plain.tokens.numel(), row.tokens.numel()) == (38, 64)
+    assert plain.ending_places.numel() == 9 and row.ending_places.numel() == 32
+    given = batch(([1] * 12, [4], [6]), ([8] * 12, [9], [3]), ([2], [9], [3]))
+    plain, row = Row.of(**given), Row.of(**given, in_round_numbers=True)
+    assert (plain.tokens.numel(), row.tokens.numel()) == (31, 32)
+    assert plain.ending_places.numel() == 9 and row.ending_places.tolist() == list(range(32))
+
+
 def test_a_mask_shows_a_query_its_prefix_its_window_and_nothing_ahead():
     row = Row.of(**batch(([1, 2, 3], [4, 5], [4, 6, 7])))
     chosen, rejected = row.whole.stretches

@@ -295,6 +295,26 @@ def test_reading_each_pair_once_gives_the_same_losses(tiny, adapter):
     assert 0 < receipt["tokens"] < receipt["padded_tokens"]
 
 
+@pytest.mark.slow
+def test_in_16_bits_on_a_cpu_every_product_has_a_round_number_of_tokens(tiny):
+    """As torch writes a program for each number of rows that is new. Evaluation and reference are read so, too."""
+    rows: dict[str, set[int]] = {"bfloat16": set(), "float32": set()}
+    for dtype, numbers in rows.items():
+        trainer = build(tiny(), pair_sharing="require", dtype=dtype, max_length=200)
+
+        def note(module, args, output, numbers=numbers):
+            if args[0].dim() == 3 and args[0].size(0) == 1:  # a row of pairs; not TRL's own two rows of each
+                numbers.add(args[0].size(1))
+
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_hook(note)
+        trainer.held_out()
+        trainer.train()
+    assert len(rows["bfloat16"]) > 1 and all(number % 32 == 0 for number in rows["bfloat16"])
+    assert any(number % 32 for number in rows["float32"])
+
+
 def test_where_pairs_cannot_be_read_once_that_is_said_or_refused(tiny):
     said: list[str] = []
     cost = "That is 9 tokens an epoch, in place of 5."
