@@ -46,7 +46,7 @@ class Subject(NamedTuple):
     @property
     def trained(self) -> Path | None:
         """The folder of the weights that the run has trained."""
-        return None if self.run is None else self.run.path / "model"
+        return None if self.run is None else self.run.model_folder
 
 
 def evaluate(
@@ -114,10 +114,10 @@ def _of_run(run: folder.Run, data: str | None, changes: Sequence[str], to: Path 
     if recipe.trl.get("sync_ref_model"):
         raise RecipeError(
             f"The reference of {run.path} moved while it trained, and is not kept. To compare the model with the "
-            f"weights it started from: dpo-recipes evaluate --policy {run.path / 'model'} --reference {recipe.model} "
+            f"weights it started from: dpo-recipes evaluate --policy {run.model_folder} --reference {recipe.model} "
             "--data FILE"
         )
-    refuse_model_of_run(run.path / "model", is_adapter=recipe.adapter is not None)
+    refuse_model_of_run(run.model_folder, is_adapter=recipe.adapter is not None)
     if data is None:
         return Subject(recipe, run, all_held_out=False, to=to or run.path)
 

@@ -84,7 +84,7 @@ def rounds(
         done.append(Round(report, finished))
 
     console.print(rounds_table([(each.pairs, each.run.evaluation["after"]) for each in done]))
-    print_line(console, f"The model of the last round: {done[-1].run.path / 'model'}")
+    print_line(console, f"The model of the last round: {done[-1].run.model_folder}")
     return done
 
 

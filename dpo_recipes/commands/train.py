@@ -327,7 +327,7 @@ def _write_results(
         session.settings,
         base=session.model_path,
         base_is_on_the_hub=not _is_folder(session.model_path),
-        folder=run.path / "model",
+        folder=run.model_folder,
         who=who,
         data=session.report,
         reading=reading,
@@ -337,7 +337,7 @@ def _write_results(
         observations=run.observations,
         auto_class=session.auto_class,
     )
-    files.write_text(run.path / "model" / "README.md", card)
+    files.write_text(run.model_folder / "README.md", card)
 
 
 def _is_folder(model: str) -> bool:

@@ -106,7 +106,7 @@ def _write_scaled(
     result["warning"] = warning
 
     with Stage(console, "Writing the model"):
-        copy_what_is_no_weight(run.path / "model", where)
+        copy_what_is_no_weight(run.model_folder, where)
         scaled.write(where)
     with scaled.model() as model:
         return answer_logps(model, compared)
@@ -130,7 +130,7 @@ def _scaled(run: Run, recipe: Recipe, policy: Any, reference: Any, factor: float
         with reference.model() as start:
             return ScaledModel(policy, start, factor)
     continued = recipe.adapter.continue_from
-    return ScaledAdapter(policy, run.path / "model", factor, start=continued)
+    return ScaledAdapter(policy, run.model_folder, factor, start=continued)
 
 
 def _largest_difference(where: Path, run: Run, session: Session, compared: Any, expected: torch.Tensor) -> float:

@@ -44,7 +44,7 @@ def export_merged(run: Run, folder: Path, console: Console, place: Path, dtype: 
     """
     recipe = recipe_of(run)
     _refuse_whole_model(run, recipe, folder)
-    refuse_model_of_run(run.path / "model", is_adapter=True)
+    refuse_model_of_run(run.model_folder, is_adapter=True)
     session = Session(recipe, console)
     session.read_pairs()
     if session.has_images:
@@ -72,8 +72,8 @@ def export_merged(run: Run, folder: Path, console: Console, place: Path, dtype: 
 def _refuse_whole_model(run: Run, recipe: Recipe, folder: Path) -> None:
     if recipe.adapter is None:
         raise RecipeError(
-            f"{run.path} has trained the whole model, so there is no adapter to merge: {run.path / 'model'} is a plain "
-            f"Transformers model already. To have it elsewhere, copy it: cp -r {run.path / 'model'} {folder}"
+            f"{run.path} has trained the whole model, so there is no adapter to merge: {run.model_folder} is a plain "
+            f"Transformers model already. To have it elsewhere, copy it: cp -r {run.model_folder} {folder}"
         )
 
 
@@ -85,7 +85,7 @@ def _write_merged(
     with Stage(console, "Loading TRL"):
         from ..models.merged import DEQUANTISED, ORIGINAL, dtype_of, merged, unmerged
 
-    adapter = run.path / "model"
+    adapter = run.model_folder
     weights = _weights_of_4_bits(run, session)
     result["base"] = base_of_run(adapter)
     with Stage(console, "Loading the adapter on its base"):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..shared_prefix.products import product_dtype, round_number
+from ..shared_prefix.products import product_dtype, rows_to_multiply
 from .bound import TILE_POSITIONS
 from .live_bytes import Live
 
@@ -152,7 +152,7 @@ class _Room(NamedTuple):
     @property
     def rows(self) -> int:
         """Of hidden states, with filler up to a round number where the product has 16 bits."""
-        return round_number(len(self.hidden)) if self.compute_dtype.itemsize < 4 else len(self.hidden)
+        return rows_to_multiply(len(self.hidden), self.compute_dtype)
 
     def filled_copy(self) -> int:
         """Numbers in a copy of what has a row for each hidden state, with filler; 0 where none is needed."""

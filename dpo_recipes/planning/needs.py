@@ -86,8 +86,7 @@ def needs(recipe: Recipe) -> Needs | None:
     if adapter is not None and _is_pattern(adapter):  # which maps it means is not looked up here
         least = _held(recipe, shape, BYTES[settings.weights], 0)
 
-    in_16_bits = settings.autocast is not None or settings.weights != "float32"
-    passing = _passing(recipe, shape, recipe.max_length, in_16_bits)
+    passing = _passing(recipe, shape, recipe.max_length, settings.in_16_bits)
     most = _held(recipe, shape, BYTES[settings.weights], adapted) + passing
     return Needs(least, int(KEPT_BY_ALLOCATOR * most) + KEPT_AT_LEAST)
 

@@ -21,6 +21,7 @@ from ..recipe.dpo_arguments import dpo_arguments
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import Settings
 from ..shared_prefix.layout import Row
+from ..shared_prefix.products import wants_round_numbers
 from .bound import TRLS_TILE_WORDS
 from .head import CPUHeadOnPaper, Head
 from .live_bytes import Live
@@ -38,7 +39,7 @@ def run_on_paper(
     options: dict[str, Any] = {"gradient_checkpointing": True, "optim": "adamw"} | dpo_arguments(recipe, settings, "")
     pairs_a_step = settings.micro_batch_size
     shares = recipe.pair_sharing != "off" and _can_share(skeleton)
-    in_round_numbers = settings.device == "cpu" and settings.autocast is not None
+    in_round_numbers = wants_round_numbers(settings)
     batch = Batch.of_largest(pairs, pairs_a_step, shares, in_round_numbers)
     batch_of_a_pass = Batch.of_largest(pairs, pairs_a_pass(options, pairs_a_step), shares, in_round_numbers)
 

@@ -74,8 +74,7 @@ def add_plan(
 
     result["plan"] = plan
     findings.append(Finding("info", "parameters", f"{plan['trainable']:,} of {plan['total']:,} train"))
-    in_16_bits = resolve(recipe, device).autocast is not None
-    findings.append(_memory_finding(plan, device, in_16_bits))
+    findings.append(_memory_finding(plan, device, resolve(recipe, device).in_16_bits))
     if session.has_images:
         findings.append(Finding("info", "memory", OF_IMAGES))
     if spread is not None:

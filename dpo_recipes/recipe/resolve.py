@@ -46,6 +46,11 @@ class Settings:
     precompute: bool  # reference log-probabilities computed once, before training: never a second model while training
 
     @property
+    def in_16_bits(self) -> bool:
+        """Whether matrices are multiplied in 16 bits: under autocast, without which no weights have so few."""
+        return self.autocast is not None
+
+    @property
     def loads_reference(self) -> bool:
         """Whether the reference is loaded as a model of its own, and is not the policy's own weights."""
         reads_its_start_in_steps = self.reference == "start weights" and not self.precompute

@@ -79,9 +79,14 @@ class Run:
             raise RecipeError(f"There is no run folder {self.path}.{advice}")
 
     @property
+    def model_folder(self) -> Path:
+        """Of the weights that the run has trained, or of its adapter."""
+        return self.path / "model"
+
+    @property
     def is_finished(self) -> bool:
         """Whether the run has come to its end: it has a model, and the answers, which are written last."""
-        return (self.path / "model").is_dir() and (self.path / "samples.jsonl").exists()
+        return self.model_folder.is_dir() and (self.path / "samples.jsonl").exists()
 
     @property
     def is_in_use(self) -> bool:
@@ -152,11 +157,11 @@ class Run:
         from ..models.trained import load_trained
         from ..models.weight_hash import refuse_changed_weights
 
-        folder = self.path / "model"
-        loaded = load_trained(folder, self.recipe)
+        loaded = load_trained(self.model_folder, self.recipe)
         if self.recipe["adapter"]["value"] is not None:
             revision = self.recipe["revision"]["value"]
-            refuse_changed_weights("model", base_of_run(folder), revision, self.weights.get("model"), self.path)
+            base = base_of_run(self.model_folder)
+            refuse_changed_weights("model", base, revision, self.weights.get("model"), self.path)
         return loaded
 
     def _json(self, name: str) -> Any:

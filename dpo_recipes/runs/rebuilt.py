@@ -52,7 +52,7 @@ def recipe_of(run: Run) -> Recipe:
         raise RecipeError(
             f"The recipe of {run.path} cannot be loaded again: {error} A recipe that was a value in Python, with "
             "functions of its own, leaves no file that makes it again; to measure its model all the same: "
-            f"dpo-recipes evaluate --policy {run.path / 'model'} --reference MODEL --data FILE"
+            f"dpo-recipes evaluate --policy {run.model_folder} --reference MODEL --data FILE"
         ) from error
 
     recipe = apply(recipe, assignments(resolved))

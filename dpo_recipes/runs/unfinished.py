@@ -46,13 +46,13 @@ def _what_is_left_told(recipe: Recipe, run: Run, is_new: bool) -> Iterator[None]
         with contextlib.suppress(OSError):
             (run.path / "checkpoints").rmdir()  # the Trainer makes the folder beforehand
         has_checkpoints = (run.path / "checkpoints").exists()
-        has_model = (run.path / "model").exists()  # saved after someone has removed all else
+        has_model = run.model_folder.exists()  # saved after someone has removed all else
         is_refused = isinstance(error, RecipeError) and not is_new and not has_logged  # and the run is as it was
         if is_new and not has_logged and not has_checkpoints and not has_model:
             shutil.rmtree(run.path, ignore_errors=True)
         elif not is_refused:
             if has_model:
-                error.add_note(f"The trained model is in {run.path / 'model'}.")
+                error.add_note(f"The trained model is in {run.model_folder}.")
             else:
                 error.add_note(f"What there is of the run stays in {run.path}.")
             error.add_note(f"To go on with it: {command(run, recipe)}")

@@ -93,13 +93,13 @@ class _RowAttention(torch.autograd.Function):
         @functools.cache
         def operands(dtype: torch.dtype) -> tuple[Tensor, ...]:
             """What the kernel is given: gradient, query, keys, values, output."""
-            given = [tensor.to(dtype) for tensor in (gradients[0], query, key, value, output)]
-            return given[0], given[1], _of_all_heads(given[2], query), _of_all_heads(given[3], query), given[4]
+            keys, values = _of_all_heads(key.to(dtype), query), _of_all_heads(value.to(dtype), query)
+            return gradients[0].to(dtype), query.to(dtype), keys, values, output.to(dtype)
 
-        keys = operands(precise)[2]
+        keys_of_all_heads = operands(precise)[2]
         of_query = torch.empty_like(query, dtype=precise)  # which the stretches fill
-        of_keys = torch.zeros_like(keys)
-        of_values = torch.zeros_like(keys)
+        of_keys = torch.zeros_like(keys_of_all_heads)
+        of_values = torch.zeros_like(keys_of_all_heads)
         end = 0
         for stretch, log_sum in zip(ctx.stretches, log_sums, strict=True):
             start, end = end, end + stretch.queries

@@ -27,7 +27,7 @@ from torch import Tensor
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from .products import product_dtype, round_number
+from .products import product_dtype, rows_to_multiply
 
 # A tile of 2 MB in float32: of 64 to 512 positions and 512 to 2,048 words the best, with 8,192 words and with 49,152.
 TILE_POSITIONS = 512
@@ -295,8 +295,8 @@ def _weight_gradient(
 
 def _filled(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows (S, ...), and zeros behind them up to a round number where the `dtype` of products has 16 bits."""
-    missing = round_number(len(rows)) - len(rows)
-    if dtype.itemsize >= 4 or missing == 0:
+    missing = rows_to_multiply(len(rows), dtype) - len(rows)
+    if missing == 0:
         return rows
     return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
 

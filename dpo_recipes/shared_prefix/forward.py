@@ -159,13 +159,13 @@ def _of_all_processes(value: Any) -> list[Any]:
 
 
 def share(
-    model: Any, *, require: bool, say: Callable[[str], None], cost: str = "", in_16_bits: bool = False
+    model: Any, *, require: bool, say: Callable[[str], None], cost: str = "", in_round_numbers: bool = False
 ) -> str | None:
     """Let an unwrapped causal LM with TRL's fused head read pairs once. Returns why not; a RecipeError if required.
 
     What only a batch can show (a layer that the row did not reach, log-probabilities that differ) is said when it does,
     with what it costs, a sentence; and every forward is TRL's own from there on.
-    `in_16_bits`: whether matrices are multiplied so, in which case rows on a CPU have a round number of tokens.
+    `in_round_numbers`: of tokens, in each row.
     """
     if hasattr(model, "_reads_pairs"):
         return None
@@ -188,7 +188,7 @@ def share(
         if trust.why_lost is not None or not given.get("fused_lm_head"):
             return plain()
 
-        row = None if args else Row.of(**given, in_round_numbers=in_16_bits and self.device.type == "cpu")
+        row = None if args else Row.of(**given, in_round_numbers=in_round_numbers)
         news = trust.news(row)
         if row is None or None in news:
             stop("a batch is not made of token ids alone, in pairs that are padded on the right")

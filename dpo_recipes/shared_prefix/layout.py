@@ -149,12 +149,14 @@ class Row:
         """
         stretches = _stretches(lengths, common)
         endings = _endings(stretches, common, first)
-        end = stretches[-1].stop
-        tokens = round_number(end) if in_round_numbers else end
-        filler = Stretch(end, tokens, prefix=end, shared=0)  # which may be empty
+        tokens = stretches[-1].stop
+        whole = stretches
         if in_round_numbers:
+            filler = Stretch(tokens, round_number(tokens), prefix=tokens, shared=0)  # which may be empty
+            tokens = filler.stop
+            whole = [*stretches, filler]
             endings = _in_a_round_number(endings, filler)
-        self.whole = Queries([*stretches, filler])
+        self.whole = Queries(whole)
         self.ending = Queries(endings)
         self.ending_places = self.ending.places().to(ids.device)  # (M,), indices into the row
 
@@ -319,14 +321,12 @@ def _in_a_round_number(endings: list[Stretch], filler: Stretch) -> list[Stretch]
     of_filler = min(missing, filler.queries)
     missing -= of_filler
     longer = []
-    for number, ending in enumerate(endings):
-        is_chosen = number % 2 == 0
-        if is_chosen:
-            more = min(missing, ending.shared)
-            missing -= more
-            ending = Stretch(ending.start - more, ending.stop, ending.prefix, ending.shared - more)
-        longer.append(ending)
-    return [*longer, Stretch(filler.start, filler.start + of_filler, prefix=filler.start, shared=0)]
+    for chosen, rejected in zip(endings[::2], endings[1::2], strict=True):
+        more = min(missing, chosen.shared)
+        missing -= more
+        longer.append(Stretch(chosen.start - more, chosen.stop, chosen.prefix, chosen.shared - more))
+        longer.append(rejected)
+    return [*longer, filler._replace(stop=filler.start + of_filler)]
 
 
 def _places(stretches: list[Stretch], width: int) -> Tensor:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..recipe.resolve import Settings
+
 # Of which a run meets some 30, so that their programs are kept.
 STEP = 32
 LARGE_STEP = 64  # beyond LARGE rows
@@ -21,6 +23,16 @@ def product_dtype(tensor: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled("cpu") and tensor.dtype != torch.float64:
         return torch.get_autocast_dtype("cpu")
     return tensor.dtype
+
+
+def wants_round_numbers(settings: Settings) -> bool:
+    """Whether the rows of a run are to have a round number of tokens: on a CPU, in 16 bits."""
+    return settings.device == "cpu" and settings.in_16_bits
+
+
+def rows_to_multiply(rows: int, dtype: torch.dtype) -> int:
+    """As many as there are, or, where a CPU multiplies them in the 16 bits of `dtype`, a round number of them."""
+    return round_number(rows) if dtype.itemsize < 4 else rows
 
 
 def round_number(rows: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from ..losses.trl_losses import COUPLED_LOSSES
 from ..models.base_model import without_adapters
 from ..shared_prefix import forward as shared_prefix
+from ..shared_prefix.products import wants_round_numbers
 
 HAS_IMAGES = "the pairs have images, and what is read once is token ids alone"
 
@@ -43,19 +44,22 @@ class PairReading:
                 self._why_not.append(HAS_IMAGES)
                 self.say(shared_prefix.read_twice(HAS_IMAGES, self.cost_of_reading_twice))
             return
-        is_required = trainer.recipe.pair_sharing == "require"
-        cost = self.cost_of_reading_twice
+        options: dict[str, Any] = {
+            "require": trainer.recipe.pair_sharing == "require",
+            "cost": self.cost_of_reading_twice,
+            "in_round_numbers": wants_round_numbers(trainer.settings),
+        }
         for model, say in ((trainer.model, self.say), (trainer.ref_model, self._say_of_reference)):
             if model is None:
                 continue
             causal = without_adapters(trainer.accelerator.unwrap_model(model))  # DeepSpeed has its engine around it
-            reason = shared_prefix.share(causal, require=is_required, say=say, cost=cost, in_16_bits=trainer.half)
+            reason = shared_prefix.share(causal, say=say, **options)
             if reason is None:
                 if causal not in self._models:
                     self._models.append(causal)
             elif reason not in self._why_not:
                 self._why_not.append(reason)
-                self.say(shared_prefix.read_twice(reason, cost))
+                self.say(shared_prefix.read_twice(reason, self.cost_of_reading_twice))
 
     def _say_of_reference(self, text: str) -> None:
         """A sentence about a reference that is a model of its own."""

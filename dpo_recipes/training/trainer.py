@@ -90,7 +90,7 @@ class RecipeTrainer(DPOTrainer):
         self._evaluation: Stage | None = None  # while held-out pairs are read
         # Function, weight and its own numbers
         self.plugins = [(loss, weight, recipe.numbers(loss)) for loss, weight in recipe.plugins.values()]
-        self.half = settings.autocast is not None
+        self.half = settings.in_16_bits
         self.health = Health(
             loss_at_start(recipe),
             same_start=settings.reference != "other model",

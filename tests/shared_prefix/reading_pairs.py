@@ -62,16 +62,16 @@ def load(folder, dtype=torch.float32, **options):
     return model
 
 
-def two(model, outputs=FIELDS, require=False, in_16_bits=False):
+def two(model, outputs=FIELDS, require=False, in_round_numbers=False):
     """(the model with TRL's fused head alone, a copy that reads pairs once, what that says).
 
-    `in_16_bits`: as a run in 16 bits asks for it, in rows of a round number of tokens, whatever the model computes in.
+    `in_round_numbers`: of tokens in a row, as a run in 16 bits asks for it, whatever the model computes in.
     """
     bare, mine = model, copy.deepcopy(model)
     add_fused_lm_head(bare, outputs=outputs)
     add_fused_lm_head(mine, outputs=outputs)
     said = []
-    assert share(mine, require=require, say=said.append, in_16_bits=in_16_bits) is None
+    assert share(mine, require=require, say=said.append, in_round_numbers=in_round_numbers) is None
     return bare, mine, said
 
 

@@ -60,7 +60,7 @@ def test_outputs_and_gradients_are_trls(tiny, kind, checkpointing):
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 @pytest.mark.parametrize("kind", ALL)
 def test_filler_up_to_a_round_number_of_tokens_changes_no_output_and_no_gradient(tiny, kind, checkpointing):
-    bare, mine, [] = two(load(tiny(kind, **ALL[kind])), require=True, in_16_bits=True)
+    bare, mine, [] = two(load(tiny(kind, **ALL[kind])), require=True, in_round_numbers=True)
     for model in (bare, mine):
         if checkpointing:
             model.gradient_checkpointing_enable()
