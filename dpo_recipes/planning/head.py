@@ -173,13 +173,13 @@ class _Room(NamedTuple):
     def fold_forward(self, *, folds_words: bool) -> None:
         """Allocate what is temporary while a tile is folded in, and let go of it.
 
-        It is one more tile, the factors of a sum; or before that the logits of those positions whose target is in the
-        tile, and two masks of theirs. `folds_words`: the rows of the head are summed up too, in float32.
+        It is the logits of those positions whose target is in the tile, and two masks of theirs. `folds_words`: the
+        rows of the head are summed up too, in float32.
         """
         words = min(self.tile_words, len(self.weight))
         positions = min(self.tile_positions, self.rows)
         share_of_targets = words / len(self.weight)
-        numbers = int(words * positions * max(1.0, 1.5 * share_of_targets))
+        numbers = int(words * positions * 1.5 * share_of_targets)
         if self.compute_dtype != torch.float32:  # the product in float32
             numbers += words * positions
         if folds_words and self.weight.dtype != torch.float32:

@@ -200,10 +200,11 @@ class _Rows:
         total = weights.sum(-1)
         self.sum.mul_(shrink).add_(total)
         if "entropy" in self.outputs:
-            with_logit = torch.linalg.vecdot(weights, logits).addcmul_(largest, total)
+            with_logit = logits.mul_(weights).sum(-1).addcmul_(largest, total)
             self.sum_with_logit.mul_(shrink).add_(with_logit)
         if "log_sum_sq_probs" in self.outputs:
-            self.sum_of_squares.mul_(shrink.square()).add_(torch.linalg.vecdot(weights, weights))
+            squares = torch.linalg.vector_norm(weights, dim=-1).square()
+            self.sum_of_squares.mul_(shrink.square()).add_(squares)
         if self.sum_of_words is not None and words is not None:
             self.sum_of_words.mul_(shrink[:, None])
             with _products_rounded_to(self.hidden.dtype):
