@@ -5,6 +5,7 @@ Leans on TRL 1.16: the columns of its batches, and what `benchmark/bare.py` lean
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..shared_prefix.layout import Row
 from ..training.session import LOOKS_ONLY, Session
 from .bare import BareTrainer, score_answers_only, with_trl_defaults
 from .parts import Parts, time_parts
-from .steps import COMPARED, Side, Watcher, compare_first_steps, time_steps
+from .steps import COMPARED, Agreement, Side, Watcher, compare_first_steps, time_steps
 
 # Two rounds, each side first in one of them: what drifts meets both alike.
 ROUNDS = 2
@@ -76,15 +77,14 @@ def _copy_trained(source: Any, target: Any) -> None:
             parameter.data.copy_(weights[name].data)
 
 
-def run(sides: dict[str, Side], batches: int, console: Console) -> dict[str, Parts]:
+def run(sides: dict[str, Side], batches: int, console: Console) -> tuple[Agreement, dict[str, Parts]]:
     """The compared steps of each side, which warm up too, then the timed rounds, each side first in turn.
 
     And then a few steps more: what those of each side are made of.
     """
-    with Stage(console, "Comparing TRL's steps with ours", len(sides) * min(COMPARED, batches), "steps") as stage:
-        for side in sides.values():
-            compare_first_steps(side)
-            stage.advance(min(COMPARED, batches))
+    compared = min(COMPARED, batches)
+    with Stage(console, "Comparing TRL's steps with ours", len(sides) * compared, "steps") as stage:
+        agreement = compare_first_steps(sides["trl"], sides["ours"], functools.partial(stage.advance, compared))
 
     order = list(sides.values())
     for number in range(1, ROUNDS + 1):
@@ -96,7 +96,8 @@ def run(sides: dict[str, Side], batches: int, console: Console) -> dict[str, Par
 
     steps = min(PARTED, batches)
     with Stage(console, "Timing what a step is made of", len(sides) * steps, "steps") as stage:
-        return {name: time_parts(side, steps, stage.advance) for name, side in sides.items()}
+        parts = {name: time_parts(side, steps, stage.advance) for name, side in sides.items()}
+    return agreement, parts
 
 
 def count_tokens(trainer: Any, micro_batch_size: int, batches: int) -> tuple[int, int, int]:

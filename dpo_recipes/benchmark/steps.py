@@ -49,9 +49,9 @@ class Side:
     trainer: Any
     watcher: Watcher  # among its callbacks
     rounds: list[list[float]] = field(default_factory=list)  # of each round, the seconds of each step
-    losses: list[float] = field(default_factory=list)  # of the first steps
-    gradients: list[dict[str, torch.Tensor]] = field(default_factory=list)  # of the first steps, by parameter
-    held: list[int] = field(default_factory=list)  # bytes, of the first steps
+    # Of the first steps
+    losses: list[float] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)  # bytes
 
     def seconds(self) -> list[float]:
         """The median seconds of each step over the rounds."""
@@ -59,14 +59,34 @@ class Side:
 
 
 class Agreement(NamedTuple):
-    """The largest differences between the two sides, relative."""
+    """The largest differences between the two sides, |ours - TRL's| / |TRL's|, for gradients of the norms."""
 
     loss: float
     gradient: float
 
 
-def compare_first_steps(side: Side) -> None:
-    """Take COMPARED steps and keep their losses, their gradients and the bytes they hold; these warm up too."""
+def compare_first_steps(trl: Side, ours: Side, on_side: Callable[[], None]) -> Agreement:
+    """Take COMPARED steps of each side, which warm up too; keep their losses and the bytes they hold.
+
+    Gradients are compared as they come, and none is kept.
+    """
+    of_trl: list[dict[str, torch.Tensor]] = []  # gradients of each step, until ours are there
+    differences: list[float] = []
+
+    def keep() -> None:
+        of_trl.append(_gradients(trl.trainer.model))
+
+    def compare() -> None:
+        differences.append(_distance(of_trl.pop(0), ours.trainer.model))
+
+    for side, look in ((trl, keep), (ours, compare)):
+        _take_first_steps(side, look)
+        on_side()
+    of_losses = [abs(b - a) / abs(a) for a, b in zip(trl.losses, ours.losses, strict=True)]
+    return Agreement(max(of_losses), max(differences))
+
+
+def _take_first_steps(side: Side, has_gradients: Callable[[], None]) -> None:
     trainer = side.trainer
     compute_loss = trainer.compute_loss
 
@@ -77,11 +97,8 @@ def compare_first_steps(side: Side) -> None:
         side.losses.append((loss[0] if isinstance(loss, tuple) else loss).item())
         return loss
 
-    def keep_gradients() -> None:
-        side.gradients.append(_gradients(trainer.model))
-
     trainer.compute_loss = counted
-    side.watcher.has_gradients = keep_gradients
+    side.watcher.has_gradients = has_gradients
     try:
         take(trainer, COMPARED)
     finally:
@@ -123,13 +140,6 @@ def take(trainer: Any, steps: int) -> None:
     trainer.train()
 
 
-def agreement(trl: Side, ours: Side) -> Agreement:
-    """How far losses and gradients lie apart at most: |ours - TRL's| / |TRL's|, for gradients of the norms."""
-    losses = [abs(b - a) / abs(a) for a, b in zip(trl.losses, ours.losses, strict=True)]
-    gradients = [_distance(a, b) for a, b in zip(trl.gradients, ours.gradients, strict=True)]
-    return Agreement(max(losses), max(gradients))
-
-
 def _gradients(model: Any) -> dict[str, torch.Tensor]:
     gradients = {}
     for name, parameter in model.named_parameters():
@@ -138,10 +148,12 @@ def _gradients(model: Any) -> dict[str, torch.Tensor]:
     return gradients
 
 
-def _distance(of_trl: dict[str, torch.Tensor], of_ours: dict[str, torch.Tensor]) -> float:
+def _distance(of_trl: dict[str, torch.Tensor], ours: Any) -> float:
+    """How far the gradients of our model lie from TRL's: |ours - TRL's| / |TRL's|, of the norms over all parameters."""
+    of_ours = dict(ours.named_parameters())
     squared_difference = squared_norm = 0.0
     for name, gradient in of_trl.items():
-        squared_difference += (of_ours[name] - gradient).double().square().sum().item()
+        squared_difference += (of_ours[name].grad.float().cpu() - gradient).double().square().sum().item()
         squared_norm += gradient.double().square().sum().item()
     return (squared_difference / squared_norm) ** 0.5
 

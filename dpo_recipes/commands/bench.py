@@ -18,6 +18,7 @@ from ..benchmark.random_models import SIZES, make
 from ..errors import RecipeError, UsageError, nearest
 from ..formats.pair_weights import WEIGHT
 from ..planning.chosen_settings import adopt
+from ..recipe.choices import Choice
 from ..recipe.data import Data
 from ..recipe.recipe import Recipe
 from ..runs import environment
@@ -47,7 +48,8 @@ def bench(
     `limit` (padded tokens over tokens that are read), `share_of_limit`, `memory_ratio` (bytes held for backward),
     `loss_difference` and `gradient_difference` (relative, the largest), `seconds_per_step`, `seconds_of_parts` (of a
     step: the model's layers, head and loss, the rest), `pairs_per_second` and `tokens_per_second`, each {"trl",
-    "ours"}. RecipeError where the recipe cannot train.
+    "ours"}. Where nothing says how many pairs are read at a time, it is as many as TRL's trainer has room for beside
+    ours. RecipeError where the recipe cannot train, or TRL's trainer would not fit.
     """
     console = console or Console()
     _refuse_unknown("lengths", lengths, PROFILES)
@@ -72,6 +74,12 @@ def bench(
         micro_batch_size = session.settings.micro_batch_size
         pairs = _pairs(session, lengths, batches * micro_batch_size)
         batches = len(pairs) // micro_batch_size
+        choices = {choice.key: choice for choice in chosen.choices}
+        fewer = _fewer_at_once(session, pairs, against_defaults)
+        if fewer is not None:
+            choices[fewer.key] = fewer
+            micro_batch_size = session.settings.micro_batch_size
+            pairs = pairs.select(range(batches * micro_batch_size))
         few = session.on_pairs(pairs, pairs.select(range(1)))
         figures = _measure(few, Path(folder) / "run", batches, against_defaults, compact_head)
 
@@ -82,10 +90,22 @@ def bench(
         "against": _against(against_defaults, compact_head),
         "batches": batches,
         "pairs_per_batch": micro_batch_size,
-        "chosen": [choice._asdict() for choice in chosen.choices],
+        "chosen": [choice._asdict() for choice in choices.values()],
         **figures,
         "versions": environment.installed(),
     }
+
+
+def _fewer_at_once(session: Session, pairs: Any, against_defaults: bool) -> Choice | None:
+    """What is chosen anew where TRL's trainer would not fit beside ours with the pairs that ours takes at a time."""
+    from ..benchmark.bare import with_trl_defaults
+    from ..benchmark.steps import COMPARED
+    from ..planning.both_trainers import fit_both
+
+    of_trl = session.recipe.evolve(pair_sharing="off")
+    if against_defaults:
+        of_trl = of_trl.evolve(trl=with_trl_defaults(of_trl.trl))
+    return fit_both(session, of_trl, pairs, gradients_kept=COMPARED)
 
 
 def _measure(
@@ -95,12 +115,11 @@ def _measure(
     import torch
 
     from ..benchmark.sides import count_tokens, make_sides, run
-    from ..benchmark.steps import agreement
 
     sides = make_sides(session, folder, against_defaults=against_defaults, compact_head=compact_head)
     with _one_thread_on_a_cpu(session.settings.device):
         threads = torch.get_num_threads()
-        parts = run(sides, batches, session.console)
+        differences, parts = run(sides, batches, session.console)
     trl, ours = sides["trl"], sides["ours"]
 
     micro_batch_size = session.settings.micro_batch_size
@@ -111,7 +130,6 @@ def _measure(
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
     seconds = {name: statistics.median(side.seconds()) for name, side in sides.items()}
     held = {name: max(side.held) for name, side in sides.items()}
-    differences = agreement(trl, ours)
     return {
         "device": str(ours.trainer.accelerator.device),
         "threads": threads,

@@ -301,7 +301,7 @@ def _that_fits(
         attempts = [(None, BELIEVED), (None, USABLE)]
     for checkpointing, share in attempts:
         peak = functools.cache(functools.partial(_peak, replan, recipe, open_settings, checkpointing))
-        size = _largest_that_fits(sizes, peak, share * memory)
+        size = largest_that_fits(sizes, peak, share * memory)
         if size:
             reason = f"a step is planned to need {format_memory(peak(size))} of {format_memory(memory)}"
             return _choices(open_settings, checkpointing, size, reason)
@@ -323,7 +323,7 @@ def _peak(
     return replan(recipe, _choices(open_settings, checkpointing, size, "tried")).peak
 
 
-def _largest_that_fits(sizes: list[int], peak: Callable[[int], int], most: float) -> int:
+def largest_that_fits(sizes: list[int], peak: Callable[[int], int], most: float) -> int:
     """The largest of some sizes whose peak is below `most`, found by halves from the largest on; 0 where none is."""
     fits, low, high = 0, 0, len(sizes) - 1  # what fits lies below `low`, what does not above `high`
     middle = high

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from dpo_recipes.benchmark.steps import Held, Side, agreement
+from dpo_recipes.benchmark.steps import COMPARED, Held, Side, Watcher, compare_first_steps
 
 
 def test_held_bytes_are_those_of_what_backward_needs_without_the_weights():
@@ -28,15 +30,51 @@ def test_a_storage_counts_once_and_backward_still_works():
     torch.testing.assert_close(inputs.grad, 2 * torch.ones(5, 2) + layer.weight.sum(0))
 
 
+class Steps:
+    """Stands for a trainer: of each step a loss, and the gradient of its one parameter."""
+
+    def __init__(self, losses, gradients, watcher):
+        self.model = torch.nn.Module()
+        self.model.a = torch.nn.Parameter(torch.zeros(2))
+        self.steps = list(zip(losses, gradients, strict=True))
+        self.watcher = watcher
+        self.args = SimpleNamespace(max_steps=-1)
+
+    def compute_loss(self, loss, gradient):
+        return loss + self.model.a @ torch.tensor(gradient)
+
+    def train(self):
+        for step in self.steps[: self.args.max_steps]:
+            self.model.a.grad = None
+            self.compute_loss(*step).backward()
+            self.watcher.has_gradients()
+
+
+def side(losses, gradients):
+    watcher = Watcher()
+    return Side(Steps(losses, gradients, watcher), watcher)
+
+
+def compared(of_ours):
+    done = []
+    trl = side([1.0, 2.0], [[3.0, 4.0], [0.0, 2.0]])
+    result = compare_first_steps(trl, side(*of_ours), lambda: done.append(True))
+    assert done == [True, True]
+    return result
+
+
 def test_agreement_is_the_largest_relative_difference():
-    trl = Side(
-        None, None, losses=[1.0, 2.0], gradients=[{"a": torch.tensor([3.0, 4.0])}, {"a": torch.tensor([0.0, 2.0])}]
-    )
-    ours = Side(
-        None, None, losses=[1.0, 2.5], gradients=[{"a": torch.tensor([3.0, 4.5])}, {"a": torch.tensor([0.0, 2.0])}]
-    )
-    assert agreement(trl, trl) == (0.0, 0.0)
-    assert agreement(trl, ours) == (pytest.approx(0.25), pytest.approx(0.1))
+    assert compared(([1.0, 2.0], [[3.0, 4.0], [0.0, 2.0]])) == (0.0, 0.0)
+    agreement = compared(([1.0, 2.5], [[3.0, 4.5], [0.0, 2.0]]))
+    assert agreement == (pytest.approx(0.25), pytest.approx(0.1))
+
+
+def test_behind_the_compared_steps_nobody_looks_and_nothing_is_counted():
+    ours = side([1.0, 2.0], [[3.0, 4.0], [0.0, 2.0]])
+    compare_first_steps(side([1.0, 2.0], [[3.0, 4.0], [0.0, 2.0]]), ours, lambda: None)
+    assert len(ours.losses) == len(ours.held) == COMPARED
+    ours.trainer.train()
+    assert len(ours.losses) == len(ours.held) == COMPARED
 
 
 def test_seconds_are_the_medians_of_the_rounds_for_each_step():

@@ -11,6 +11,7 @@ from dpo_recipes import Data, LoRA, load
 from dpo_recipes.benchmark.bare import with_trl_defaults
 from dpo_recipes.commands.bench import bench
 from dpo_recipes.errors import RecipeError, UsageError
+from dpo_recipes.planning import both_trainers
 from dpo_recipes.result_tables import bench_lines, bench_table
 
 NUMBERS = {"ratio", "limit", "share_of_limit", "memory_ratio", "loss_difference", "gradient_difference"}
@@ -23,7 +24,7 @@ def made(tiny, pairs_file, tmp_path, monkeypatch):
 
     def build(**changes):
         changes = {"adapter": LoRA(r=4), "data": Data(str(pairs_file)), "max_length": 96} | changes
-        return recipe_for(tiny(), micro_batch_size=4, global_batch_size=8, **changes)
+        return recipe_for(tiny(), **{"micro_batch_size": 4, "global_batch_size": 8, **changes})
 
     return build
 
@@ -95,6 +96,22 @@ def test_drawn_lengths_need_no_pairs_and_a_model_that_reaches_so_far(made, tiny)
     short = recipe_for(tiny(max_position_embeddings=128), data=Data("no/such/data"), adapter=None, micro_batch_size=4)
     with pytest.raises(RecipeError, match="max_length=1024 is beyond the 128 positions"):
         bench(short, lengths="hh")
+
+
+def test_fewer_pairs_are_taken_at_a_time_where_trls_trainer_has_no_room_for_more(made, monkeypatch):
+    monkeypatch.setattr(both_trainers, "_peak", lambda *given: 100 * given[-1])
+    monkeypatch.setattr(both_trainers, "device_memory", lambda kind: 300)
+    result = bench(made(micro_batch_size=None), batches=3)
+    assert (result["pairs_per_batch"], result["batches"]) == (2, 3)
+    chosen = [choice for choice in result["chosen"] if choice["key"] == "micro_batch_size"]
+    assert [choice["value"] for choice in chosen] == [2]
+    assert "a step of TRL's own trainer is planned to need" in chosen[0]["reason"]
+
+
+def test_pairs_at_a_time_that_are_set_and_do_not_fit_are_refused_before_anything_is_loaded(made, monkeypatch):
+    monkeypatch.setattr(both_trainers, "device_memory", lambda kind: 1000)
+    with pytest.raises(RecipeError, match="with 4 pairs at a time and ours waiting beside it"):
+        bench(made(), batches=2)
 
 
 def test_too_few_pairs_are_said(made, tmp_path):
