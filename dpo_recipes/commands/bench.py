@@ -44,12 +44,15 @@ def bench(
     reference computed beforehand) in place of the recipe's settings. `compact_head`: TRL's side scores answers alone,
     as it does on a GPU with Triton, so that a figure from a CPU says something of a GPU.
 
-    Returns, among the settings: `ratio` (TRL's seconds over ours, the median over the batches), `ratio_quartiles`,
-    `limit` (padded tokens over tokens that are read), `share_of_limit`, `memory_ratio` (bytes held for backward),
-    `loss_difference` and `gradient_difference` (relative, the largest), `seconds_per_step`, `seconds_of_parts` (of a
-    step: the model's layers, head and loss, the rest), `pairs_per_second` and `tokens_per_second`, each {"trl",
-    "ours"}. Where nothing says how many pairs are read at a time, it is as many as TRL's trainer has room for beside
-    ours. RecipeError where the recipe cannot train, or TRL's trainer would not fit.
+    Returns, among the settings: `ratio` (TRL's seconds over ours, the median over the batches) with its
+    `ratio_quartiles`, `ratio_of_all_steps` (of the sums, where long batches weigh more, as in a run), `limit`
+    (padded tokens over tokens that are read), `share_of_limit`, `memory_ratio` (bytes held for backward),
+    `loss_difference` and `gradient_difference` (relative, the largest); and, each {"trl", "ours"}, `seconds_per_step`
+    (the median), `seconds_of_all_steps`, `seconds_of_parts` (of a step: the model's layers, head and loss, the rest),
+    `pairs_per_second` and `tokens_per_second`.
+
+    Where nothing says how many pairs are read at a time, it is as many as TRL's trainer has room for beside ours.
+    RecipeError where the recipe cannot train, or TRL's trainer would not fit.
     """
     console = console or Console()
     _refuse_unknown("lengths", lengths, PROFILES)
@@ -129,12 +132,14 @@ def _measure(
     ratio = statistics.median(ratios)
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
     seconds = {name: statistics.median(side.seconds()) for name, side in sides.items()}
+    of_all_steps = {name: sum(side.seconds()) for name, side in sides.items()}
     held = {name: max(side.held) for name, side in sides.items()}
     return {
         "device": str(ours.trainer.accelerator.device),
         "threads": threads,
         "ratio": ratio,
         "ratio_quartiles": [low, high],
+        "ratio_of_all_steps": of_all_steps["trl"] / of_all_steps["ours"],
         "limit": limit,
         "share_of_limit": ratio / limit,
         "memory_ratio": held["trl"] / held["ours"],
@@ -142,6 +147,7 @@ def _measure(
         "loss_difference": differences.loss,
         "gradient_difference": differences.gradient,
         "seconds_per_step": seconds,
+        "seconds_of_all_steps": of_all_steps,
         "seconds_of_parts": {name: part._asdict() for name, part in parts.items()},
         "pairs_per_second": {name: micro_batch_size / value for name, value in seconds.items()},
         "tokens_per_second": {name: tokens / batches / value for name, value in seconds.items()},

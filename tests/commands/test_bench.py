@@ -34,7 +34,11 @@ def check_arithmetic(result: dict) -> None:
     assert result["share_of_limit"] == pytest.approx(result["ratio"] / result["limit"])
     low, high = result["ratio_quartiles"]
     assert 0 < low <= result["ratio"] <= high
+    of_all_steps = result["seconds_of_all_steps"]
+    assert result["ratio_of_all_steps"] == pytest.approx(of_all_steps["trl"] / of_all_steps["ours"])
     for side in ("trl", "ours"):
+        # Half of the steps take at least the median.
+        assert of_all_steps[side] > seconds[side] * result["batches"] / 2
         assert result["pairs_per_second"][side] == pytest.approx(4 / seconds[side])
     ratio_of_tokens = result["tokens_per_second"]["ours"] / result["tokens_per_second"]["trl"]
     assert ratio_of_tokens == pytest.approx(seconds["trl"] / seconds["ours"])
@@ -63,7 +67,7 @@ def test_with_sharing_they_agree_and_less_is_held(made):
     check_arithmetic(result)
 
     table, lines = bench_table(result), bench_lines(result)
-    assert table.row_count == 7 and len(lines) == 3
+    assert table.row_count == 8 and len(lines) == 3
     assert f"{result['limit']:.2f}" in lines[0] and "TRL with the same settings" in lines[2]
 
 
