@@ -102,6 +102,7 @@ def test_drawn_lengths_need_no_pairs_and_a_model_that_reaches_so_far(made, tiny)
         bench(short, lengths="hh")
 
 
+@pytest.mark.slow
 def test_fewer_pairs_are_taken_at_a_time_where_trls_trainer_has_no_room_for_more(made, monkeypatch):
     monkeypatch.setattr(both_trainers, "_peak", lambda *given: 100 * given[-1])
     monkeypatch.setattr(both_trainers, "device_memory", lambda kind: 300)
@@ -112,6 +113,7 @@ def test_fewer_pairs_are_taken_at_a_time_where_trls_trainer_has_no_room_for_more
     assert "a step of TRL's own trainer is planned to need" in chosen[0]["reason"]
 
 
+@pytest.mark.slow
 def test_pairs_at_a_time_that_are_set_and_do_not_fit_are_refused_before_anything_is_loaded(made, monkeypatch):
     monkeypatch.setattr(both_trainers, "device_memory", lambda kind: 1000)
     with pytest.raises(RecipeError, match="with 4 pairs at a time and ours waiting beside it"):

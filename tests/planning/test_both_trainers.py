@@ -61,6 +61,7 @@ def said(session):
     return " ".join(session.console.file.getvalue().split())
 
 
+@pytest.mark.slow
 def test_with_room_for_both_nothing_changes_and_nothing_is_said(made, monkeypatch):
     session = made()
     before = session.recipe
@@ -69,6 +70,7 @@ def test_with_room_for_both_nothing_changes_and_nothing_is_said(made, monkeypatc
     assert "A step of TRL's" not in said(session)
 
 
+@pytest.mark.slow
 def test_a_chosen_size_is_lowered_to_the_largest_at_which_both_fit(made, monkeypatch):
     session = made()
     sizes = {size: peak(session, size) for size in (1, 2, 4, 8)}
@@ -81,6 +83,7 @@ def test_a_chosen_size_is_lowered_to_the_largest_at_which_both_fit(made, monkeyp
     assert "micro_batch_size=2 in place of 8: of 8, a step of TRL's own trainer is planned to need" in said(session)
 
 
+@pytest.mark.slow
 def test_a_size_that_is_set_stays_and_what_is_near_the_limit_is_said(made, monkeypatch):
     session = made(micro_batch_size=4)
     assert fit(session, monkeypatch, int(peak(session, 4) / 0.8)) is None
@@ -89,6 +92,7 @@ def test_a_size_that_is_set_stays_and_what_is_near_the_limit_is_said(made, monke
     assert "may be ended by the system." in said(session)
 
 
+@pytest.mark.slow
 def test_a_size_that_is_set_and_does_not_fit_is_refused_with_one_that_does(made, monkeypatch):
     session = made(micro_batch_size=8)
     sizes = {size: peak(session, size) for size in (2, 4, 8)}
@@ -98,12 +102,14 @@ def test_a_size_that_is_set_and_does_not_fit_is_refused_with_one_that_does(made,
         fit(session, monkeypatch, of_memory)
 
 
+@pytest.mark.slow
 def test_where_not_even_one_pair_fits_other_ways_are_named(made, monkeypatch):
     session = made()
     with pytest.raises(RecipeError, match=r"nothing to compare with\. Try trl\.gradient_checkpointing=true"):
         fit(session, monkeypatch, peak(session, 1) // 2)
 
 
+@pytest.mark.slow
 def test_what_waits_is_counted_weights_optimizer_and_gradients_that_are_kept(made):
     session = made()
     lengths = both_trainers.pair_lengths([session.train], 96)
