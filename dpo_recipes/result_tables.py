@@ -189,7 +189,7 @@ def bench_table(result: Mapping[str, Any]) -> Table:
         cells = [_share_cell(part, result["seconds_of_parts"][side]) for side in ("trl", "ours")]
         table.add_row(f"  {name}", *cells, "")
     together = [f"{result['seconds_of_all_steps'][side]:.3g}" for side in ("trl", "ours")]
-    table.add_row("seconds of all steps together", *together, f"{result['ratio_of_all_steps']:.2f}")
+    table.add_row("seconds of all steps", *together, f"{result['ratio_of_all_steps']:.2f}")
     table.add_row("pairs a second", f"{pairs['trl']:.3g}", f"{pairs['ours']:.3g}", "")
     table.add_row("tokens a second", f"{tokens['trl']:,.0f}", f"{tokens['ours']:,.0f}", "")
     megabytes = [f"{held[side] / 1e6:,.0f} MB" for side in ("trl", "ours")]

@@ -18,11 +18,13 @@ from ..benchmark.random_models import SIZES, make
 from ..errors import RecipeError, UsageError, nearest
 from ..formats.pair_weights import WEIGHT
 from ..planning.chosen_settings import adopt
+from ..progress import Stage
 from ..recipe.choices import Choice
 from ..recipe.data import Data
 from ..recipe.recipe import Recipe
 from ..runs import environment
 from ..training.session import Session
+from ..training.tqdm_bars import shown_as_ours
 from ..training.with_images import refuse_images
 
 
@@ -66,7 +68,7 @@ def bench(
 
     with tempfile.TemporaryDirectory() as folder:
         if random_model is not None:
-            recipe = _on_random_weights(recipe, random_model, Path(folder) / "model")
+            recipe = _on_random_weights(recipe, random_model, Path(folder) / "model", console)
         session = Session(recipe, console, with_pairs=lengths is None)
         session.check_model()
         session.try_options()
@@ -173,11 +175,12 @@ def _refuse_unknown(what: str, name: str | None, names: Iterable[str]) -> None:
         raise UsageError(f"There are no {what} named {name!r}, but {', '.join(names)}.{nearest(name, names)}")
 
 
-def _on_random_weights(recipe: Recipe, size: str, folder: Path) -> Recipe:
+def _on_random_weights(recipe: Recipe, size: str, folder: Path, console: Console) -> Recipe:
     """The recipe on a model of random weights, which is made in `folder`, and on no pairs of its own."""
     if recipe.adapter is not None and recipe.adapter.continue_from:
         raise UsageError("adapter.continue_from is an adapter of another model than one of random weights.")
-    make(SIZES[size], folder)
+    with Stage(console, f"Making a model of {size} random weights"), shown_as_ours(console):
+        make(SIZES[size], folder)
     return recipe.evolve("revision", "reference", "prepare", model=str(folder), data=Data("drawn"))
 
 
