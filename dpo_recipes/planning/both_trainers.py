@@ -7,13 +7,13 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..progress import Stage
-from ..recipe.choices import Choice, with_choices
+from ..recipe.choices import Choice
 from ..recipe.recipe import Recipe
-from ..recipe.resolve import resolve
 from ..training.session import Session
 from .amounts import USABLE, device_memory, format_memory
-from .chosen_settings import BELIEVED, MICRO_BATCH, largest_that_fits
+from .chosen_settings import BELIEVED, MICRO_BATCH, largest_that_fits, take
 from .memory import Unplannable, plan_for
+from .pair_lengths import PairLength
 from .stored_lengths import pair_lengths
 
 BYTES_OF_KEPT = 4  # of each number of a gradient that waits to be compared, in float32
@@ -28,7 +28,9 @@ def fit_both(session: Session, of_trl: Recipe, pairs: Any, gradients_kept: int) 
     """
     size = session.settings.micro_batch_size
     memory = device_memory(session.device.kind)
-    peak = functools.cache(functools.partial(_peak, session, of_trl, pairs, gradients_kept))
+    lengths = pair_lengths([pairs], of_trl.max_length)
+    longest = lengths.most(lengths.longer_rows, 1)  # to which a batch is padded, whatever else is in it
+    peak = functools.cache(functools.partial(_peak, session, of_trl, longest, gradients_kept))
     smaller = [each for each in range(1, size) if size % each == 0]
     try:
         with Stage(session.console, "Planning TRL's step on fake tensors"):
@@ -43,8 +45,7 @@ def fit_both(session: Session, of_trl: Recipe, pairs: Any, gradients_kept: int) 
     if fits and not is_set:
         reason = f"of {size}, a step of TRL's own trainer is planned to need {needs}"
         choice = Choice(MICRO_BATCH, fits, reason)
-        session.recipe = with_choices(session.recipe, [choice])
-        session.settings = resolve(session.recipe, session.device)
+        take(session, [choice])
         session.say(f"{MICRO_BATCH}={fits} in place of {size}: {reason}.")
         return choice
     if peak(size) < USABLE * memory:
@@ -57,10 +58,8 @@ def fit_both(session: Session, of_trl: Recipe, pairs: Any, gradients_kept: int) 
     )
 
 
-def _peak(session: Session, of_trl: Recipe, pairs: Any, gradients_kept: int, size: int) -> int:
+def _peak(session: Session, of_trl: Recipe, longest: list[PairLength], gradients_kept: int, size: int) -> int:
     """Bytes at the worst moment of TRL's trainer with so many pairs at a time, while ours waits for its turn."""
-    lengths = pair_lengths([pairs], of_trl.max_length)
-    longest = lengths.most(lengths.longer_rows, 1)  # to which a batch is padded, whatever else is in it
     plan = plan_for(session, session.device, longest, of_trl.evolve(micro_batch_size=size))
     waiting = plan.weights + plan.adapter + plan.optimizer + plan.reference
     if session.device.kind == "cpu":

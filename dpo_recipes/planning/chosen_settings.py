@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..losses.trl_losses import COUPLED_LOSSES
@@ -102,8 +102,7 @@ def adopt(session: Session, *, tell: bool = True) -> Chosen:
         memory = device_memory(session.device.kind)
         situation = of_session(session, session.device, memory)
         chosen = from_main(lambda: choose(session.recipe, situation))  # other devices may have other amounts of memory
-    session.recipe = with_choices(session.recipe, chosen.choices)
-    session.settings = resolve(session.recipe, session.device)
+    take(session, chosen.choices)
     if tell and chosen.choices:
         session.console.print(choices_table(chosen.choices))
     if tell and chosen.left:
@@ -123,6 +122,12 @@ def adopt_of(session: Session, run: Run) -> None:
         at_once = math.gcd(recipe.micro_batch_size, pairs)
         recipe = with_choices(recipe, [Choice(MICRO_BATCH, at_once, recipe.reasons[MICRO_BATCH])])
     session.recipe = recipe
+    session.settings = resolve(session.recipe, session.device)
+
+
+def take(session: Session, choices: Sequence[Choice]) -> None:
+    """Let a session's recipe and settings be as they were chosen."""
+    session.recipe = with_choices(session.recipe, choices)
     session.settings = resolve(session.recipe, session.device)
 
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from dpo_recipes import LoRA, Recipe, RecipeError
 from dpo_recipes.planning import both_trainers, memory
 from dpo_recipes.planning.both_trainers import fit_both
-from dpo_recipes.planning.chosen_settings import BELIEVED, MICRO_BATCH
-from dpo_recipes.recipe.choices import Choice, with_choices
-from dpo_recipes.recipe.resolve import resolve
+from dpo_recipes.planning.chosen_settings import BELIEVED, MICRO_BATCH, take
+from dpo_recipes.planning.stored_lengths import pair_lengths
+from dpo_recipes.recipe.choices import Choice
 from dpo_recipes.training.session import Session
 
 PAIRS_A_STEP = 8
@@ -36,16 +36,19 @@ def made(tiny, tmp_path, monkeypatch):
         session = Session(recipe, Console(file=io.StringIO(), width=200))
         session.read_pairs()
         session.check_model()
-        if not given:
-            session.recipe = with_choices(recipe, [Choice(MICRO_BATCH, PAIRS_A_STEP, "tried")])
-        session.settings = resolve(session.recipe, session.device)
+        take(session, [] if given else [Choice(MICRO_BATCH, PAIRS_A_STEP, "tried")])
         return session
 
     return build
 
 
 def peak(session, size, gradients_kept=0):
-    return both_trainers._peak(session, of_trl(session), session.train, gradients_kept, size)
+    return both_trainers._peak(session, of_trl(session), longest(session), gradients_kept, size)
+
+
+def longest(session):
+    lengths = pair_lengths([session.train], session.recipe.max_length)
+    return lengths.most(lengths.longer_rows, 1)
 
 
 def of_trl(session):
@@ -112,9 +115,7 @@ def test_where_not_even_one_pair_fits_other_ways_are_named(made, monkeypatch):
 @pytest.mark.slow
 def test_what_waits_is_counted_weights_optimizer_and_gradients_that_are_kept(made):
     session = made()
-    lengths = both_trainers.pair_lengths([session.train], 96)
-    longest = lengths.most(lengths.longer_rows, 1)
-    plan = memory.plan_for(session, session.device, longest, of_trl(session).evolve(micro_batch_size=1))
+    plan = memory.plan_for(session, session.device, longest(session), of_trl(session).evolve(micro_batch_size=1))
     assert plan.weights > 0 and plan.adapter > 0 and plan.optimizer > 0
     assert peak(session, 1) == plan.peak + plan.weights + plan.adapter + plan.optimizer
     assert peak(session, PAIRS_A_STEP, gradients_kept=3) - peak(session, PAIRS_A_STEP) == 3 * 4 * plan.trainable
