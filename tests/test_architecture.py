@@ -52,7 +52,7 @@ LAZY_EXCEPTIONS = {("runs.folder", "models")}
 LIGHT = {"errors", "losses", "formats", "recipe", "yaml_files"}
 ONLY = {  # library -> the rooms or modules that may import it, also inside a function
     "typer": {"cli", "cli_options"},
-    "peft": {"models"},
+    "peft": {"models", "shared_prefix.lora_linear"},
     "bitsandbytes": {"models"},
     "trl": {"training.trainer", "benchmark.bare", "shared_prefix.cpu_head"},
 }

@@ -93,7 +93,8 @@ def _can_share(skeleton: Any) -> bool:
 
 
 def _as_trl_and_sharing_leave_it(model: Any, options: dict[str, Any], shares: bool) -> None:
-    """Without dropout, as TRL trains a real model; and where pairs are read once, without what nobody reads."""
+    """Without dropout, as TRL trains a real model, and as `shared_prefix.share` leaves it where pairs are read once."""
+    from ..shared_prefix.at_once import compute_at_once
     from ..shared_prefix.last_layer import skip_unread_tokens
 
     if options.get("disable_dropout", True):
@@ -102,6 +103,7 @@ def _as_trl_and_sharing_leave_it(model: Any, options: dict[str, Any], shares: bo
                 module.p = 0
     if shares:
         skip_unread_tokens(without_adapters(model))
+        compute_at_once(without_adapters(model))
 
 
 def _map_files(live: Live, skeleton: Any, settings: Settings) -> None:

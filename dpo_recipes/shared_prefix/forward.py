@@ -27,6 +27,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import RecipeError
+from .at_once import compute_at_once
 from .attention import split_attention
 from .cpu_head import cpu_head
 from .last_layer import skip_unread_tokens
@@ -174,12 +175,14 @@ def share(
         return _refuse(reason, require)
 
     split_attention_of(model)
+    undo_at_once = compute_at_once(model)
     fused = model.forward.__func__
     trust = Trust()
 
     def stop(reason: str) -> None:
         _refuse(reason, require)
         trust.why_lost = reason
+        undo_at_once()
         say(read_twice(reason, cost))
 
     @functools.wraps(type(model).forward)  # `generate` reads the signature

@@ -23,8 +23,9 @@ def skip_unread_tokens(model: Any) -> None:
     """
     for layer in _last_layers(model):
         skip = _Skip()
+        of_adapted = _inside_adapted_layers(layer)
         for module in layer.modules():
-            if module is not layer:
+            if module is not layer and module not in of_adapted:
                 module.register_forward_pre_hook(skip.before, with_kwargs=True)
                 module.register_forward_hook(skip.behind, with_kwargs=True)
 
@@ -37,6 +38,12 @@ def _last_layers(model: Any) -> list[nn.Module]:
     layers = model.config.get_text_config().num_hidden_layers
     lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
     return [modules[-1] for modules in lists if len(modules) == layers]
+
+
+def _inside_adapted_layers(layer: nn.Module) -> set[nn.Module]:
+    """What the adapted layers of PEFT are made of, which is given no other tokens than they are."""
+    adapted = [module for module in layer.modules() if hasattr(module, "get_base_layer")]
+    return {inner for module in adapted for inner in module.modules() if inner is not module}
 
 
 class _Skip:

@@ -19,9 +19,10 @@ LARGE = 1024
 
 
 def product_dtype(tensor: Tensor) -> torch.dtype:
-    """That of autocast on a CPU where it is on, which leaves 64 bits alone, and else the tensor's own."""
-    if torch.is_autocast_enabled("cpu") and tensor.dtype != torch.float64:
-        return torch.get_autocast_dtype("cpu")
+    """That of autocast where it is on for the tensor's device, which leaves 64 bits alone, and else its own."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
     return tensor.dtype
 
 

@@ -1,0 +1,126 @@
+"""A linear layer with LoRA as one step of autograd: the same products, and nothing to pass over between them.
+
+Leans on PEFT 0.21: `peft.tuners.lora.Linear`, and those of its attributes that say what its forward computes.
+
+The layer is y = x W^T + s (x A^T) B^T (2106.09685, equation 3, and section 4.1 for s). PEFT writes it in operations of
+torch, each of which passes over all of x or of y, and once more in backward: x to the 32 bits of the adapter and back
+to the 16 of autocast, the product with B times s, the sum of both products, and of both gradients for x. Here s meets
+the r numbers of a token between A and B, and a product is added to another while it is made (`addmm`). In 16 bits this
+rounds less often, and layers that read the same x hold it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .products import product_dtype
+
+
+def forward_of(module: nn.Module) -> Callable[..., Tensor] | None:
+    """The forward that computes at once what a module does, if that is PEFT's linear layer with LoRA."""
+    return _forward if type(module) is Linear else None
+
+
+def _forward(layer: Any, x: Tensor, *args: Any, **given: Any) -> Tensor:
+    """PEFT's forward: x (..., inputs) -> (..., outputs)."""
+    adapter = None if args or given else _adapter(layer)
+    if adapter is None or not _computes_in_one_dtype(layer, adapter, x):
+        output: Tensor = type(layer).forward(layer, x, *args, **given)
+        return output
+    base = layer.get_base_layer()
+    output = _LoRALinear.apply(
+        x,
+        base.weight,
+        base.bias,
+        layer.lora_A[adapter].weight,
+        layer.lora_B[adapter].weight,
+        layer.scaling[adapter],
+    )
+    return output
+
+
+def _adapter(layer: Any) -> str | None:
+    """The adapter of a layer, if it is the only one, and nothing is to be done but the formula."""
+    if layer.disable_adapters or layer.merged:
+        return None
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if len(active) != 1 or active[0] in layer.lora_variant:  # such as DoRA
+        return None
+
+    name = active[0]
+    dropout = layer.lora_dropout[name]
+    if isinstance(dropout, nn.Dropout) and dropout.p > 0 and dropout.training:
+        return None
+    base, lora_a, lora_b = layer.get_base_layer(), layer.lora_A[name], layer.lora_B[name]
+    if not all(_is_a_product_alone(linear) for linear in (base, lora_a, lora_b)):
+        return None
+    is_trained = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
+    if is_trained or lora_a.bias is not None or lora_b.bias is not None:
+        return None
+    return name
+
+
+def _is_a_product_alone(linear: nn.Module) -> bool:
+    """Whether a call of a module would multiply by its weight, as it lies there, and do nothing else.
+
+    A quantised layer or weight is of a class of its own, and so is a weight that is divided over processes, until its
+    layer is called; DeepSpeed and accelerate's offloading bring a weight when its own module is.
+    """
+    if type(linear) is not nn.Linear or "forward" in vars(linear):
+        return False
+    if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks:
+        return False
+    weight = linear.weight
+    is_plain = isinstance(weight, nn.Parameter) and not is_traceable_wrapper_subclass(weight)
+    return is_plain and not hasattr(weight, "ds_id")
+
+
+def _computes_in_one_dtype(layer: Any, adapter: str, x: Tensor) -> bool:
+    """Whether layer and adapter multiply in the same precision, as they do under autocast."""
+    base, lora_a, lora_b = layer.get_base_layer(), layer.lora_A[adapter], layer.lora_B[adapter]
+    dtypes = {product_dtype(tensor) for tensor in (x, base.weight, lora_a.weight, lora_b.weight)}
+    return len(dtypes) == 1 and base.weight.device == x.device
+
+
+class _LoRALinear(torch.autograd.Function):
+    """Keeps x, the weights and x A^T."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float
+    ) -> Tensor:
+        """x (..., inputs), W (outputs, inputs), A (r, inputs), B (outputs, r) -> (..., outputs)."""
+        dtype = product_dtype(x)
+        tokens = x.reshape(-1, x.size(-1)).to(dtype)
+        weight = weight.to(dtype)
+        inner = torch.mm(tokens, lora_a.to(dtype).t())  # (tokens, r)
+        output = torch.mm(tokens, weight.t()) if bias is None else torch.addmm(bias.to(dtype), tokens, weight.t())
+        output.addmm_(inner, lora_b.to(dtype).t(), alpha=scaling)
+
+        ctx.save_for_backward(tokens, weight, lora_a, lora_b, inner)
+        ctx.scaling = scaling
+        ctx.shape = x.shape
+        ctx.dtype = x.dtype
+        return output.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        tokens, weight, lora_a, lora_b, inner = ctx.saved_tensors
+        needs_x, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
+        of_output = gradients[0].reshape(-1, gradients[0].size(-1)).to(tokens.dtype)
+        of_inner = torch.mm(of_output, lora_b.to(tokens.dtype)).mul_(ctx.scaling)
+
+        of_x = of_a = of_b = None
+        if needs_x:
+            of_x = torch.mm(of_output, weight).addmm_(of_inner, lora_a.to(tokens.dtype)).view(ctx.shape).to(ctx.dtype)
+        if needs_a:
+            of_a = torch.mm(of_inner.t(), tokens).to(lora_a.dtype)
+        if needs_b:
+            of_b = torch.mm(of_output.t(), inner).mul_(ctx.scaling).to(lora_b.dtype)
+        return of_x, None, None, of_a, of_b, None

@@ -1,0 +1,71 @@
+"""A root-mean-square norm as one step of autograd, which holds its input and one number a token.
+
+Leans on Transformers 5.23: `LlamaRMSNorm`, of whose forward some 140 of its models have a copy.
+
+The norm is y = w x / sqrt(mean(x^2) + eps) (1910.07467, equation 4). As operations of torch it holds x in 32 bits,
+whatever x has, and x over the root in the bits of x. Both can be made again from x and the root, in fewer passes over
+x than the backward of those operations takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+
+def forward_of(module: nn.Module) -> Callable[..., Tensor] | None:
+    """The forward that computes at once what a module does, if that is Llama's norm."""
+    if "forward" in vars(module) or not _is_the_same(type(module).forward, LlamaRMSNorm.forward):
+        return None
+    return _forward
+
+
+def _is_the_same(function: Any, other: Any) -> bool:
+    """Whether two functions were compiled to the same operations on the same names."""
+    code, other_code = getattr(function, "__code__", None), other.__code__
+    if code is None:
+        return False
+    parts = ("co_code", "co_names", "co_varnames", "co_consts", "co_freevars")
+    return all(getattr(code, part) == getattr(other_code, part) for part in parts)
+
+
+def _forward(norm: Any, x: Tensor) -> Tensor:
+    """x (..., width) -> (..., width). In 64 bits, where it is for comparisons alone, Llama's own stays."""
+    if x.dtype == torch.float64:
+        output: Tensor = type(norm).forward(norm, x)
+        return output
+    output = _RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
+    return output
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Its output is Llama's bit for bit."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        precise = x.float()
+        inverse_root = torch.rsqrt(precise.pow(2).mean(-1, keepdim=True) + epsilon)  # (..., 1)
+        output = weight * (precise * inverse_root).to(x.dtype)
+        ctx.save_for_backward(x, weight, inverse_root)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, weight, inverse_root = ctx.saved_tensors
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        of_output = gradients[0]
+        normed = x.float() * inverse_root
+
+        of_x = of_weight = None
+        if needs_weight:
+            by_token = of_output * normed.to(x.dtype)
+            of_weight = by_token.flatten(0, -2).sum(0).to(weight.dtype)
+        if needs_x:
+            of_normed = (of_output * weight).to(x.dtype).float()
+            along_x = (of_normed * normed).mean(-1, keepdim=True)
+            of_x = of_normed.sub_(normed.mul_(along_x)).mul_(inverse_root).to(x.dtype)
+        return of_x, of_weight, None

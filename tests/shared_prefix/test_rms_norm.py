@@ -1,0 +1,239 @@
+"""A norm that computes at once has Llama's output bit for bit, its gradients, and holds its input alone."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from reading_pairs import BATCH, compare, load, off, two
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from dpo_recipes.benchmark.steps import Held
+from dpo_recipes.shared_prefix import rms_norm
+from dpo_recipes.shared_prefix.at_once import compute_at_once
+from dpo_recipes.shared_prefix.rms_norm import forward_of
+
+WIDTH = 48
+WITH_LLAMAS_NORM = ("llama", "qwen2", "qwen3", "smollm3", "mistral", "phi3", "mixtral", "qwen3_moe")
+WITH_ANOTHER_NORM = ("gemma2", "gemma3_text", "olmo2", "gpt_oss", "gpt2", "gpt_neox", "phi")
+
+
+def norms(dtype=torch.float32):
+    """Llama's norm with drawn weights, and a copy that computes at once."""
+    generator = torch.Generator().manual_seed(0)
+    theirs = LlamaRMSNorm(WIDTH)
+    with torch.no_grad():
+        theirs.weight.copy_(torch.randn(WIDTH, generator=generator))
+    theirs = theirs.to(dtype)
+    ours = copy.deepcopy(theirs)
+    compute_at_once(ours)
+    return theirs, ours
+
+
+def draw_input(*shape, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(*shape, WIDTH, generator=generator).mul(3).to(dtype)
+
+
+def output_and_gradients(norm, x):
+    """The output, and the gradients of x and of the weight; each in the dtype that it has."""
+    x = x.clone().requires_grad_()
+    output = norm(x)
+    (output * torch.linspace(-1, 1, output.numel()).view(output.shape)).sum().backward()
+    of_weight = norm.weight.grad
+    norm.weight.grad = None
+    return output.detach(), x.grad, of_weight
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """How many norms have computed at once."""
+    calls = []
+    apply = rms_norm._RMSNorm.apply
+    monkeypatch.setattr(rms_norm._RMSNorm, "apply", lambda *given: (calls.append(1), apply(*given))[1])
+    return calls
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 5), (1, 6, 3)])
+def test_32_bits(shape, at_once):
+    theirs, ours = norms()
+    x = draw_input(*shape)
+    (output, of_x, of_weight), expected = output_and_gradients(ours, x), output_and_gradients(theirs, x)
+    assert torch.equal(output, expected[0])
+    assert off(of_x, expected[1]) <= 1e-6 and off(of_weight, expected[2]) <= 1e-6
+    assert len(at_once) == 1
+
+
+def test_the_formula_in_64_bits():
+    """Whose root is taken in 32 bits, as Llama takes it."""
+    _, ours = norms()
+    x = draw_input(9).double()
+    precise = x.clone().requires_grad_()
+    weight = ours.weight.detach().double().requires_grad_()
+    expected = weight * precise / (precise.square().mean(-1, keepdim=True) + ours.variance_epsilon).sqrt()
+    (expected * torch.linspace(-1, 1, expected.numel()).view(expected.shape)).sum().backward()
+    output, of_x, of_weight = output_and_gradients(ours, x.float())
+    assert off(output, expected.detach()) <= 1e-6
+    assert off(of_x, precise.grad) <= 1e-6 and off(of_weight, weight.grad) <= 1e-6
+
+
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32 weights"])
+def test_16_bits(weights, at_once):
+    """Gradients are rounded where Llama's are, so that few differ, by one rounding."""
+    theirs, ours = norms(weights)
+    x = draw_input(64, dtype=torch.bfloat16)
+    found, expected = output_and_gradients(ours, x), output_and_gradients(theirs, x)
+    assert [tensor.dtype for tensor in found] == [tensor.dtype for tensor in expected]
+    assert torch.equal(found[0], expected[0])
+    assert off(found[1], expected[1]) <= 2**-9 and off(found[2], expected[2]) <= 2**-9
+    assert len(at_once) == 1
+
+
+def test_64_bits_are_left_to_llama(at_once):
+    theirs, ours = norms(torch.float64)
+    x = draw_input(5, dtype=torch.float64)
+    for found, expected in zip(output_and_gradients(ours, x), output_and_gradients(theirs, x), strict=True):
+        assert torch.equal(found, expected)
+    assert not at_once
+
+
+@pytest.mark.parametrize("needs", ["x", "weight"])
+def test_only_what_needs_a_gradient_has_one(needs):
+    _, ours = norms()
+    ours.weight.requires_grad_(needs == "weight")
+    x = draw_input(5).requires_grad_(needs == "x")
+    ours(x).sum().backward()
+    assert (x.grad is None) == (needs == "weight") and (ours.weight.grad is None) == (needs == "x")
+
+
+@pytest.mark.parametrize(("dtype", "in_llamas"), [(torch.bfloat16, 4 + 2), (torch.float32, 4 + 4)])
+def test_it_holds_its_input_and_a_number_a_token(dtype, in_llamas):
+    """`in_llamas`: bytes for each number of x, which are x in 32 bits, and x over its root."""
+    tokens = 32
+    held = []
+    for norm in norms(dtype):
+        x = draw_input(tokens, dtype=dtype).requires_grad_()
+        with Held(norm) as bytes_of_forward:
+            norm(x)
+        held.append(bytes_of_forward.bytes)
+    theirs, ours = held
+    assert ours == tokens * (WIDTH * dtype.itemsize + 4)
+    assert theirs == tokens * (WIDTH * in_llamas + 4)
+
+
+def test_without_gradients_and_where_torch_compiles_it_is_llamas(at_once, monkeypatch):
+    theirs, ours = norms()
+    x = draw_input(5)
+    with torch.no_grad():
+        assert torch.equal(ours(x), theirs(x))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    ours(x)
+    assert not at_once
+
+
+def test_it_can_be_undone(at_once):
+    norm = LlamaRMSNorm(WIDTH)
+    undo = compute_at_once(norm)
+    undo()
+    norm(draw_input(3))
+    assert not at_once and "forward" not in vars(norm)
+
+
+class Shifted(LlamaRMSNorm):
+    """Gemma's weight."""
+
+    def forward(self, hidden_states):
+        input_dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.float32)
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+        return (1 + self.weight) * hidden_states.to(input_dtype)
+
+
+class RoundedLater(LlamaRMSNorm):
+    """Olmo 2's order."""
+
+    def forward(self, hidden_states):
+        input_dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.float32)
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+        return (self.weight * hidden_states).to(input_dtype)
+
+
+class Cubed(LlamaRMSNorm):
+    """Another constant."""
+
+    def forward(self, hidden_states):
+        input_dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.float32)
+        variance = hidden_states.pow(3).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+        return self.weight * hidden_states.to(input_dtype)
+
+
+def test_a_norm_that_computes_anything_else_is_not_taken_for_llamas():
+    assert forward_of(LlamaRMSNorm(WIDTH)) is not None
+    replaced = LlamaRMSNorm(WIDTH)
+    replaced.forward = replaced.forward  # as a library of kernels does
+    others = [Shifted(WIDTH), RoundedLater(WIDTH), Cubed(WIDTH), replaced, nn.RMSNorm(WIDTH), nn.Linear(2, 2)]
+    assert [forward_of(module) for module in others] == [None] * len(others)
+
+
+def test_most_norms_of_transformers_are_llamas():
+    models = importlib.import_module("transformers.models")
+    found = []
+    for kind in ("llama", "qwen2", "qwen3", "mistral", "phi3", "smollm3", "mixtral", "deepseek_v3", "glm4"):
+        file = importlib.import_module(f"{models.__name__}.{kind}.modeling_{kind}")
+        classes = [value for name, value in vars(file).items() if name.endswith("RMSNorm") and isinstance(value, type)]
+        found += [forward_of(norm(WIDTH)) is not None for norm in classes]
+    assert all(found) and len(found) >= 9
+
+
+@pytest.mark.parametrize("kind", WITH_LLAMAS_NORM + WITH_ANOTHER_NORM)
+def test_every_model_has_the_same_gradients(tiny, kind, at_once):
+    bare, mine, said = two(load(tiny(kind)), require=True)
+    compare(bare, mine, BATCH)
+    at_once.clear()
+    assert max(compare(bare, mine, BATCH)) <= 5e-6
+    assert bool(at_once) == (kind in WITH_LLAMAS_NORM)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+def test_with_lora_the_norms_hold_less(tiny, checkpointing):
+    """Of a model in 16 bits, beside what it held with its norms as they come."""
+    model = load(tiny(), torch.bfloat16)
+    get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    model.enable_input_require_grads()
+    _, mine, _ = two(model)
+    mine(**BATCH)  # compared with TRL's own forward
+    held = []
+    for name in ("at once", "as they come"):
+        if name == "as they come":
+            for module in mine.modules():
+                if isinstance(module, LlamaRMSNorm):
+                    del module.forward
+        if checkpointing:
+            mine.gradient_checkpointing_enable()
+        with torch.autocast("cpu", torch.bfloat16), Held(mine) as bytes_of_forward:
+            mine(**BATCH)
+        held.append(bytes_of_forward.bytes)
+    at_once, as_they_come = held
+    assert at_once < as_they_come if checkpointing else at_once < 0.9 * as_they_come
+
+
+def test_llamas_norm_is_this():
+    """Read again if it changes: shared_prefix/rms_norm.py, line by line."""
+    lines = [line.strip() for line in inspect.getsource(LlamaRMSNorm.forward).splitlines()[1:]]
+    assert lines == [
+        "input_dtype = hidden_states.dtype",
+        "hidden_states = hidden_states.to(torch.float32)",
+        "variance = hidden_states.pow(2).mean(-1, keepdim=True)",
+        "hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)",
+        "return self.weight * hidden_states.to(input_dtype)",
+    ]
