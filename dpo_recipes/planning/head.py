@@ -97,7 +97,8 @@ def _tile(
 class CPUHeadOnPaper(torch.autograd.Function):
     """What `shared_prefix.cpu_head.CPUHead` allocates, for hidden states (positions, width) of pairs read once.
 
-    It keeps, beside the hidden states, the gradient that they would have, in float32. Nothing is computed here.
+    It keeps, beside the hidden states, the gradient that they would have, in float32, and what it has exponentiated,
+    where the head is trained and that is little. Nothing is computed here.
     """
 
     @staticmethod
@@ -105,10 +106,18 @@ class CPUHeadOnPaper(torch.autograd.Function):
         ctx: Any, live: Live, tile_positions: int, tile_words: int, hidden: torch.Tensor, weight: torch.Tensor
     ) -> torch.Tensor:
         """`weight`: (words, width)."""
+        # Imported here: it brings bitsandbytes, which announces at import what the session has silenced by now.
+        from ..shared_prefix.cpu_head import keeps_weights
+
         compute_dtype = product_dtype(hidden)
         room = _Room(live, compute_dtype, tile_positions, tile_words, hidden, weight)
         tile = room.tile(compute_dtype)
-        weights = room.tile(torch.float32)
+        ctx.kept = None
+        if ctx.needs_input_grad[4] and keeps_weights(len(hidden), hidden.size(1), compute_dtype):
+            ctx.kept = live.add(hidden.new_empty((len(hidden), len(weight)), dtype=torch.float32), "head")
+            weights = ctx.kept
+        else:
+            weights = room.tile(torch.float32)
         cast = room.cast_of_hidden()
         if ctx.needs_input_grad[3]:
             ctx.pull = live.add(hidden.new_empty((room.rows, hidden.size(1)), dtype=torch.float32), "head")
@@ -131,10 +140,14 @@ class CPUHeadOnPaper(torch.autograd.Function):
             numbers = hidden.numel() + room.filled_copy()  # the one of hidden states, weighed
             weighed = live.add(hidden.new_empty(numbers, dtype=torch.float32), "head")
             gradient = live.add(torch.zeros_like(weight, dtype=torch.float32), "head")
-            tile = room.tile(room.compute_dtype)
-            cast = room.cast_of_hidden()
-            room.fold_backward()
-            del weighed, tile, cast
+            if ctx.kept is None:
+                tile = room.tile(room.compute_dtype)
+                cast = room.cast_of_hidden()
+                room.fold_backward()
+                del tile, cast
+            else:
+                live.add(torch.empty_like(weighed), "head")  # weighed anew for each tile
+            del weighed
             of_weight = gradient.to(weight.dtype)
         return None, None, None, of_hidden, of_weight
 

@@ -7,7 +7,8 @@ TRL's function is made for a GPU, where one kernel folds a tile of logits into w
 each line of that kernel is a pass over the tile, some twenty of them forward and backward, and a tile as wide as a
 GPU's leaves the caches of a processor every time. Here a tile fits a cache, and
 
-  * the logits are exponentiated once in forward, and in backward only where the head itself is trained;
+  * the logits are exponentiated once in forward, and in backward only where the head itself is trained, of so many
+    positions that keeping what came of them would take too much room;
   * the gradient of a hidden state whose target is t is g (W_t - sum_j p_j W_j), with g from the loss. All but g is
     known in forward, which keeps it: a head that is frozen, as LoRA leaves it, makes no logits a second time;
   * matrices that TRL rounds to bf16 and multiplies in float32 are multiplied as what they are, where a CPU can.
@@ -33,6 +34,9 @@ from .products import product_dtype, rows_to_multiply
 TILE_POSITIONS = 512
 TILE_WORDS = 1024
 
+# A head that is trained has four matrices of its size: itself, its gradient, and two of Adam's.
+MATRICES_OF_A_TRAINED_HEAD = 4
+
 # As which `trl.trainer.utils` knows its function.
 NAME_OF_THE_FUNCTION = "_ChunkedLogProbFunction"
 
@@ -50,6 +54,15 @@ def cpu_head(device: torch.device) -> Iterator[None]:
         yield
     finally:
         names[NAME_OF_THE_FUNCTION] = of_trl
+
+
+def keeps_weights(positions: int, width: int, dtype: torch.dtype) -> bool:
+    """Whether what forward has exponentiated, (positions, words), stays for the gradient of a head that is trained.
+
+    It does where it takes no more room than such a head, (words, width), has with what is trained of it. In 16 bits a
+    product takes too little time for that.
+    """
+    return dtype == torch.float32 and positions <= MATRICES_OF_A_TRAINED_HEAD * width
 
 
 class CPUHead(ChunkedLogProbFunction):
@@ -94,30 +107,38 @@ class CPUHead(ChunkedLogProbFunction):
         dtype = product_dtype(hidden)
         filled_hidden, filled_targets = _filled(hidden.to(dtype), dtype), _filled(targets, dtype)
         tile = torch.empty(min(TILE_POSITIONS, len(filled_hidden)), TILE_WORDS, dtype=dtype)
-        weights = torch.empty(tile.shape)
         pull = torch.zeros(filled_hidden.shape, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        kept = weights_of_tile = None
+        if ctx.needs_input_grad[1] and keeps_weights(len(hidden), hidden.size(1), dtype):
+            kept = torch.empty(len(hidden), len(weight))
+        else:
+            weights_of_tile = torch.empty(tile.shape)
         all_rows = []
         for start in range(0, max(1, len(filled_hidden)), TILE_POSITIONS):  # once where nothing is scored, too
             positions = slice(start, start + TILE_POSITIONS)
             some_pull = None if pull is None else pull[positions]
-            all_rows.append(_Rows(filled_hidden[positions], filled_targets[positions], outputs, some_pull))
+            some_kept = None if kept is None else kept[positions]
+            all_rows.append(_Rows(filled_hidden[positions], filled_targets[positions], outputs, some_pull, some_kept))
         for first in range(0, len(weight), TILE_WORDS):
             words = weight[first : first + TILE_WORDS]
             words_to_multiply = words.to(dtype)
             words_to_sum = None if pull is None else words.float()
             for rows in all_rows:
                 logits = _logits(rows.hidden, words_to_multiply, factor, tile)
-                rows.fold(logits, words_to_sum, first, weights[: len(logits), : len(words)])
+                rows.fold(logits, words_to_sum, first, weights_of_tile)
                 del logits  # before the next tile is made
         found = [rows.numbers(weight) for rows in all_rows]
         numbers = {name: torch.cat([of_rows[name] for of_rows in found])[: len(hidden)] for name in found[0]}
+        largest_by_tile = None
+        if kept is not None:
+            largest_by_tile = torch.cat([torch.stack(rows.largest_by_tile) for rows in all_rows], dim=1)
 
         log_z = numbers["log_z"]
         entropy = numbers.get("entropy")
         not_differentiable = [numbers.get(name) for name in ("log_sum_sq_probs", "mean_logits", "is_top1")]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(number for number in not_differentiable if number is not None))
-        ctx.save_for_backward(hidden, weight, targets, log_z, entropy, pull)
+        ctx.save_for_backward(hidden, weight, targets, log_z, entropy, pull, kept, largest_by_tile)
         ctx.compute_dtype = dtype
         ctx.chunk_size = chunk_size
         ctx.factor = factor
@@ -132,7 +153,7 @@ class CPUHead(ChunkedLogProbFunction):
         if grad_logprobs is None:
             return (None,) * 9
 
-        hidden, weight, targets, log_z, _, pull = ctx.saved_tensors
+        hidden, weight, targets, log_z, _, pull, kept, largest_by_tile = ctx.saved_tensors
         needs_hidden_gradient, needs_weight_gradient = ctx.needs_input_grad[:2]
         of_hidden = of_weight = None
         of_logits = (grad_logprobs.float() * ctx.factor)[:, None]  # (S, 1)
@@ -140,7 +161,12 @@ class CPUHead(ChunkedLogProbFunction):
             of_hidden = (pull[: len(hidden)] * of_logits).to(hidden.dtype)
         if needs_weight_gradient:
             with maybe_gather_lm_head_ctx(weight):
-                of_weight = _weight_gradient(ctx, hidden, weight, targets, log_z, of_logits).to(weight.dtype)
+                weighed = hidden.float() * of_logits  # (S, width)
+                if kept is None:
+                    gradient = _weight_gradient(ctx, hidden, weight, log_z, weighed)
+                else:
+                    gradient = _weight_gradient_of_kept(kept, largest_by_tile, log_z, weighed)
+                of_weight = gradient.index_add_(0, targets, weighed).to(weight.dtype)
         return of_hidden, of_weight, None, None, None, None, None, None, None
 
 
@@ -163,10 +189,13 @@ class _Rows:
     The sums are relative to the largest logit so far, and scaled anew when a tile has a larger one (1805.02867).
     """
 
-    def __init__(self, hidden: Tensor, targets: Tensor, outputs: tuple[str, ...], pull: Tensor | None):
+    def __init__(
+        self, hidden: Tensor, targets: Tensor, outputs: tuple[str, ...], pull: Tensor | None, kept: Tensor | None
+    ):
         """`pull`: room for the gradients of log p(target) for the hidden states, zeros (positions, width) in float32.
 
-        `numbers` fills it, but for what logits are multiplied by.
+        `numbers` fills it, but for what logits are multiplied by. `kept`: room for the weights of all words,
+        (positions, words), where backward wants them.
         """
         positions = len(hidden)
         self.hidden = hidden  # (positions, width), in the dtype of the product
@@ -181,13 +210,20 @@ class _Rows:
         self.sum_with_logit = torch.zeros(positions)
         self.sum_of_squares = torch.zeros(positions)
         self.sum_of_words = pull
+        self.kept = kept
+        self.largest_by_tile: list[Tensor] = []  # what the weights that are kept are relative to
 
-    def fold(self, logits: Tensor, words: Tensor | None, first: int, room: Tensor) -> None:
+    def fold(self, logits: Tensor, words: Tensor | None, first: int, room: Tensor | None) -> None:
         """Take in a tile of the vocabulary.
 
         `logits`: (positions, words), which are written over. `words`: (words, width) in float32, rows of the head from
-        `first` on, for the pull. `room`: for the weights, of the shape of the logits.
+        `first` on, for the pull. `room`: for the weights of a tile, where they are not kept.
         """
+        positions, width_of_tile = logits.shape
+        if self.kept is not None:
+            room = self.kept[:, first : first + width_of_tile]
+        elif room is not None:
+            room = room[:positions, :width_of_tile]
         largest_of_tile = logits.amax(-1)
         self._note_targets(logits, largest_of_tile, first)
         if "mean_logits" in self.outputs:
@@ -210,6 +246,8 @@ class _Rows:
             with _products_rounded_to(self.hidden.dtype):
                 self.sum_of_words.addmm_(weights, words)
         self.largest = largest
+        if self.kept is not None:
+            self.largest_by_tile.append(largest)
 
     def _note_targets(self, logits: Tensor, largest_of_tile: Tensor, first: int) -> None:
         """The logits of the targets in this tile, and the largest of those words that stand before a target."""
@@ -263,15 +301,12 @@ def _products_rounded_to(dtype: torch.dtype) -> Iterator[None]:
         matmul.fp32_precision = before
 
 
-def _weight_gradient(
-    ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, log_z: Tensor, of_logits: Tensor
-) -> Tensor:
-    """(words, width) in float32: over all positions, (1 at the target - p) times hidden state times its gradient.
+def _weight_gradient(ctx: Any, hidden: Tensor, weight: Tensor, log_z: Tensor, weighed: Tensor) -> Tensor:
+    """(words, width) in float32: over all positions, -p times `weighed`, (S, width).
 
-    `of_logits`: (S, 1), the gradients of the log-probabilities, times what logits are multiplied by.
+    That is each hidden state times the gradient of its log-probability, times what logits are multiplied by.
     """
     dtype = ctx.compute_dtype
-    weighed = hidden.float() * of_logits  # (S, width)
     gradient = torch.empty(weight.shape, dtype=torch.float32)
     if len(hidden) == 0:
         gradient.zero_()
@@ -291,7 +326,17 @@ def _weight_gradient(
             with _products_rounded_to(dtype):
                 gradient[words].addmm_(probabilities, filled_weighed[positions], beta=kept, alpha=-1)
             del logits, probabilities  # before the next tile is made
-    return gradient.index_add_(0, targets, weighed)
+    return gradient
+
+
+def _weight_gradient_of_kept(kept: Tensor, largest_by_tile: Tensor, log_z: Tensor, weighed: Tensor) -> Tensor:
+    """The same, of exp(logit - largest) of each tile, (S, words), and what was the largest then, (tiles, S)."""
+    gradient = kept.new_empty(kept.size(1), weighed.size(1))
+    for first, largest in zip(range(0, len(gradient), TILE_WORDS), largest_by_tile, strict=True):
+        words = slice(first, first + TILE_WORDS)
+        scaled = weighed * torch.exp(largest - log_z)[:, None]
+        gradient[words].addmm_(kept[:, words].t(), scaled, beta=0, alpha=-1)
+    return gradient
 
 
 def _filled(rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -304,7 +349,7 @@ def _filled(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _context_of_trl(ctx: Any) -> SimpleNamespace:
     """What TRL's backward reads of its context: no loss of its trainer has a gradient for the entropy, but one may."""
-    hidden, weight, targets, log_z, entropy, _ = ctx.saved_tensors
+    hidden, weight, targets, log_z, entropy, *_ = ctx.saved_tensors
     return SimpleNamespace(
         saved_tensors=(hidden, weight, None, targets, log_z, entropy),
         needs_input_grad=ctx.needs_input_grad,

@@ -68,6 +68,7 @@ def test_the_head_on_paper_allocates_what_trls_head_does(
     [
         (600, 256, 8192, torch.float32, False, False),
         (600, 256, 8192, torch.float32, False, True),
+        (1100, 256, 8192, torch.float32, False, True),
         (100, 64, 300, torch.float32, False, True),
         (700, 128, 5000, torch.bfloat16, False, False),
         (700, 128, 5000, torch.bfloat16, False, True),

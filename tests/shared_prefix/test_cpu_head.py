@@ -8,17 +8,19 @@ import torch.nn.functional as F
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer import utils
 
-from dpo_recipes.shared_prefix.cpu_head import TILE_POSITIONS, TILE_WORDS, CPUHead, cpu_head
+from dpo_recipes.benchmark.steps import Held
+from dpo_recipes.shared_prefix.cpu_head import TILE_POSITIONS, TILE_WORDS, CPUHead, cpu_head, keeps_weights
 
 OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 # Several tiles of either kind, the last ones not full.
 POSITIONS, WORDS, WIDTH = TILE_POSITIONS + 30, 2 * TILE_WORDS + 100, 16
+WIDE = 140  # so that backward may have what forward has exponentiated
 
 
-def inputs(dtype=torch.float32, positions=POSITIONS, words=WORDS):
+def inputs(dtype=torch.float32, positions=POSITIONS, words=WORDS, width=WIDTH):
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(positions, WIDTH, generator=generator)
-    weight = torch.randn(words, WIDTH, generator=generator) / 4  # logits of one nat or so, as a model's
+    hidden = torch.randn(positions, width, generator=generator)
+    weight = torch.randn(words, width, generator=generator) / width**0.5  # logits of one nat or so, as a model's
     targets = torch.randint(0, words, (positions,), generator=generator)
     return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
 
@@ -38,9 +40,10 @@ def distance(a, b):
     return ((a - b).double().norm() / a.double().norm()).item()
 
 
+@pytest.mark.parametrize("width", [WIDTH, WIDE])
 @pytest.mark.parametrize(("temperature", "scale"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.25)])
-def test_numbers_and_gradients_are_trls(temperature, scale):
-    hidden, weight, targets = inputs()
+def test_numbers_and_gradients_are_trls(temperature, scale, width):
+    hidden, weight, targets = inputs(width=width)
     theirs, ours = both(hidden, weight, targets, temperature=temperature, scale=scale)
     for a, b in zip(theirs[:4], ours[:4], strict=True):
         torch.testing.assert_close(b, a, rtol=2e-6, atol=2e-6)
@@ -55,8 +58,9 @@ def test_numbers_and_gradients_are_trls(temperature, scale):
         assert distance(a, b) < 1e-6
 
 
-def test_log_probabilities_and_gradients_are_those_of_a_float64_formula():
-    hidden, weight, targets = inputs()
+@pytest.mark.parametrize("width", [WIDTH, WIDE])
+def test_log_probabilities_and_gradients_are_those_of_a_float64_formula(width):
+    hidden, weight, targets = inputs(width=width)
     _, ours = both(hidden, weight, targets)
     exact_hidden, exact_weight = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
     exact = -F.cross_entropy(exact_hidden @ exact_weight.t(), targets, reduction="none")
@@ -89,6 +93,37 @@ def test_a_frozen_head_makes_logits_once_and_a_trained_one_twice(monkeypatch):
         assert (weight.grad is not None) == trains_head
     tiles = 2 * 3
     assert counts == {False: tiles, True: 2 * tiles}
+
+
+def test_of_few_positions_logits_are_made_once_and_what_came_of_them_is_kept(monkeypatch):
+    products = []
+    product = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *given, **options: (products.append(1), product(*given, **options))[1])
+    most = 4 * WIDE
+    for positions, is_kept in ((most, True), (most + 1, False)):
+        hidden, weight, targets = inputs(positions=positions, width=WIDE)
+        products.clear()
+        with Held(torch.nn.ParameterList([hidden, weight])) as held:
+            log_probs = CPUHead.apply(hidden, weight, None, targets, 1.0, 32768, None, 1.0, ())[0]
+        log_probs.sum().backward()
+        assert (held.bytes >= 4 * positions * WORDS) == is_kept
+        assert len(products) == (1 if is_kept else 2) * 2 * 3  # tiles
+    assert 4 * most * WORDS == 4 * weight.nbytes  # head, gradient and two states of Adam
+
+
+def test_it_is_kept_of_32_bits_alone():
+    assert keeps_weights(10, WIDE, torch.float32) and not keeps_weights(10, WIDE, torch.bfloat16)
+
+
+def test_logits_that_grow_from_tile_to_tile_are_kept_as_exactly():
+    """What is kept of the first tile is relative to the largest logit by then, which is far below the last."""
+    hidden, weight, targets = inputs(width=WIDE)
+    with torch.no_grad():
+        hidden[:, 0] = 1
+        weight[:, 0] = torch.linspace(-60, 60, WORDS)
+    theirs, ours = both(hidden, weight, targets)
+    for a, b in zip(gradients(theirs[0].sum(), hidden, weight), gradients(ours[0].sum(), hidden, weight), strict=True):
+        assert torch.isfinite(b).all() and distance(a, b) < 1e-6
 
 
 def test_without_gradients_nothing_is_kept_for_them():
@@ -159,8 +194,9 @@ def test_sums_of_words_are_rounded_as_the_product_is_and_the_setting_comes_back(
     assert torch.get_float32_matmul_precision() == "highest"  # which torch refuses to say where settings are at odds
 
 
-def test_the_gradient_of_the_entropy_is_trls():
-    hidden, weight, targets = inputs()
+@pytest.mark.parametrize("width", [WIDTH, WIDE])
+def test_the_gradient_of_the_entropy_is_trls(width):
+    hidden, weight, targets = inputs(width=width)
     theirs, ours = both(hidden, weight, targets, scale=0.5)
     their_gradients = gradients((theirs[0] + theirs[1].square()).sum(), hidden, weight)
     our_gradients = gradients((ours[0] + ours[1].square()).sum(), hidden, weight)
@@ -180,8 +216,9 @@ def test_a_bias_and_a_cap_on_the_logits_are_left_to_trl():
         assert torch.equal(a, b)
 
 
-def test_nothing_scored_has_no_numbers_and_no_gradient():
-    hidden, weight, targets = inputs(positions=0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_scored_has_no_numbers_and_no_gradient(dtype):
+    hidden, weight, targets = inputs(dtype, positions=0)
     log_probs = CPUHead.apply(hidden, weight, None, targets, 1.0, 32768, None, 1.0, OUTPUTS)[0]
     assert log_probs.shape == (0,)
     of_hidden, of_weight = gradients(log_probs.sum(), hidden, weight)
