@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .plain_weights import is_plain
 from .products import product_dtype
 
 
@@ -69,16 +69,13 @@ def _adapter(layer: Any) -> str | None:
 def _is_a_product_alone(linear: nn.Module) -> bool:
     """Whether a call of a module would multiply by its weight, as it lies there, and do nothing else.
 
-    A quantised layer or weight is of a class of its own, and so is a weight that is divided over processes, until its
-    layer is called; DeepSpeed and accelerate's offloading bring a weight when its own module is.
+    A quantised layer is of a class of its own, and accelerate's offloading brings a weight when its module is called.
     """
     if type(linear) is not nn.Linear or "forward" in vars(linear):
         return False
     if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks:
         return False
-    weight = linear.weight
-    is_plain = isinstance(weight, nn.Parameter) and not is_traceable_wrapper_subclass(weight)
-    return is_plain and not hasattr(weight, "ds_id")
+    return is_plain(linear.weight)
 
 
 def _computes_in_one_dtype(layer: Any, adapter: str, x: Tensor) -> bool:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from .plain_weights import is_plain
+
 
 def forward_of(module: nn.Module) -> Callable[..., Tensor] | None:
     """The forward that computes at once what a module does, if that is Llama's norm."""
@@ -34,8 +36,8 @@ def _is_the_same(function: Any, other: Any) -> bool:
 
 
 def _forward(norm: Any, x: Tensor) -> Tensor:
-    """x (..., width) -> (..., width). In 64 bits, where it is for comparisons alone, Llama's own stays."""
-    if x.dtype == torch.float64:
+    """x (..., width) -> (..., width). In 64 bits, which are for comparisons alone, Llama's own stays."""
+    if x.dtype == torch.float64 or not is_plain(norm.weight):
         output: Tensor = type(norm).forward(norm, x)
         return output
     output = _RMSNorm.apply(x, norm.weight, norm.variance_epsilon)

@@ -1,0 +1,12 @@
+"""Whether a weight may be read where it lies, without its module being called."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight is all of its numbers: neither quantised nor divided over processes, as under FSDP and ZeRO."""
+    is_whole = isinstance(weight, nn.Parameter) and not is_traceable_wrapper_subclass(weight)
+    return is_whole and not hasattr(weight, "ds_id")  # which DeepSpeed gives to what it divides
