@@ -134,20 +134,23 @@ def planned_for(numbers: Numbers) -> int:
 
 
 @functools.cache
-def on_paper(numbers: Numbers) -> OnPaper:
-    """The planner's run on paper, which is the same under both engines."""
+def on_paper(numbers: Numbers, engine: str) -> OnPaper:
+    """The planner's run on paper, before anything is divided."""
     recipe = numbers.recipe()
     device = Device("cuda", bf16=True, processes=numbers.gpus)
     with session_of_shape(recipe, Console(quiet=True), device) as session:
         assert session is not None
-        return plan_on_paper(session, device, largest_pairs(session, {}), recipe, ENGINES[0])
+        return plan_on_paper(session, device, largest_pairs(session, {}), recipe, engine)
 
 
 def memory_cells(numbers: Numbers) -> dict[str, float]:
     """Engine -> GB of one device at its worst moment, by the planner."""
-    paper = on_paper(numbers._replace(gpus=planned_for(numbers)))
     recipe = numbers.recipe()
-    return {engine: of_engine(paper, recipe, Launch(numbers.gpus, engine)).peak / 1e9 for engine in ENGINES}
+    cells = {}
+    for engine in ENGINES:
+        paper = on_paper(numbers._replace(gpus=planned_for(numbers)), engine)
+        cells[engine] = of_engine(paper, recipe, Launch(numbers.gpus, engine)).peak / 1e9
+    return cells
 
 
 def held(numbers: Numbers) -> float:

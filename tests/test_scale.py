@@ -6,7 +6,7 @@ from pathlib import Path
 
 import bench_scale
 import pytest
-from bench_scale import ARITHMETIC, PAGE, Numbers, all_rows, memory_row, on_paper, trained, written_into
+from bench_scale import ARITHMETIC, ENGINES, PAGE, Numbers, all_rows, memory_row, on_paper, trained, written_into
 
 TEXT = PAGE.read_text(encoding="utf-8")
 
@@ -26,7 +26,7 @@ def test_every_row_of_the_memory_table_is_there_once_and_in_order():
 def test_a_row_of_the_memory_table_is_what_the_planner_says():
     for gpus in (64, 512):  # of one run on paper
         assert memory_row(Numbers("8B", "LoRA", gpus)) in TEXT
-    assert on_paper(Numbers("8B", "LoRA", 64)).plan.trainable == trained(Numbers("8B", "LoRA", 64))
+    assert on_paper(Numbers("8B", "LoRA", 64), ENGINES[0]).plan.trainable == trained(Numbers("8B", "LoRA", 64))
 
 
 def test_the_shapes_have_as_many_numbers_as_their_names_say():

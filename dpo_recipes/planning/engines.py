@@ -206,7 +206,7 @@ class OnPaper(NamedTuple):
 
 
 def plan_on_paper(session: Session, device: Device, pairs: list[PairLength], recipe: Recipe, engine: str) -> OnPaper:
-    """The plan that `of_engine` divides; under fsdp2 and zero3 it is the same one, unless gradients wait."""
+    """The plan that `of_engine` divides."""
     from .memory import plan_for, skeletons  # which bring torch
 
     settings = resolve(recipe, device)
@@ -218,7 +218,8 @@ def plan_on_paper(session: Session, device: Device, pairs: list[PairLength], rec
         if "gradients" in devices:
             devices["gradients"] = max(1, devices["gradients"] // 2)  # of 32 bits, whose count finds the worst moment
     models = skeletons(session, recipe, settings)
-    plan = plan_for(session, device, pairs, recipe, devices, models, settings)
+    gathers_by_module = engine == "zero3"
+    plan = plan_for(session, device, pairs, recipe, devices, models, settings, reads_weights=not gathers_by_module)
     return OnPaper(plan, sizes_of(*models), settings.accumulation, has_masters)
 
 

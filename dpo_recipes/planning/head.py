@@ -113,7 +113,7 @@ class CPUHeadOnPaper(torch.autograd.Function):
         room = _Room(live, compute_dtype, tile_positions, tile_words, hidden, weight)
         tile = room.tile(compute_dtype)
         ctx.kept = None
-        if ctx.needs_input_grad[4] and keeps_weights(len(hidden), hidden.size(1), compute_dtype):
+        if all(ctx.needs_input_grad[3:]) and keeps_weights(len(hidden), hidden.size(1), compute_dtype):
             ctx.kept = live.add(hidden.new_empty((len(hidden), len(weight)), dtype=torch.float32), "head")
             weights = ctx.kept
         else:

@@ -73,18 +73,20 @@ def plan(
     second: Any = None,
     process: int = 0,
     divided_by: Mapping[str, int] | None = None,
+    reads_weights: bool = True,
 ) -> Plan:
     """The plan for the largest `pairs`, of which a batch takes as many as it has; of too few the last one is repeated.
 
     `second`: the skeleton of another reference; `process`: bytes that are held without a model. `divided_by`: the parts
-    that are spread over several devices, which decide what is the worst moment; the plan has them whole. Unplannable
-    where a model does not run on fake tensors.
+    that are spread over several devices, which decide what is the worst moment; the plan has them whole.
+    `reads_weights`: not where they are gathered when their modules are called. Unplannable where a model does not run
+    on fake tensors.
     """
     live = Live(CachingAllocator() if settings.device == "cuda" else None, divided_by)
     live.now["process"] = process
     try:
         with live:
-            run_on_paper(live, skeleton, second, recipe, settings, pairs)
+            run_on_paper(live, skeleton, second, recipe, settings, pairs, reads_weights)
     except Exception as error:  # of whichever operation has no shapes alone
         raise Unplannable(f"This model does not run on fake tensors: {type(error).__name__}: {error}") from error
 
@@ -134,10 +136,12 @@ def plan_for(
     divided_by: Mapping[str, int] | None = None,
     models: tuple[Any, Any] | None = None,
     settings: Settings | None = None,
+    reads_weights: bool = True,
 ) -> Plan:
     """The plan of a recipe, the session's own or a changed one, on a device, for the largest pairs.
 
-    `models`: its `skeletons`, where they are at hand; `settings`: others than the device's own.
+    `models`: its `skeletons`, where they are at hand; `settings`: others than the device's own; `reads_weights`: as
+    in `plan`.
     """
     settings = settings or resolve(recipe, device)
     policy, second = models or skeletons(session, recipe, settings)
@@ -149,6 +153,7 @@ def plan_for(
         second=second,
         process=0 if device.kind == "cuda" else resident(),
         divided_by=divided_by,
+        reads_weights=reads_weights,
     )
 
 

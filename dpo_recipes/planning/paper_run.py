@@ -33,9 +33,18 @@ logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # what does 
 
 
 def run_on_paper(
-    live: Live, skeleton: Any, second: Any, recipe: Recipe, settings: Settings, pairs: list[PairLength]
+    live: Live,
+    skeleton: Any,
+    second: Any,
+    recipe: Recipe,
+    settings: Settings,
+    pairs: list[PairLength],
+    reads_weights: bool = True,
 ) -> None:
-    """What a run does, once each, in its order: loading, the pass of another reference, an evaluation, a step."""
+    """What a run does, once each, in its order: loading, the pass of another reference, an evaluation, a step.
+
+    `reads_weights`: whether a layer's weights may be read without their modules, as ours do that compute at once.
+    """
     options: dict[str, Any] = {"gradient_checkpointing": True, "optim": "adamw"} | dpo_arguments(recipe, settings, "")
     pairs_a_step = settings.micro_batch_size
     shares = recipe.pair_sharing != "off" and _can_share(skeleton)
@@ -52,7 +61,7 @@ def run_on_paper(
             reference = _on_fake_tensors(second, live, "reference")
             _map_files(live, second, settings)
         for each in filter(None, (policy, reference)):
-            _as_trl_and_sharing_leave_it(each, options, shares)
+            _as_trl_and_sharing_leave_it(each, options, shares, reads_weights)
         del each  # or the reference would be held beyond its pass
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
 
@@ -92,7 +101,7 @@ def _can_share(skeleton: Any) -> bool:
     return why_not(without_adapters(skeleton)) is None
 
 
-def _as_trl_and_sharing_leave_it(model: Any, options: dict[str, Any], shares: bool) -> None:
+def _as_trl_and_sharing_leave_it(model: Any, options: dict[str, Any], shares: bool, reads_weights: bool) -> None:
     """Without dropout, as TRL trains a real model, and as `shared_prefix.share` leaves it where pairs are read once."""
     from ..shared_prefix.at_once import compute_at_once
     from ..shared_prefix.last_layer import skip_unread_tokens
@@ -103,6 +112,7 @@ def _as_trl_and_sharing_leave_it(model: Any, options: dict[str, Any], shares: bo
                 module.p = 0
     if shares:
         skip_unread_tokens(without_adapters(model))
+    if shares and reads_weights:
         compute_at_once(without_adapters(model))
 
 

@@ -8,7 +8,7 @@ each line of that kernel is a pass over the tile, some twenty of them forward an
 GPU's leaves the caches of a processor every time. Here a tile fits a cache, and
 
   * the logits are exponentiated once in forward, and in backward only where the head itself is trained, of so many
-    positions that keeping what came of them would take too much room;
+    positions that keeping what came of them would take too much room, or in 16 bits;
   * the gradient of a hidden state whose target is t is g (W_t - sum_j p_j W_j), with g from the loss. All but g is
     known in forward, which keeps it: a head that is frozen, as LoRA leaves it, makes no logits a second time;
   * matrices that TRL rounds to bf16 and multiplies in float32 are multiplied as what they are, where a CPU can.
@@ -109,7 +109,8 @@ class CPUHead(ChunkedLogProbFunction):
         tile = torch.empty(min(TILE_POSITIONS, len(filled_hidden)), TILE_WORDS, dtype=dtype)
         pull = torch.zeros(filled_hidden.shape, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         kept = weights_of_tile = None
-        if ctx.needs_input_grad[1] and keeps_weights(len(hidden), hidden.size(1), dtype):
+        # A head that is trained seems to need a gradient under `no_grad` too; a hidden state does not.
+        if all(ctx.needs_input_grad[:2]) and keeps_weights(len(hidden), hidden.size(1), dtype):
             kept = torch.empty(len(hidden), len(weight))
         else:
             weights_of_tile = torch.empty(tile.shape)
@@ -336,6 +337,7 @@ def _weight_gradient_of_kept(kept: Tensor, largest_by_tile: Tensor, log_z: Tenso
         words = slice(first, first + TILE_WORDS)
         scaled = weighed * torch.exp(largest - log_z)[:, None]
         gradient[words].addmm_(kept[:, words].t(), scaled, beta=0, alpha=-1)
+        del scaled  # before the next one is made
     return gradient
 
 

@@ -182,12 +182,16 @@ def share(
     def stop(reason: str) -> None:
         _refuse(reason, require)
         trust.why_lost = reason
-        undo_at_once()
         say(read_twice(reason, cost))
 
     @functools.wraps(type(model).forward)  # `generate` reads the signature
     def forward(self: Any, *args: Any, **given: Any) -> Any:
-        plain = functools.partial(fused, self, *args, **given)
+        def plain() -> Any:
+            # Not before gradients are taken: a checkpointed graph may wait to be computed again.
+            if trust.why_lost is not None and torch.is_grad_enabled():
+                undo_at_once()
+            return fused(self, *args, **given)
+
         if trust.why_lost is not None or not given.get("fused_lm_head"):
             return plain()
 

@@ -6,7 +6,7 @@ The layer is y = x W^T + s (x A^T) B^T (2106.09685, equation 3, and section 4.1 
 torch, each of which passes over all of x or of y, and once more in backward: x to the 32 bits of the adapter and back
 to the 16 of autocast, the product with B times s, the sum of both products, and of both gradients for x. Here s meets
 the r numbers of a token between A and B, and a product is added to another while it is made (`addmm`). In 16 bits this
-rounds less often, and layers that read the same x hold it once.
+rounds less often, and layers that read the same x in 16 bits hold it once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .plain_weights import is_plain
 from .products import product_dtype
@@ -33,7 +34,7 @@ def _forward(layer: Any, x: Tensor, *args: Any, **given: Any) -> Tensor:
     if adapter is None or not _computes_in_one_dtype(layer, adapter, x):
         output: Tensor = type(layer).forward(layer, x, *args, **given)
         return output
-    base = layer.get_base_layer()
+    base = layer.base_layer
     output = _LoRALinear.apply(
         x,
         base.weight,
@@ -54,10 +55,9 @@ def _adapter(layer: Any) -> str | None:
         return None
 
     name = active[0]
-    dropout = layer.lora_dropout[name]
-    if isinstance(dropout, nn.Dropout) and dropout.p > 0 and dropout.training:
+    if not _drops_nothing(layer.lora_dropout[name]):
         return None
-    base, lora_a, lora_b = layer.get_base_layer(), layer.lora_A[name], layer.lora_B[name]
+    base, lora_a, lora_b = layer.base_layer, layer.lora_A[name], layer.lora_B[name]
     if not all(_is_a_product_alone(linear) for linear in (base, lora_a, lora_b)):
         return None
     is_trained = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
@@ -66,10 +66,17 @@ def _adapter(layer: Any) -> str | None:
     return name
 
 
+def _drops_nothing(dropout: nn.Module) -> bool:
+    if isinstance(dropout, nn.Dropout):
+        return dropout.p == 0 or not dropout.training
+    return isinstance(dropout, nn.Identity)
+
+
 def _is_a_product_alone(linear: nn.Module) -> bool:
     """Whether a call of a module would multiply by its weight, as it lies there, and do nothing else.
 
-    A quantised layer is of a class of its own, and accelerate's offloading brings a weight when its module is called.
+    A quantised layer is of a class of its own, and so is one that has an adapter of another kind already. accelerate's
+    offloading brings a weight when its module is called.
     """
     if type(linear) is not nn.Linear or "forward" in vars(linear):
         return False
@@ -80,13 +87,13 @@ def _is_a_product_alone(linear: nn.Module) -> bool:
 
 def _computes_in_one_dtype(layer: Any, adapter: str, x: Tensor) -> bool:
     """Whether layer and adapter multiply in the same precision, as they do under autocast."""
-    base, lora_a, lora_b = layer.get_base_layer(), layer.lora_A[adapter], layer.lora_B[adapter]
+    base, lora_a, lora_b = layer.base_layer, layer.lora_A[adapter], layer.lora_B[adapter]
     dtypes = {product_dtype(tensor) for tensor in (x, base.weight, lora_a.weight, lora_b.weight)}
     return len(dtypes) == 1 and base.weight.device == x.device
 
 
 class _LoRALinear(torch.autograd.Function):
-    """Keeps x, the weights and x A^T."""
+    """Keeps x, the weights and x A^T, where a gradient needs them."""
 
     @staticmethod
     def forward(
@@ -100,24 +107,36 @@ class _LoRALinear(torch.autograd.Function):
         output = torch.mm(tokens, weight.t()) if bias is None else torch.addmm(bias.to(dtype), tokens, weight.t())
         output.addmm_(inner, lora_b.to(dtype).t(), alpha=scaling)
 
-        ctx.save_for_backward(tokens, weight, lora_a, lora_b, inner)
+        needs_x, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
+        ctx.save_for_backward(
+            tokens if needs_a else None,
+            weight if needs_x else None,
+            lora_a if needs_x else None,
+            lora_b if needs_x or needs_a else None,
+            inner if needs_b else None,
+        )
+        ctx.product_dtype = dtype
+        ctx.dtypes = x.dtype, lora_a.dtype, lora_b.dtype
         ctx.scaling = scaling
         ctx.shape = x.shape
-        ctx.dtype = x.dtype
-        return output.view(*x.shape[:-1], -1)
+        return output.view(*x.shape[:-1], output.size(-1))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         tokens, weight, lora_a, lora_b, inner = ctx.saved_tensors
         needs_x, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
-        of_output = gradients[0].reshape(-1, gradients[0].size(-1)).to(tokens.dtype)
-        of_inner = torch.mm(of_output, lora_b.to(tokens.dtype)).mul_(ctx.scaling)
+        dtype = ctx.product_dtype
+        dtype_of_x, dtype_of_a, dtype_of_b = ctx.dtypes
+        of_output = gradients[0].reshape(-1, gradients[0].size(-1)).to(dtype)
 
         of_x = of_a = of_b = None
-        if needs_x:
-            of_x = torch.mm(of_output, weight).addmm_(of_inner, lora_a.to(tokens.dtype)).view(ctx.shape).to(ctx.dtype)
-        if needs_a:
-            of_a = torch.mm(of_inner.t(), tokens).to(lora_a.dtype)
+        if needs_x or needs_a:
+            of_inner = torch.mm(of_output, lora_b.to(dtype)).mul_(ctx.scaling)
+            if needs_x:
+                of_x = torch.mm(of_output, weight).addmm_(of_inner, lora_a.to(dtype)).view(ctx.shape).to(dtype_of_x)
+            if needs_a:
+                of_a = torch.mm(of_inner.t(), tokens).to(dtype_of_a)
         if needs_b:
-            of_b = torch.mm(of_output.t(), inner).mul_(ctx.scaling).to(lora_b.dtype)
+            of_b = torch.mm(of_output.t(), inner).mul_(ctx.scaling).to(dtype_of_b)
         return of_x, None, None, of_a, of_b, None

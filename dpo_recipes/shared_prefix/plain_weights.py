@@ -7,6 +7,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def is_plain(weight: Tensor) -> bool:
-    """Whether a weight is all of its numbers: neither quantised nor divided over processes, as under FSDP and ZeRO."""
+    """Whether a weight is all of its numbers, and not a part of what is divided over processes, as under FSDP and ZeRO.
+
+    What bitsandbytes has packed is one too: its layers are of classes of their own.
+    """
     is_whole = isinstance(weight, nn.Parameter) and not is_traceable_wrapper_subclass(weight)
     return is_whole and not hasattr(weight, "ds_id")  # which DeepSpeed gives to what it divides

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .plain_weights import is_plain
@@ -21,7 +22,7 @@ from .plain_weights import is_plain
 
 def forward_of(module: nn.Module) -> Callable[..., Tensor] | None:
     """The forward that computes at once what a module does, if that is Llama's norm."""
-    if "forward" in vars(module) or not _is_the_same(type(module).forward, LlamaRMSNorm.forward):
+    if not _is_the_same(type(module).forward, LlamaRMSNorm.forward):
         return None
     return _forward
 
@@ -56,6 +57,7 @@ class _RMSNorm(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, weight, inverse_root = ctx.saved_tensors
         needs_x, needs_weight, _ = ctx.needs_input_grad

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -271,6 +272,28 @@ def test_of_4_bit_weights_what_is_packed_is_undivided(tiny):
     whole = plan(model, recipe, settings, pairs=[PairLength(1, 9, 9)])
     assert 0 < packed < found.undivided < whole.weights
     assert found.undivided + found.whole - whole.adapter == whole.weights
+
+
+def test_where_weights_are_gathered_by_module_layers_hold_what_the_libraries_let_them(tiny, monkeypatch):
+    """DeepSpeed gathers a weight when its own module is called, which a layer that computes at once does not."""
+    model, recipe, settings = bare(tiny(), adapter=LoRA(r=4), micro_batch_size=2, trl={"gradient_checkpointing": False})
+    pairs = [PairLength(9, 99, 99)]
+    at_once, as_they_come = (
+        plan(model, recipe, settings, pairs=pairs, reads_weights=reads).activations for reads in (True, False)
+    )
+    assert at_once < 0.9 * as_they_come
+
+    asked = {}
+
+    def noting(*_, reads_weights, **__):
+        asked[engine] = reads_weights
+        return made_up_plan()
+
+    monkeypatch.setattr("dpo_recipes.planning.memory.plan_for", noting)
+    session = SimpleNamespace(recipe=recipe, model_path=recipe.model, reference_path="")
+    for engine in ENGINES:
+        plan_on_engine(session, Device("cuda", bf16=True, processes=2), pairs, recipe, engine)
+    assert asked == {"ddp": True, "fsdp2": True, "zero2": True, "zero3": False}
 
 
 @pytest.mark.slow

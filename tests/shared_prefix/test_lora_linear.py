@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import re
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoHaConfig, LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 from reading_pairs import BATCH, load, off, two
 from torch import nn
@@ -236,12 +237,72 @@ def test_a_copy_computes_with_weights_of_its_own(at_once):
 
 
 def test_it_can_be_undone(at_once):
-    _, ours = adapted()
+    ours, _ = adapted()
     undo = compute_at_once(ours)
     undo()
     undo()
     numbers(ours, draw_input(5))
     assert not at_once and not any("forward" in vars(layer) for layer in layers_of(ours))
+
+
+def test_a_forward_that_somebody_has_replaced_stays(at_once):
+    model, _ = adapted()
+    first, second, _ = layers_of(model)
+    vars(first)["forward"] = before = functools.partial(Linear.forward, first)
+    undo = compute_at_once(model)
+    numbers(model, draw_input(5))
+    assert len(at_once) == 2
+    vars(second)["forward"] = later = functools.partial(Linear.forward, second)
+    undo()
+    assert vars(first)["forward"] is before and vars(second)["forward"] is later
+
+
+def test_another_adapter_inside_the_layer_is_left_to_peft(at_once):
+    def nested():
+        torch.manual_seed(0)
+        inner = get_peft_model(Layers(), LoHaConfig(r=2, target_modules=["a", "b", "c"], init_weights=False))
+        outer = LoraConfig(r=2, target_modules=["a", "b", "c"], init_lora_weights=False)
+        return get_peft_model(inner.base_model.model, outer)
+
+    with torch.random.fork_rng():
+        theirs, ours = nested(), nested()
+    compute_at_once(ours)
+    x = draw_input(5, dtype=torch.float32)
+    assert torch.equal(numbers(ours, x), numbers(theirs, x))
+    assert layers_of(ours) and not at_once
+
+
+@pytest.mark.parametrize("shape", [(0,), (1, 0)])
+def test_no_tokens(shape, at_once):
+    theirs, ours = adapted()
+    x = draw_input(*shape)
+    assert ours(x).shape == theirs(x).shape
+    assert torch.equal(numbers(ours, x), numbers(theirs, x)) and len(at_once) == 6
+
+
+@pytest.mark.parametrize(("needs", "held"), [("lora_A", 4 * INPUTS), ("lora_B", 4 * RANK)])
+def test_only_what_a_gradient_needs_is_held(needs, held):
+    """Bytes of a token, where neither x nor the other matrix needs a gradient."""
+    tokens = 8
+    _, ours = adapted(torch.float32, bias=False)
+    for name, parameter in ours.named_parameters():
+        parameter.requires_grad_(needs in name)
+    layer = layers_of(ours)[0]
+    x = draw_input(tokens, dtype=torch.float32)
+    with Held(layer) as bytes_of_forward:
+        output = layer(x)
+    output.sum().backward()
+    assert bytes_of_forward.bytes == tokens * held
+    with_gradients = {name for name, parameter in layer.named_parameters() if parameter.grad is not None}
+    assert with_gradients == {f"{needs}.default.weight"}
+
+
+def test_a_gradient_of_a_gradient_is_refused():
+    _, ours = adapted()
+    x = draw_input(5).requires_grad_()
+    (gradient,) = torch.autograd.grad(ours(x).pow(3).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
@@ -265,8 +326,11 @@ def test_a_model_that_reads_pairs_once_does_so(tiny, at_once, checkpointing):
     assert calls_of_a_step() == layers * (2 if checkpointing else 1)
     assert len(said) == 1 and "read once" in said[0]
 
-    mine(**{**BATCH, "attention_mask": BATCH["attention_mask"].flip(-1)})  # padded on the left
+    log_probs = mine(**BATCH).log_probs
+    with torch.no_grad():
+        mine(**{**BATCH, "attention_mask": BATCH["attention_mask"].flip(-1)})  # padded on the left
     assert "read twice" in said[-1]
+    log_probs.sum().backward()  # what was computed at once is computed again at once
     assert calls_of_a_step() == 0
 
 
