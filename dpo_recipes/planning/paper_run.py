@@ -39,7 +39,7 @@ def run_on_paper(
     recipe: Recipe,
     settings: Settings,
     pairs: list[PairLength],
-    reads_weights: bool = True,
+    reads_weights: bool,
 ) -> None:
     """What a run does, once each, in its order: loading, the pass of another reference, an evaluation, a step.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import lora_linear, rms_norm
 
@@ -20,9 +19,9 @@ def compute_at_once(model: nn.Module) -> Callable[[], None]:
     """
     changed: dict[nn.Module, Any] = {}
     for module in model.modules():
-        at_once = lora_linear.forward_of(module) or rms_norm.forward_of(module)
+        at_once = lora_linear.computing(module) or rms_norm.computing(module)
         if at_once is not None and "forward" not in vars(module):
-            changed[module] = types.MethodType(_where_gradients_are_taken(at_once), module)
+            changed[module] = types.MethodType(_where_it_can(at_once), module)
             vars(module)["forward"] = changed[module]
 
     def undo() -> None:
@@ -34,17 +33,18 @@ def compute_at_once(model: nn.Module) -> Callable[[], None]:
     return undo
 
 
-def _where_gradients_are_taken(at_once: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward that is the library's own elsewhere, with which the first batch is compared.
+def _where_it_can(at_once: Callable[..., Tensor | None]) -> Callable[..., Any]:
+    """A forward by `at_once`, and by the library where that gives None or no gradient is taken.
 
-    Under reentrant checkpointing that is the first forward of a layer, and not the one that it computes again. And it
-    is the library's where torch compiles a model, which joins operations itself.
+    With the library's own the first batch is compared. Under reentrant checkpointing it is the first forward of a
+    layer, and not the one that it computes again. And it is used where torch compiles a model, as that joins operations
+    itself.
     """
 
-    @functools.wraps(at_once)
     def forward(module: Any, *args: Any, **given: Any) -> Any:
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return type(module).forward(module, *args, **given)
-        return at_once(module, *args, **given)
+        output = None
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            output = at_once(module, *args, **given)
+        return type(module).forward(module, *args, **given) if output is None else output
 
     return forward

@@ -108,30 +108,29 @@ class CPUHead(ChunkedLogProbFunction):
         filled_hidden, filled_targets = _filled(hidden.to(dtype), dtype), _filled(targets, dtype)
         tile = torch.empty(min(TILE_POSITIONS, len(filled_hidden)), TILE_WORDS, dtype=dtype)
         pull = torch.zeros(filled_hidden.shape, dtype=torch.float32) if ctx.needs_input_grad[0] else None
-        kept = weights_of_tile = None
         # A head that is trained seems to need a gradient under `no_grad` too; a hidden state does not.
-        if all(ctx.needs_input_grad[:2]) and keeps_weights(len(hidden), hidden.size(1), dtype):
-            kept = torch.empty(len(hidden), len(weight))
-        else:
-            weights_of_tile = torch.empty(tile.shape)
+        keeps = all(ctx.needs_input_grad[:2]) and keeps_weights(len(hidden), hidden.size(1), dtype)
+        weights = torch.empty(len(hidden), len(weight)) if keeps else torch.empty(tile.shape)
         all_rows = []
         for start in range(0, max(1, len(filled_hidden)), TILE_POSITIONS):  # once where nothing is scored, too
             positions = slice(start, start + TILE_POSITIONS)
             some_pull = None if pull is None else pull[positions]
-            some_kept = None if kept is None else kept[positions]
-            all_rows.append(_Rows(filled_hidden[positions], filled_targets[positions], outputs, some_pull, some_kept))
+            room = weights[positions] if keeps else weights
+            rows = _Rows(filled_hidden[positions], filled_targets[positions], outputs, some_pull, room, keeps)
+            all_rows.append(rows)
         for first in range(0, len(weight), TILE_WORDS):
             words = weight[first : first + TILE_WORDS]
             words_to_multiply = words.to(dtype)
             words_to_sum = None if pull is None else words.float()
             for rows in all_rows:
                 logits = _logits(rows.hidden, words_to_multiply, factor, tile)
-                rows.fold(logits, words_to_sum, first, weights_of_tile)
+                rows.fold(logits, words_to_sum, first)
                 del logits  # before the next tile is made
         found = [rows.numbers(weight) for rows in all_rows]
         numbers = {name: torch.cat([of_rows[name] for of_rows in found])[: len(hidden)] for name in found[0]}
-        largest_by_tile = None
-        if kept is not None:
+        kept = largest_by_tile = None
+        if keeps:
+            kept = weights
             largest_by_tile = torch.cat([torch.stack(rows.largest_by_tile) for rows in all_rows], dim=1)
 
         log_z = numbers["log_z"]
@@ -191,12 +190,18 @@ class _Rows:
     """
 
     def __init__(
-        self, hidden: Tensor, targets: Tensor, outputs: tuple[str, ...], pull: Tensor | None, kept: Tensor | None
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        outputs: tuple[str, ...],
+        pull: Tensor | None,
+        weights: Tensor,
+        keeps: bool,
     ):
         """`pull`: room for the gradients of log p(target) for the hidden states, zeros (positions, width) in float32.
 
-        `numbers` fills it, but for what logits are multiplied by. `kept`: room for the weights of all words,
-        (positions, words), where backward wants them.
+        `numbers` fills it, but for what logits are multiplied by. `weights`: room for those of all words if it `keeps`
+        them, (positions, words), and else for those of a tile.
         """
         positions = len(hidden)
         self.hidden = hidden  # (positions, width), in the dtype of the product
@@ -211,20 +216,19 @@ class _Rows:
         self.sum_with_logit = torch.zeros(positions)
         self.sum_of_squares = torch.zeros(positions)
         self.sum_of_words = pull
-        self.kept = kept
+        self.weights = weights
+        self.keeps = keeps
         self.largest_by_tile: list[Tensor] = []  # what the weights that are kept are relative to
 
-    def fold(self, logits: Tensor, words: Tensor | None, first: int, room: Tensor | None) -> None:
+    def fold(self, logits: Tensor, words: Tensor | None, first: int) -> None:
         """Take in a tile of the vocabulary.
 
         `logits`: (positions, words), which are written over. `words`: (words, width) in float32, rows of the head from
-        `first` on, for the pull. `room`: for the weights of a tile, where they are not kept.
+        `first` on, for the pull.
         """
-        positions, width_of_tile = logits.shape
-        if self.kept is not None:
-            room = self.kept[:, first : first + width_of_tile]
-        elif room is not None:
-            room = room[:positions, :width_of_tile]
+        positions, words_of_tile = logits.shape
+        start = first if self.keeps else 0
+        room = self.weights[:positions, start : start + words_of_tile]
         largest_of_tile = logits.amax(-1)
         self._note_targets(logits, largest_of_tile, first)
         if "mean_logits" in self.outputs:
@@ -247,7 +251,7 @@ class _Rows:
             with _products_rounded_to(self.hidden.dtype):
                 self.sum_of_words.addmm_(weights, words)
         self.largest = largest
-        if self.kept is not None:
+        if self.keeps:
             self.largest_by_tile.append(largest)
 
     def _note_targets(self, logits: Tensor, largest_of_tile: Tensor, first: int) -> None:

@@ -12,7 +12,7 @@ rounds less often, and layers that read the same x in 16 bits hold it once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import Linear
@@ -23,31 +23,35 @@ from .plain_weights import is_plain
 from .products import product_dtype
 
 
-def forward_of(module: nn.Module) -> Callable[..., Tensor] | None:
-    """The forward that computes at once what a module does, if that is PEFT's linear layer with LoRA."""
-    return _forward if type(module) is Linear else None
+class _Operands(NamedTuple):
+    """What the formula is computed with, beside x."""
+
+    weight: Tensor  # W (outputs, inputs)
+    bias: Tensor | None  # (outputs,), which is added
+    lora_a: Tensor  # A (r, inputs)
+    lora_b: Tensor  # B (outputs, r)
+    scaling: float  # s
 
 
-def _forward(layer: Any, x: Tensor, *args: Any, **given: Any) -> Tensor:
-    """PEFT's forward: x (..., inputs) -> (..., outputs)."""
-    adapter = None if args or given else _adapter(layer)
-    if adapter is None or not _computes_in_one_dtype(layer, adapter, x):
-        output: Tensor = type(layer).forward(layer, x, *args, **given)
-        return output
-    base = layer.base_layer
-    output = _LoRALinear.apply(
-        x,
-        base.weight,
-        base.bias,
-        layer.lora_A[adapter].weight,
-        layer.lora_B[adapter].weight,
-        layer.scaling[adapter],
-    )
+def computing(module: nn.Module) -> Callable[..., Tensor | None] | None:
+    """What computes at once what a module does, if that is PEFT's linear layer with LoRA."""
+    return _compute if type(module) is Linear else None
+
+
+def _compute(layer: Any, x: Tensor, *args: Any, **given: Any) -> Tensor | None:
+    """x (..., inputs) -> (..., outputs); None where more is to be done than the formula, or in several precisions."""
+    operands = None if args or given else _operands(layer)
+    if operands is None or operands.weight.device != x.device:
+        return None
+    dtypes = {product_dtype(tensor) for tensor in (x, operands.weight, operands.lora_a, operands.lora_b)}
+    if len(dtypes) > 1:  # as 32 bits of an adapter over 16 are without autocast
+        return None
+    output: Tensor = _LoRALinear.apply(x, *operands)
     return output
 
 
-def _adapter(layer: Any) -> str | None:
-    """The adapter of a layer, if it is the only one, and nothing is to be done but the formula."""
+def _operands(layer: Any) -> _Operands | None:
+    """Those of a layer with one adapter, if nothing is to be done but the formula."""
     if layer.disable_adapters or layer.merged:
         return None
     active = [name for name in layer.active_adapters if name in layer.lora_A]
@@ -63,7 +67,7 @@ def _adapter(layer: Any) -> str | None:
     is_trained = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
     if is_trained or lora_a.bias is not None or lora_b.bias is not None:
         return None
-    return name
+    return _Operands(base.weight, base.bias, lora_a.weight, lora_b.weight, layer.scaling[name])
 
 
 def _drops_nothing(dropout: nn.Module) -> bool:
@@ -83,13 +87,6 @@ def _is_a_product_alone(linear: nn.Module) -> bool:
     if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks:
         return False
     return is_plain(linear.weight)
-
-
-def _computes_in_one_dtype(layer: Any, adapter: str, x: Tensor) -> bool:
-    """Whether layer and adapter multiply in the same precision, as they do under autocast."""
-    base, lora_a, lora_b = layer.base_layer, layer.lora_A[adapter], layer.lora_B[adapter]
-    dtypes = {product_dtype(tensor) for tensor in (x, base.weight, lora_a.weight, lora_b.weight)}
-    return len(dtypes) == 1 and base.weight.device == x.device
 
 
 class _LoRALinear(torch.autograd.Function):

@@ -1,6 +1,6 @@
-"""How torch multiplies matrices on a CPU: in which type, and with how many rows at little cost.
+"""How torch multiplies matrices: in which type, and on a CPU with how many rows at little cost.
 
-In 16 bits it lets oneDNN write a program for each shape, which takes 2 to 6 ms where the product itself takes half of
+In 16 bits torch has oneDNN write a program for each shape, which takes 2 to 6 ms where the product itself takes half of
 one, and keeps the last 1,024 of them. The pairs of every batch have another number of tokens. So they are given more,
 up to a round number: a few hundredths more to multiply, by programs that are there already.
 """

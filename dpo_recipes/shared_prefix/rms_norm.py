@@ -20,11 +20,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from .plain_weights import is_plain
 
 
-def forward_of(module: nn.Module) -> Callable[..., Tensor] | None:
-    """The forward that computes at once what a module does, if that is Llama's norm."""
-    if not _is_the_same(type(module).forward, LlamaRMSNorm.forward):
-        return None
-    return _forward
+def computing(module: nn.Module) -> Callable[..., Tensor | None] | None:
+    """What computes at once what a module does, if that is Llama's norm."""
+    return _compute if _is_the_same(type(module).forward, LlamaRMSNorm.forward) else None
 
 
 def _is_the_same(function: Any, other: Any) -> bool:
@@ -36,12 +34,11 @@ def _is_the_same(function: Any, other: Any) -> bool:
     return all(getattr(code, part) == getattr(other_code, part) for part in parts)
 
 
-def _forward(norm: Any, x: Tensor) -> Tensor:
-    """x (..., width) -> (..., width). In 64 bits, which are for comparisons alone, Llama's own stays."""
+def _compute(norm: Any, x: Tensor) -> Tensor | None:
+    """x (..., width) -> (..., width); None in 64 bits, which are for comparisons alone."""
     if x.dtype == torch.float64 or not is_plain(norm.weight):
-        output: Tensor = type(norm).forward(norm, x)
-        return output
-    output = _RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
+        return None
+    output: Tensor = _RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
     return output
 
 

@@ -98,7 +98,12 @@ def test_a_frozen_head_makes_logits_once_and_a_trained_one_twice(monkeypatch):
 def test_of_few_positions_logits_are_made_once_and_what_came_of_them_is_kept(monkeypatch):
     products = []
     product = torch.mm
-    monkeypatch.setattr(torch, "mm", lambda *given, **options: (products.append(1), product(*given, **options))[1])
+
+    def counting(*given, **options):
+        products.append(1)
+        return product(*given, **options)
+
+    monkeypatch.setattr(torch, "mm", counting)
     most = 4 * WIDE  # rows: as large as head, gradient and two states of Adam
     for positions, is_kept in ((most, True), (most + 1, False)):
         hidden, weight, targets = inputs(positions=positions, width=WIDE)
@@ -130,7 +135,12 @@ def test_without_gradients_nothing_is_kept_for_them(monkeypatch):
     hidden, weight, targets = inputs(width=WIDE)
     shapes = []
     empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *shape, **given: (shapes.append(shape), empty(*shape, **given))[1])
+
+    def noting(*shape, **given):
+        shapes.append(shape)
+        return empty(*shape, **given)
+
+    monkeypatch.setattr(torch, "empty", noting)
     with torch.no_grad():
         # As the hidden state of a forward without gradients, which has none either
         theirs, ours = both(hidden.detach(), weight, targets)

@@ -65,12 +65,9 @@ def numbers(model, x, autocast=None, needs_x=True):
 
 
 @pytest.fixture
-def at_once(monkeypatch):
+def at_once(count_calls):
     """How many layers have computed at once."""
-    calls = []
-    apply = lora_linear._LoRALinear.apply
-    monkeypatch.setattr(lora_linear._LoRALinear, "apply", lambda *given: (calls.append(1), apply(*given))[1])
-    return calls
+    return count_calls(lora_linear._LoRALinear)
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 7), (1, 9)])
