@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from . import lora_linear, rms_norm
+from . import lora_linear, rms_norm, rotary
 
 
 def compute_at_once(model: nn.Module) -> Callable[[], None]:
@@ -19,7 +19,7 @@ def compute_at_once(model: nn.Module) -> Callable[[], None]:
     """
     changed: dict[nn.Module, Any] = {}
     for module in model.modules():
-        at_once = lora_linear.computing(module) or rms_norm.computing(module)
+        at_once = lora_linear.computing(module) or rms_norm.computing(module) or rotary.computing(module)
         if at_once is not None and "forward" not in vars(module):
             changed[module] = types.MethodType(_where_it_can(at_once), module)
             vars(module)["forward"] = changed[module]
@@ -33,7 +33,7 @@ def compute_at_once(model: nn.Module) -> Callable[[], None]:
     return undo
 
 
-def _where_it_can(at_once: Callable[..., Tensor | None]) -> Callable[..., Any]:
+def _where_it_can(at_once: Callable[..., Any]) -> Callable[..., Any]:
     """A forward by `at_once`, and by the library where that gives None or no gradient is taken.
 
     With the library's own the first batch is compared. Under reentrant checkpointing it is the first forward of a

@@ -18,20 +18,12 @@ from torch.autograd.function import once_differentiable
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .plain_weights import is_plain
+from .same_code import is_copy
 
 
 def computing(module: nn.Module) -> Callable[..., Tensor | None] | None:
     """What computes at once what a module does, if that is Llama's norm."""
-    return _compute if _is_the_same(type(module).forward, LlamaRMSNorm.forward) else None
-
-
-def _is_the_same(function: Any, other: Any) -> bool:
-    """Whether two functions were compiled to the same operations on the same names."""
-    code, other_code = getattr(function, "__code__", None), other.__code__
-    if code is None:
-        return False
-    parts = ("co_code", "co_names", "co_varnames", "co_consts", "co_freevars")
-    return all(getattr(code, part) == getattr(other_code, part) for part in parts)
+    return _compute if is_copy(type(module).forward, LlamaRMSNorm.forward) else None
 
 
 def _compute(norm: Any, x: Tensor) -> Tensor | None:

@@ -35,6 +35,7 @@ from ..runs.checkpoint_folders import readable
 from . import batch_watch, checkpoint_files
 from .by_length import ByLengthWithinSteps, lengths, longest_first, places_before
 from .engine import clip_as_asked, prepare_again, refuse_training_apart
+from .kept_memory import freed_memory_kept
 from .memory_recovery import MemoryRecovery, with_fewer_at_once
 from .pair_log import PairLog
 from .pair_reading import PairReading
@@ -180,7 +181,8 @@ class RecipeTrainer(DPOTrainer):
     def train(self, *arguments: Any, **options: Any) -> Any:
         """TRL's. The policy has been read before, which must not keep the processes from training together."""
         prepare_again(self)
-        return super().train(*arguments, **options)
+        with freed_memory_kept(self.accelerator.device.type):
+            return super().train(*arguments, **options)
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
         """An epoch, unless all steps are done: a run that goes on from its last one, within an epoch, trains no more.

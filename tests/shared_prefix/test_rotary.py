@@ -1,0 +1,207 @@
+"""Rotary positions that are computed at once are Llama's bit for bit, with its gradients, in one module alone."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from reading_pairs import ALL, BATCH, compare, load, off, two
+from torch import nn
+from transformers.models.llama import modeling_llama
+from transformers.models.llama.modeling_llama import LlamaAttention
+
+from dpo_recipes.benchmark.steps import Held
+from dpo_recipes.shared_prefix import rotary
+from dpo_recipes.shared_prefix.at_once import compute_at_once
+from dpo_recipes.shared_prefix.rotary import APPLY, computing
+
+WITH_LLAMAS_ROTARY = ("llama", "qwen2", "qwen3", "smollm3", "mistral", "gemma3_text", "gemma2", "mixtral", "qwen3_moe")
+WITH_ANOTHER = ("phi3", "gpt_neox", "olmo2", "gpt_oss")
+WITHOUT = ("gpt2",)
+HEADS, TOKENS, SIZE = 3, 7, 8
+
+
+@pytest.fixture
+def at_once(count_calls):
+    """How many tensors have been turned at once."""
+    return count_calls(rotary._Rotary)
+
+
+def draw(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def draw_positions(dtype=torch.float32, halves_alike=True):
+    """cos and sin (1, TOKENS, SIZE); Llama's halves are alike, those of models with several kinds of positions not."""
+    angles = draw(1, TOKENS, SIZE, seed=1)
+    if halves_alike:
+        angles = torch.cat([angles[..., : SIZE // 2]] * 2, dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def turned_and_gradients(apply, dtype, positions, heads_behind_tokens=False):
+    """Queries and keys as they were turned, and the gradients of what they were."""
+    states = [draw(2, TOKENS, heads, SIZE, dtype=dtype, seed=heads) for heads in (HEADS, 1)]
+    if not heads_behind_tokens:
+        states = [x.transpose(1, 2) for x in states]
+    states = [x.requires_grad_() for x in states]
+    turned = apply(*states, *positions, unsqueeze_dim=2 if heads_behind_tokens else 1)
+    of_each = [draw(*x.shape, dtype=x.dtype, seed=5) for x in turned]
+    gradients = torch.autograd.grad(turned, states, of_each)
+    return turned, gradients
+
+
+@pytest.mark.parametrize("heads_behind_tokens", [False, True], ids=["", "heads behind tokens"])
+@pytest.mark.parametrize("halves_alike", [True, False], ids=["", "halves of their own"])
+@pytest.mark.parametrize(
+    ("dtype", "of_positions", "tolerance"),
+    [
+        (torch.float64, torch.float64, 1e-15),
+        (torch.float32, torch.float32, 1e-6),
+        (torch.bfloat16, torch.bfloat16, 2**-7),
+        (torch.bfloat16, torch.float32, 2**-7),
+    ],
+    ids=["64 bits", "32 bits", "16 bits", "16 bits under autocast"],
+)
+def test_it_is_llamas(dtype, of_positions, tolerance, halves_alike, heads_behind_tokens, at_once):
+    """Gradients within a rounding: in 16 bits Llama's products are rounded before they are added, ours are not."""
+    positions = draw_positions(of_positions, halves_alike)
+    turned, gradients = turned_and_gradients(rotary._apply, dtype, positions, heads_behind_tokens)
+    assert len(at_once) == 2
+    expected, of_expected = turned_and_gradients(
+        modeling_llama.apply_rotary_pos_emb, dtype, positions, heads_behind_tokens
+    )
+    for ours, theirs in zip(turned, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(gradients, of_expected, strict=True):
+        assert ours.dtype == theirs.dtype == dtype
+        assert off(ours, theirs) <= tolerance
+
+
+def test_a_gradient_in_16_bits_is_nearer_to_that_in_64():
+    positions = draw_positions(torch.bfloat16)
+    _, exact = turned_and_gradients(modeling_llama.apply_rotary_pos_emb, torch.float64, [x.double() for x in positions])
+    errors = []
+    for apply in (rotary._apply, modeling_llama.apply_rotary_pos_emb):
+        _, (of_query, _) = turned_and_gradients(apply, torch.bfloat16, positions)
+        errors.append((of_query.double() - exact[0]).norm().item())
+    ours, theirs = errors
+    assert ours < theirs
+
+
+@pytest.mark.parametrize("what", ["positions that are trained", "another size", "positions of more rows"])
+def test_what_has_another_shape_or_trained_positions_is_left_to_llama(what, at_once):
+    cos, sin = draw_positions()
+    query = draw(1, HEADS, TOKENS, SIZE)
+    if what == "positions that are trained":
+        cos.requires_grad_()
+    elif what == "another size":
+        cos, sin = cos[..., :1], sin[..., :1]
+    else:
+        cos, sin = cos.repeat(2, 1, 1), sin.repeat(2, 1, 1)
+    found = rotary._apply(query, query, cos, sin)
+    expected = modeling_llama.apply_rotary_pos_emb(query, query, cos, sin)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    assert not at_once
+
+
+def plain_attention():
+    """Llama's, of any size."""
+    attention = LlamaAttention.__new__(LlamaAttention)
+    nn.Module.__init__(attention)
+    return attention
+
+
+def test_its_file_keeps_llamas_own():
+    ours = computing(plain_attention())
+    assert ours.__code__ is LlamaAttention.forward.__code__
+    assert ours.__globals__[APPLY] is rotary._apply
+    assert LlamaAttention.forward.__globals__[APPLY] is modeling_llama.apply_rotary_pos_emb
+    others = {name: value for name, value in ours.__globals__.items() if name != APPLY}
+    assert all(vars(modeling_llama)[name] is value for name, value in others.items())
+
+
+@pytest.mark.parametrize("name", [APPLY, "rotate_half"])
+def test_what_turns_otherwise_is_left(name, monkeypatch):
+    """A file that defines another function by a name of Llama's."""
+    monkeypatch.setitem(LlamaAttention.forward.__globals__, name, lambda *states: states)
+    assert computing(plain_attention()) is None
+
+
+def test_what_does_not_turn_is_left():
+    assert computing(nn.Linear(2, 2)) is None
+
+
+@pytest.mark.parametrize("kind", WITH_LLAMAS_ROTARY + WITH_ANOTHER + WITHOUT)
+def test_every_model_has_the_same_gradients(tiny, kind, at_once):
+    bare, mine, _ = two(load(tiny(kind, **ALL[kind])), require=True)
+    compare(bare, mine, BATCH)
+    at_once.clear()
+    assert max(compare(bare, mine, BATCH)) <= 5e-6
+    assert bool(at_once) == (kind in WITH_LLAMAS_ROTARY)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+def test_it_holds_no_more(tiny, checkpointing):
+    """Than a model with LoRA whose attention is as it comes, under autocast."""
+    model = load(tiny(), torch.bfloat16)
+    get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    model.enable_input_require_grads()
+    _, mine, _ = two(model)
+    mine(**BATCH)  # compared with TRL's own forward
+    if checkpointing:
+        mine.gradient_checkpointing_enable()
+    held = []
+    for name in ("at once", "as it comes"):
+        if name == "as it comes":
+            for module in mine.modules():
+                if isinstance(module, LlamaAttention):
+                    del module.forward
+        with torch.autocast("cpu", torch.bfloat16), Held(mine) as bytes_of_forward:
+            mine(**BATCH)
+        held.append(bytes_of_forward.bytes)
+    assert held[0] <= held[1]
+
+
+def test_in_16_bits_a_policy_starts_where_a_reference_is_that_the_library_has_computed(tiny):
+    """The log-probabilities with gradients, at once, and those without, by the library's own attention."""
+    _, mine, _ = two(load(tiny(), torch.bfloat16))
+    with torch.no_grad():
+        mine(**BATCH)  # compared with TRL's own forward
+        reference = mine(**BATCH).log_probs
+    policy = mine(**BATCH).log_probs
+    assert torch.equal(policy.detach(), reference)
+
+
+def test_it_can_be_undone(tiny, at_once):
+    model = load(tiny())
+    undo = compute_at_once(model)
+    undo()
+    model(torch.arange(1, 6)[None])
+    assert not at_once
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_llamas_rotary_positions_are_these():
+    """Read again if they change: shared_prefix/rotary.py, line by line."""
+
+    def lines(function):
+        code = inspect.getsource(function).split('"""')[-1]
+        return [line.strip() for line in code.splitlines() if line.strip()]
+
+    assert lines(modeling_llama.apply_rotary_pos_emb) == [
+        "cos = cos.unsqueeze(unsqueeze_dim)",
+        "sin = sin.unsqueeze(unsqueeze_dim)",
+        "q_embed = (q * cos) + (rotate_half(q) * sin)",
+        "k_embed = (k * cos) + (rotate_half(k) * sin)",
+        "return q_embed, k_embed",
+    ]
+    assert lines(modeling_llama.rotate_half) == [
+        "x1 = x[..., : x.shape[-1] // 2]",
+        "x2 = x[..., x.shape[-1] // 2 :]",
+        "return torch.cat((-x2, x1), dim=-1)",
+    ]
+    arguments = inspect.signature(modeling_llama.apply_rotary_pos_emb).parameters.values()
+    assert [str(argument) for argument in arguments] == ["q", "k", "cos", "sin", "unsqueeze_dim=1"]
