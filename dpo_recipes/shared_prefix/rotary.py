@@ -1,6 +1,6 @@
 """Rotary positions of queries and keys as one step of autograd each, in half the passes over them.
 
-Leans on Transformers 5.23: `apply_rotary_pos_emb` and `rotate_half` of Llama. Some 115 of its models have a copy of
+Leans on Transformers 5.23: `apply_rotary_pos_emb` and `rotate_half` of Llama. Some 110 of its models have a copy of
 both, and the forward of their attention finds the first by its name, among what its file defines.
 
 With x = (x1, x2), the halves of a head, what is computed is x cos + (-x2, x1) sin (2104.09864, equation 34, its pairs
