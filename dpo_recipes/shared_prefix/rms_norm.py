@@ -57,8 +57,8 @@ class _RMSNorm(torch.autograd.Function):
         if needs_weight:
             of_weight = by_token.flatten(0, -2).sum(0).to(weight.dtype)
         if needs_x:
-            weight = weight.float()
+            weight = weight.to(by_token.dtype)
             along_x = torch.mv(by_token.flatten(0, -2), weight).view(inverse_root.shape)
             along_x.mul_(inverse_root.square()).div_(x.size(-1))
-            of_x = of_normed.mul_(weight).addcmul_(x.float(), along_x, value=-1).to(x.dtype)
+            of_x = of_normed.mul_(weight).addcmul_(x.to(by_token.dtype), along_x, value=-1).to(x.dtype)
         return of_x, of_weight, None

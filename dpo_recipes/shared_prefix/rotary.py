@@ -8,6 +8,8 @@ of numbers taken from both halves). As operations of torch that turns x round, a
 their sum. Here the halves are read where they lie, and in backward, where the angle is the opposite one, what they lend
 each other is added while it is multiplied (`addcmul`). Forward rounds where Llama does: in 16 bits the policy would
 otherwise be up to 0.05 nats a token off a reference that was computed by the library, before its first step.
+
+Where the package `kernels` is installed, Transformers makes something else of these functions, and all is left to it.
 """
 
 from __future__ import annotations
@@ -27,33 +29,36 @@ APPLY = "apply_rotary_pos_emb"
 
 
 def computing(module: nn.Module) -> Callable[..., Any] | None:
-    """The forward of an attention with rotary positions as Llama has them, which turns queries and keys at once.
+    """What turns queries and keys at once, if a module is an attention with rotary positions as Llama has them."""
+    return _compute if _turns_as_llama(type(module).forward) else None
 
-    It is the library's own, with another function by the name of Llama's. For this module alone: its file keeps its
-    own, which other models in this process have.
-    """
-    forward = type(module).forward
+
+def _turns_as_llama(forward: Any) -> bool:
+    """Whether what a forward finds by the name of Llama's function, and by that which it calls, are copies of both."""
     if not isinstance(forward, types.FunctionType) or APPLY not in forward.__code__.co_names:
+        return False
+    found: Any = forward.__globals__.get(APPLY)
+    return is_copy(found, apply_rotary_pos_emb) and is_copy(found.__globals__["rotate_half"], rotate_half)
+
+
+def _compute(attention: nn.Module, *args: Any, **given: Any) -> Any:
+    """The library's own forward with another function by the name of Llama's; None where that has been replaced since.
+
+    Its file keeps its own function, as other models in this process have that too. What else the file defines is read
+    at each call: what `split_attention_of` puts there is among it.
+    """
+    forward = type(attention).forward
+    if not _turns_as_llama(forward):
         return None
-    names = forward.__globals__
-    if not _are_llamas(names.get(APPLY)):
-        return None
-    ours = types.FunctionType(
+    turning_at_once = types.FunctionType(
         forward.__code__,
-        {**names, APPLY: _apply},
+        {**forward.__globals__, APPLY: _apply},
         forward.__name__,
         forward.__defaults__,
         forward.__closure__,
     )
-    ours.__kwdefaults__ = forward.__kwdefaults__
-    return ours
-
-
-def _are_llamas(apply: Any) -> bool:
-    """Whether a function, and the one that it calls, are copies of Llama's."""
-    if not is_copy(apply, apply_rotary_pos_emb):
-        return False
-    return is_copy(apply.__globals__["rotate_half"], rotate_half)
+    turning_at_once.__kwdefaults__ = forward.__kwdefaults__
+    return turning_at_once(attention, *args, **given)
 
 
 def _apply(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
@@ -61,19 +66,19 @@ def _apply(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: 
 
     `unsqueeze_dim`: where query and key have their heads.
     """
-    fits = _fits(query, cos, unsqueeze_dim) and _fits(key, cos, unsqueeze_dim)
-    if not fits or cos.requires_grad:
+    over_heads = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    is_trained = cos.requires_grad or sin.requires_grad
+    if is_trained or not all(_fits(x, positions) for x in (query, key) for positions in over_heads):
         turned: tuple[Tensor, Tensor] = apply_rotary_pos_emb(query, key, cos, sin, unsqueeze_dim)
         return turned
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return _Rotary.apply(query, cos, sin), _Rotary.apply(key, cos, sin)
+    return _Rotary.apply(query, *over_heads), _Rotary.apply(key, *over_heads)
 
 
-def _fits(x: Tensor, cos: Tensor, unsqueeze_dim: int) -> bool:
-    """Whether x has the shape of what comes of it, and two halves."""
-    shape = list(cos.shape)
-    shape.insert(unsqueeze_dim, 1)
-    return x.size(-1) % 2 == 0 and shape[-1] == x.size(-1) and torch.broadcast_shapes(x.shape, shape) == x.shape
+def _fits(x: Tensor, positions: Tensor) -> bool:
+    """Whether x has two halves, each with positions of its own, and the shape of what comes of it."""
+    if x.size(-1) % 2 or x.size(-1) != positions.size(-1) or x.dim() != positions.dim():
+        return False
+    return all(of_positions in (1, of_x) for of_x, of_positions in zip(x.shape, positions.shape, strict=True))
 
 
 class _Rotary(torch.autograd.Function):

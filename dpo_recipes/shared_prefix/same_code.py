@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+OF_CODE = ("co_code", "co_names", "co_varnames", "co_freevars", "co_argcount", "co_kwonlyargcount")
+
 
 def is_copy(function: Any, original: Any) -> bool:
     """Whether two functions were compiled to the same operations on the same names; what they say of it is their own.
@@ -14,10 +16,13 @@ def is_copy(function: Any, original: Any) -> bool:
     code, original_code = getattr(function, "__code__", None), getattr(original, "__code__", None)
     if code is None or original_code is None or not original.__module__.startswith("transformers."):
         return False
-    for part in ("co_code", "co_names", "co_varnames", "co_freevars"):
+    for part in OF_CODE:
         if getattr(code, part) != getattr(original_code, part):
             return False
-    return _constants(function) == _constants(original)
+    same_defaults = (
+        function.__defaults__ == original.__defaults__ and function.__kwdefaults__ == original.__kwdefaults__
+    )
+    return same_defaults and _constants(function) == _constants(original)
 
 
 def _constants(function: Any) -> list[Any]:

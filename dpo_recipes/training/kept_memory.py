@@ -30,7 +30,7 @@ def freed_memory_kept(device: str) -> Iterator[None]:
     """Keep what is freed meanwhile in this process, and give it back at the end.
 
     Elsewhere than on a CPU, without glibc, and where the environment says how memory is to be allocated, it does
-    nothing.
+    nothing. Behind it glibc has fixed thresholds, the highest that it moves them to by itself.
     """
     libc = _glibc() if device == "cpu" and not _is_chosen_elsewhere() else None
     if libc is None:
@@ -41,7 +41,6 @@ def freed_memory_kept(device: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # As they were, but for the thresholds: by default glibc moves these up to here, which it no longer does.
         libc.mallopt(MMAP_MAX, 65536)
         libc.mallopt(MMAP_THRESHOLD, 32 * MIB)
         libc.mallopt(TRIM_THRESHOLD, 64 * MIB)

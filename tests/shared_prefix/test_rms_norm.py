@@ -102,7 +102,17 @@ def test_16_bits(weights, at_once):
     assert [tensor.dtype for tensor in found] == [tensor.dtype for tensor in expected]
     assert torch.equal(found[0], expected[0])
     for gradient, of_llama, of_formula in zip(found[1:], expected[1:], exact, strict=True):
-        assert off(gradient, of_formula) <= min(off(of_llama, of_formula), 2**-9)
+        assert off(gradient, of_formula) <= 2**-9
+        assert (gradient - of_formula).norm() < (of_llama - of_formula).norm()
+    assert len(at_once) == 1
+
+
+def test_a_weight_in_64_bits(at_once):
+    theirs, ours = norms(torch.float64)
+    found, expected = (output_and_gradients(norm, draw_input(5)) for norm in (ours, theirs))
+    for gradient, of_llama in zip(found, expected, strict=True):
+        assert gradient.dtype == of_llama.dtype
+        assert off(gradient, of_llama) <= 1e-6
     assert len(at_once) == 1
 
 

@@ -22,6 +22,11 @@ WITH_ANOTHER = ("phi3", "gpt_neox", "olmo2", "gpt_oss")
 WITHOUT = ("gpt2",)
 HEADS, TOKENS, SIZE = 3, 7, 8
 
+pytestmark = pytest.mark.skipif(
+    not inspect.isfunction(modeling_llama.apply_rotary_pos_emb),
+    reason="with the package kernels Transformers makes something else of Llama's function",
+)
+
 
 @pytest.fixture
 def at_once(count_calls):
@@ -48,7 +53,7 @@ def turned_and_gradients(apply, dtype, positions, heads_behind_tokens=False):
         states = [x.transpose(1, 2) for x in states]
     states = [x.requires_grad_() for x in states]
     turned = apply(*states, *positions, unsqueeze_dim=2 if heads_behind_tokens else 1)
-    of_each = [draw(*x.shape, dtype=x.dtype, seed=5) for x in turned]
+    of_each = [draw(*x.shape, dtype=torch.bfloat16, seed=5).to(x.dtype) for x in turned]
     gradients = torch.autograd.grad(turned, states, of_each)
     return turned, gradients
 
@@ -66,7 +71,7 @@ def turned_and_gradients(apply, dtype, positions, heads_behind_tokens=False):
     ids=["64 bits", "32 bits", "16 bits", "16 bits under autocast"],
 )
 def test_it_is_llamas(dtype, of_positions, tolerance, halves_alike, heads_behind_tokens, at_once):
-    """Gradients within a rounding: in 16 bits Llama's products are rounded before they are added, ours are not."""
+    """Gradients within a rounding: in 16 bits Llama rounds both products before it adds them, and we one of them."""
     positions = draw_positions(of_positions, halves_alike)
     turned, gradients = turned_and_gradients(rotary._apply, dtype, positions, heads_behind_tokens)
     assert len(at_once) == 2
@@ -91,11 +96,11 @@ def test_a_gradient_in_16_bits_is_nearer_to_that_in_64():
     assert ours < theirs
 
 
-@pytest.mark.parametrize("what", ["positions that are trained", "another size", "positions of more rows"])
+@pytest.mark.parametrize("what", ["trained", "another size", "more rows"])
 def test_what_has_another_shape_or_trained_positions_is_left_to_llama(what, at_once):
     cos, sin = draw_positions()
     query = draw(1, HEADS, TOKENS, SIZE)
-    if what == "positions that are trained":
+    if what == "trained":
         cos.requires_grad_()
     elif what == "another size":
         cos, sin = cos[..., :1], sin[..., :1]
@@ -107,6 +112,15 @@ def test_what_has_another_shape_or_trained_positions_is_left_to_llama(what, at_o
     assert not at_once
 
 
+def test_heads_may_be_counted_from_the_end(at_once):
+    states = draw(2, HEADS, TOKENS, SIZE)
+    positions = draw_positions()
+    found = rotary._apply(states, states, *positions, unsqueeze_dim=-3)
+    expected = modeling_llama.apply_rotary_pos_emb(states, states, *positions, unsqueeze_dim=-3)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    assert len(at_once) == 2
+
+
 def plain_attention():
     """Llama's, of any size."""
     attention = LlamaAttention.__new__(LlamaAttention)
@@ -114,13 +128,38 @@ def plain_attention():
     return attention
 
 
-def test_its_file_keeps_llamas_own():
-    ours = computing(plain_attention())
-    assert ours.__code__ is LlamaAttention.forward.__code__
-    assert ours.__globals__[APPLY] is rotary._apply
+def test_its_file_keeps_llamas_own(tiny, at_once):
+    """What another model, which nobody asked to compute at once, goes on with."""
+    mine, other = load(tiny()), load(tiny())
+    compute_at_once(mine)
+    tokens = torch.arange(1, 6)[None]
+    found = mine(tokens).logits
+    assert len(at_once) == 2 * mine.config.num_hidden_layers
+    at_once.clear()
+    assert torch.equal(other(tokens).logits, found)
+    assert not at_once
     assert LlamaAttention.forward.__globals__[APPLY] is modeling_llama.apply_rotary_pos_emb
-    others = {name: value for name, value in ours.__globals__.items() if name != APPLY}
-    assert all(vars(modeling_llama)[name] is value for name, value in others.items())
+
+
+def test_what_is_put_into_its_file_later_is_called(tiny, at_once, monkeypatch):
+    model = load(tiny(), attn_implementation="eager")
+    compute_at_once(model)
+    called = []
+    eager = modeling_llama.eager_attention_forward
+
+    def noted(*args, **given):
+        called.append("eager")
+        return eager(*args, **given)
+
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", noted)
+    model(torch.arange(1, 6)[None])
+    assert called and at_once
+
+    at_once.clear()
+    turn = modeling_llama.apply_rotary_pos_emb
+    monkeypatch.setattr(modeling_llama, APPLY, lambda *states: turn(*states))
+    model(torch.arange(1, 6)[None])
+    assert not at_once
 
 
 @pytest.mark.parametrize("name", [APPLY, "rotate_half"])
@@ -144,7 +183,7 @@ def test_every_model_has_the_same_gradients(tiny, kind, at_once):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-def test_it_holds_no_more(tiny, checkpointing):
+def test_it_holds_no_more(tiny, checkpointing, at_once):
     """Than a model with LoRA whose attention is as it comes, under autocast."""
     model = load(tiny(), torch.bfloat16)
     get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
@@ -162,22 +201,29 @@ def test_it_holds_no_more(tiny, checkpointing):
         with torch.autocast("cpu", torch.bfloat16), Held(mine) as bytes_of_forward:
             mine(**BATCH)
         held.append(bytes_of_forward.bytes)
+        assert bool(at_once) == (name == "at once")
+        at_once.clear()
     assert held[0] <= held[1]
 
 
-def test_in_16_bits_a_policy_starts_where_a_reference_is_that_the_library_has_computed(tiny):
+def test_in_16_bits_a_policy_starts_where_a_reference_is_that_the_library_has_computed(tiny, at_once):
     """The log-probabilities with gradients, at once, and those without, by the library's own attention."""
     _, mine, _ = two(load(tiny(), torch.bfloat16))
     with torch.no_grad():
         mine(**BATCH)  # compared with TRL's own forward
         reference = mine(**BATCH).log_probs
+    assert not at_once
     policy = mine(**BATCH).log_probs
+    assert at_once
     assert torch.equal(policy.detach(), reference)
 
 
 def test_it_can_be_undone(tiny, at_once):
     model = load(tiny())
     undo = compute_at_once(model)
+    model(torch.arange(1, 6)[None])
+    assert at_once
+    at_once.clear()
     undo()
     model(torch.arange(1, 6)[None])
     assert not at_once

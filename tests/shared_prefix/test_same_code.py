@@ -43,6 +43,16 @@ def another_name(x, power=2):
     return SCALES * x**power + 1  # noqa: F821
 
 
+def another_default(x, power=3):
+    """What it does."""
+    return SCALE * x**power + 1
+
+
+def a_default_by_name_alone(x, *, power=2):
+    """What it does."""
+    return SCALE * x**power + 1
+
+
 def another_argument(y, power=2):
     """What it does."""
     return SCALE * y**power + 1
@@ -53,7 +63,17 @@ def test_a_copy(function):
     assert is_copy(function, original)
 
 
-@pytest.mark.parametrize("function", [another_constant, another_operation, another_name, another_argument])
+OTHERS = (
+    another_constant,
+    another_operation,
+    another_name,
+    another_default,
+    a_default_by_name_alone,
+    another_argument,
+)
+
+
+@pytest.mark.parametrize("function", OTHERS)
 def test_no_copy(function):
     assert not is_copy(function, original)
 
