@@ -50,15 +50,16 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, weight, inverse_root = ctx.saved_tensors
         needs_x, needs_weight, _ = ctx.needs_input_grad
-        of_normed = gradients[0] * inverse_root  # without the root, so that it meets x as it lies there
-        by_token = of_normed * x
+        of_weighed = gradients[0] * inverse_root  # of w x, the root apart
+        by_token = of_weighed * x  # of w
 
         of_x = of_weight = None
         if needs_weight:
             of_weight = by_token.flatten(0, -2).sum(0).to(weight.dtype)
         if needs_x:
+            # And through the root r, of which d r / d x is -r^3 x / width.
             weight = weight.to(by_token.dtype)
             along_x = torch.mv(by_token.flatten(0, -2), weight).view(inverse_root.shape)
             along_x.mul_(inverse_root.square()).div_(x.size(-1))
-            of_x = of_normed.mul_(weight).addcmul_(x.to(by_token.dtype), along_x, value=-1).to(x.dtype)
+            of_x = of_weighed.mul_(weight).addcmul_(x.to(by_token.dtype), along_x, value=-1).to(x.dtype)
         return of_x, of_weight, None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
+OF_FUNCTION = ("__defaults__", "__kwdefaults__")
 OF_CODE = ("co_code", "co_names", "co_varnames", "co_freevars", "co_argcount", "co_kwonlyargcount")
 
 
@@ -13,18 +15,14 @@ def is_copy(function: Any, original: Any) -> bool:
     What those names stand for is not looked at. And nothing is a copy of what a library of kernels has put in the place
     of a function of Transformers.
     """
-    code, original_code = getattr(function, "__code__", None), getattr(original, "__code__", None)
-    if code is None or original_code is None or not original.__module__.startswith("transformers."):
+    if not isinstance(function, FunctionType) or not isinstance(original, FunctionType):
         return False
-    for part in OF_CODE:
-        if getattr(code, part) != getattr(original_code, part):
-            return False
-    same_defaults = (
-        function.__defaults__ == original.__defaults__ and function.__kwdefaults__ == original.__kwdefaults__
-    )
-    return same_defaults and _constants(function) == _constants(original)
+    return original.__module__.startswith("transformers.") and _compiled(function) == _compiled(original)
 
 
-def _constants(function: Any) -> list[Any]:
-    """The constants of a function's operations, without its docstring."""
-    return [constant for constant in function.__code__.co_consts if constant != function.__doc__]
+def _compiled(function: FunctionType) -> list[Any]:
+    """What decides what a function does, its docstring apart."""
+    compiled = [getattr(function, name) for name in OF_FUNCTION]
+    compiled += [getattr(function.__code__, name) for name in OF_CODE]
+    compiled += [constant for constant in function.__code__.co_consts if constant != function.__doc__]
+    return compiled

@@ -6,9 +6,11 @@ import copy
 
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
+from dpo_recipes.benchmark.steps import Held
 from dpo_recipes.shared_prefix.forward import share
 
 FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
@@ -73,6 +75,32 @@ def two(model, outputs=FIELDS, require=False, in_round_numbers=False):
     said = []
     assert share(mine, require=require, say=said.append, in_round_numbers=in_round_numbers) is None
     return bare, mine, said
+
+
+def with_lora(folder, checkpointing):
+    """A model in 16 bits with LoRA that reads pairs once, and has been compared with TRL's own forward."""
+    model = load(folder, torch.bfloat16)
+    get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    model.enable_input_require_grads()
+    _, mine, _ = two(model)
+    mine(**BATCH)
+    if checkpointing:
+        mine.gradient_checkpointing_enable()
+    return mine
+
+
+def bytes_held(mine) -> int:
+    """What a forward under autocast holds for its backward."""
+    with torch.autocast("cpu", torch.bfloat16), Held(mine) as held:
+        mine(**BATCH)
+    return held.bytes
+
+
+def leave_as_they_come(mine, kind):
+    """Let the modules of a class compute as the library has them."""
+    for module in mine.modules():
+        if isinstance(module, kind):
+            del module.forward
 
 
 def batch(*pairs, width=None):

@@ -6,13 +6,11 @@ import inspect
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from reading_pairs import ALL, BATCH, compare, load, off, two
+from reading_pairs import ALL, BATCH, bytes_held, compare, leave_as_they_come, load, off, two, with_lora
 from torch import nn
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from dpo_recipes.benchmark.steps import Held
 from dpo_recipes.shared_prefix import rotary
 from dpo_recipes.shared_prefix.at_once import compute_at_once
 from dpo_recipes.shared_prefix.rotary import APPLY, computing
@@ -88,12 +86,9 @@ def test_it_is_llamas(dtype, of_positions, tolerance, halves_alike, heads_behind
 def test_a_gradient_in_16_bits_is_nearer_to_that_in_64():
     positions = draw_positions(torch.bfloat16)
     _, exact = turned_and_gradients(modeling_llama.apply_rotary_pos_emb, torch.float64, [x.double() for x in positions])
-    errors = []
-    for apply in (rotary._apply, modeling_llama.apply_rotary_pos_emb):
-        _, (of_query, _) = turned_and_gradients(apply, torch.bfloat16, positions)
-        errors.append((of_query.double() - exact[0]).norm().item())
-    ours, theirs = errors
-    assert ours < theirs
+    _, (ours, _) = turned_and_gradients(rotary._apply, torch.bfloat16, positions)
+    _, (theirs, _) = turned_and_gradients(modeling_llama.apply_rotary_pos_emb, torch.bfloat16, positions)
+    assert off(ours, exact[0]) < off(theirs, exact[0])
 
 
 @pytest.mark.parametrize("what", ["trained", "another size", "more rows"])
@@ -184,26 +179,15 @@ def test_every_model_has_the_same_gradients(tiny, kind, at_once):
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 def test_it_holds_no_more(tiny, checkpointing, at_once):
-    """Than a model with LoRA whose attention is as it comes, under autocast."""
-    model = load(tiny(), torch.bfloat16)
-    get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
-    model.enable_input_require_grads()
-    _, mine, _ = two(model)
-    mine(**BATCH)  # compared with TRL's own forward
-    if checkpointing:
-        mine.gradient_checkpointing_enable()
-    held = []
-    for name in ("at once", "as it comes"):
-        if name == "as it comes":
-            for module in mine.modules():
-                if isinstance(module, LlamaAttention):
-                    del module.forward
-        with torch.autocast("cpu", torch.bfloat16), Held(mine) as bytes_of_forward:
-            mine(**BATCH)
-        held.append(bytes_of_forward.bytes)
-        assert bool(at_once) == (name == "at once")
-        at_once.clear()
-    assert held[0] <= held[1]
+    """Than attention as it comes."""
+    mine = with_lora(tiny(), checkpointing)
+    at_once.clear()
+    held = bytes_held(mine)
+    assert at_once
+    at_once.clear()
+    leave_as_they_come(mine, LlamaAttention)
+    assert held <= bytes_held(mine)
+    assert not at_once
 
 
 def test_in_16_bits_a_policy_starts_where_a_reference_is_that_the_library_has_computed(tiny, at_once):

@@ -8,7 +8,7 @@ import pytest
 
 from dpo_recipes.shared_prefix.same_code import is_copy
 
-SCALE = 3
+SCALE = SCALES = 3
 
 
 def original(x, power=2):
@@ -40,7 +40,7 @@ def another_operation(x, power=2):
 
 def another_name(x, power=2):
     """What it does."""
-    return SCALES * x**power + 1  # noqa: F821
+    return SCALES * x**power + 1
 
 
 def another_default(x, power=3):
