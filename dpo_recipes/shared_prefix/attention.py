@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .cpu_attention import attend, can_attend
+from .cpu_attention import attend, can_attend, of_all_heads
 from .layout import Queries, Row, Stretch
+from .products import product_dtype
 
+# New in torch 2.10; windows came with 2.11, and groups of heads with 2.12.
 varlen: Any = None
-with contextlib.suppress(ImportError):  # new in torch 2.10; to go when the oldest torch that is allowed has it
+with contextlib.suppress(ImportError):
     from torch.nn.attention.varlen import varlen_attn as varlen
 
+VARLEN_DTYPES = {torch.float16, torch.bfloat16}
 
 # How a kernel is told what a query sees: borders of stretches, a mask that is true there, a mask to add to the scores.
 Kind = Literal["flash", "sdpa", "eager"]
@@ -112,6 +116,14 @@ def _torch_varlen(
     queries: Queries, query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any]
 ) -> tuple[Tensor, None]:
     """One call of torch's own varlen kernel, which takes (tokens, heads, size) and counts a window from its query."""
+    # As SDPA takes them: behind rotary embeddings queries and keys have 32 bits under autocast too.
+    query, key, value = (tensor.to(product_dtype(tensor)) for tensor in (query, key, value))
+    of_groups = {}
+    if "enable_gqa" in _parameters(varlen):
+        of_groups = {"enable_gqa": query.size(1) != key.size(1)}
+    else:
+        key, value = of_all_heads(key, query), of_all_heads(value, query)
+
     ragged = queries.ragged(query.device)
     keys = key.index_select(2, ragged.key_places)[0].transpose(0, 1)
     values = value.index_select(2, ragged.key_places)[0].transpose(0, 1)
@@ -128,7 +140,7 @@ def _torch_varlen(
         ragged.most_keys,
         scale=given.get("scaling"),
         window_size=(tokens_before, 0),
-        enable_gqa=query.size(1) != key.size(1),
+        **of_groups,
     )
     return output[None], None
 
@@ -170,16 +182,26 @@ def _seen(tensor: Tensor, stretch: Stretch) -> Tensor:
 
 def _varlen_can(query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any]) -> bool:
     """Whether torch's own varlen kernel, FlashAttention 2, can stand in for SDPA's loop."""
-    in_half_precision_on_cuda = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
-    if not varlen or not in_half_precision_on_cuda:
+    if varlen is None or "window_size" not in _parameters(varlen):
         return False
-    if torch.cuda.get_device_capability(query.device) < (8, 0):
+    if not _has_flash_kernels(query.device):
         return False
     if given.get("s_aux") is not None:  # attention sinks
         return False
 
+    dtypes = {product_dtype(tensor) for tensor in (query, key, value)}
+    if len(dtypes) > 1 or not dtypes <= VARLEN_DTYPES:
+        return False
+    head_sizes = {tensor.size(-1) for tensor in (query, key, value)}
     head_size = query.size(-1)
-    for tensor in (key, value):
-        if tensor.dtype != query.dtype or tensor.size(-1) != head_size:
-            return False
-    return head_size % 8 == 0 and 8 <= head_size <= 256
+    return len(head_sizes) == 1 and head_size % 8 == 0 and 8 <= head_size <= 256
+
+
+@functools.cache
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    """The names of what a function takes."""
+    return frozenset(inspect.signature(function).parameters)
+
+
+def _has_flash_kernels(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

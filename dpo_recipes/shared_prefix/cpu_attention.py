@@ -69,7 +69,7 @@ class _RowAttention(torch.autograd.Function):
         # As SDPA takes them: behind rotary embeddings queries and keys have 32 bits under autocast too.
         ctx.dtypes = query.dtype, key.dtype, value.dtype
         query, key, value = (tensor.to(product_dtype(tensor)) for tensor in (query, key, value))
-        keys, values = _of_all_heads(key, query), _of_all_heads(value, query)
+        keys, values = of_all_heads(key, query), of_all_heads(value, query)
         output = query.new_empty(query.size(0), query.size(2), query.size(1), query.size(3)).transpose(1, 2)
         log_sums = []
         end = 0
@@ -93,7 +93,7 @@ class _RowAttention(torch.autograd.Function):
         @functools.cache
         def operands(dtype: torch.dtype) -> tuple[Tensor, ...]:
             """What the kernel is given: gradient, query, keys, values, output."""
-            keys, values = _of_all_heads(key.to(dtype), query), _of_all_heads(value.to(dtype), query)
+            keys, values = of_all_heads(key.to(dtype), query), of_all_heads(value.to(dtype), query)
             return gradients[0].to(dtype), query.to(dtype), keys, values, output.to(dtype)
 
         keys_of_all_heads = operands(precise)[2]
@@ -156,14 +156,14 @@ def _join(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return (answer * weight + other * other_weight).to(answer.dtype), joined
 
 
-def _of_all_heads(tensor: Tensor, query: Tensor) -> Tensor:
+def of_all_heads(tensor: Tensor, query: Tensor) -> Tensor:
     """Keys or values (1, groups, N, size) -> (1, heads, N, size): neighbouring heads have one group."""
     heads_of_a_group = query.size(1) // tensor.size(1)
     return tensor if heads_of_a_group == 1 else tensor.repeat_interleave(heads_of_a_group, dim=1)
 
 
 def _of_groups(gradient: Tensor, like: Tensor) -> Tensor:
-    """The gradient (1, heads, N, size) of `_of_all_heads` -> (1, groups, N, size)."""
+    """The gradient (1, heads, N, size) of `of_all_heads` -> (1, groups, N, size)."""
     if gradient.size(1) == like.size(1):
         return gradient
     return gradient.unflatten(1, (like.size(1), -1)).sum(2)

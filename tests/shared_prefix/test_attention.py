@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -67,19 +70,72 @@ def test_flash_attention_takes_the_row_in_one_call(tiny, kind):
     assert logps <= 5e-6 and gradient <= 5e-6 and flash.calls == 2
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral"])
-def test_torchs_varlen_kernel_takes_the_row_in_one_call(tiny, kind, monkeypatch):
-    def varlen(q, k, v, queries, keys, most_queries, most_keys, *, scale, window_size, enable_gqa):
-        assert enable_gqa and window_size[1] == 0 and most_keys == keys.diff().max()
-        calls.append(1)
-        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        return bottom_right(q, k, v, queries, keys, window_size[0] + 1, scale)[0]
+class Varlen:
+    """torch's varlen kernel, of (tokens, heads, size), in what it takes since torch 2.12; counts its calls."""
 
-    calls = []
-    monkeypatch.setattr(attention, "_varlen_can", lambda *_: True)
-    monkeypatch.setattr(attention, "varlen", varlen)
+    def __init__(self):
+        self.calls = 0
+        self.dtypes = set()
+
+    def compute(self, q, k, v, query_borders, key_borders, most_queries, most_keys, scale, window_size):
+        assert window_size[1] == 0 and most_keys == key_borders.diff().max()
+        assert most_queries == query_borders.diff().max()
+        self.calls += 1
+        self.dtypes |= {q.dtype, k.dtype, v.dtype}
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        return bottom_right(q, k, v, query_borders, key_borders, window_size[0] + 1, scale)[0]
+
+    def of_torch_2_12(self, q, k, v, *borders, scale=None, window_size=(-1, -1), enable_gqa=False):
+        assert enable_gqa == (q.size(1) != k.size(1))
+        return self.compute(q, k, v, *borders, scale, window_size)
+
+    def of_torch_2_11(self, q, k, v, *borders, scale=None, window_size=(-1, -1)):
+        assert q.size(1) == k.size(1)
+        return self.compute(q, k, v, *borders, scale, window_size)
+
+    def of_torch_2_10(self, q, k, v, *borders, is_causal=False):
+        raise AssertionError("it knows no windows")
+
+
+@pytest.fixture
+def varlen(monkeypatch):
+    """A kernel that takes 32 bits and stands on every device."""
+    kernel = Varlen()
+    monkeypatch.setattr(attention, "_has_flash_kernels", lambda device: True)
+    monkeypatch.setattr(attention, "VARLEN_DTYPES", {torch.float32, torch.bfloat16})
+    monkeypatch.setattr(attention, "varlen", kernel.of_torch_2_12)
+    return kernel
+
+
+@pytest.mark.parametrize("version", ["2_11", "2_12"])
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_torchs_varlen_kernel_takes_the_row_in_one_call(tiny, kind, version, varlen, monkeypatch):
+    monkeypatch.setattr(attention, "varlen", getattr(varlen, f"of_torch_{version}"))
     logps, gradient = compare(*two(load(tiny(kind, **ARCHITECTURES[kind])), require=True)[:2], BATCH)
-    assert logps <= 5e-6 and gradient <= 5e-6 and len(calls) == 2
+    assert logps <= 5e-6 and gradient <= 5e-6 and varlen.calls == 2
+
+
+def test_a_varlen_kernel_without_windows_is_left_to_the_loop(tiny, varlen, monkeypatch):
+    monkeypatch.setattr(attention, "varlen", varlen.of_torch_2_10)
+    logps, gradient = compare(*two(load(tiny()), require=True)[:2], BATCH)
+    assert logps <= 5e-6 and gradient <= 5e-6
+
+
+def test_under_autocast_the_varlen_kernel_is_given_16_bits(tiny, varlen):
+    """Behind rotary embeddings the queries and keys of weights in 32 bits have 32, which the kernel does not take."""
+    _, mine, said = two(load(tiny()), require=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        mine(**BATCH).log_probs.sum().backward()
+    assert varlen.dtypes == {torch.bfloat16} and varlen.calls == 2
+    assert "read once" in said[0]
+
+
+def test_the_varlen_kernel_of_this_torch_takes_what_it_is_given():
+    """The call as it is made: with all windows and groups of heads, which the torch of the constraints has."""
+    kernel = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    tensor = torch.ones(1)
+    call = inspect.signature(kernel).bind(*[tensor] * 5, 1, 1, scale=None, window_size=(-1, 0), enable_gqa=True)
+    assert list(call.arguments)[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
 
 
 @pytest.mark.parametrize(
