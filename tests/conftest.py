@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from another_device import build
 from making import (
     SHORT_ANSWER,
     make_adapter,
@@ -92,6 +93,15 @@ def pairs_file(tmp_path_factory) -> Path:
 def start_adapter(tiny, tmp_path_factory) -> Path:
     """A saved LoRA adapter of the tiny model that already changes it."""
     return make_adapter(tmp_path_factory.mktemp("adapter"), tiny())
+
+
+@pytest.fixture(scope="session")
+def another_device(tmp_path_factory) -> str:
+    """The library of a device that is not the CPU (another_device.py), which all processes of the tests build once."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return str(build(folder))
 
 
 @pytest.fixture

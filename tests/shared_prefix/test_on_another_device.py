@@ -1,0 +1,47 @@
+"""Rows that are read on another device than the CPU, which stands in for a GPU: the CPU's numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from another_device import NAME, needs_compiler, program, register
+from peft import LoraConfig, get_peft_model
+from reading_pairs import ALL, ARCHITECTURES, BATCH, gradients, load, off, two
+
+pytestmark = [pytest.mark.slow, needs_compiler]
+
+
+def read(library: str, *folders: str) -> None:
+    """Prints of each model, as it is and with LoRA, what a row elsewhere differs by from TRL's own forward on the CPU.
+
+    (kind of model, log-probabilities, gradients), relative, as JSON.
+    """
+    register(library)
+    elsewhere = {name: value.to(NAME) if isinstance(value, torch.Tensor) else value for name, value in BATCH.items()}
+    found = []
+    for folder in folders:
+        for lora in (False, True):
+            model = load(folder)
+            if lora:
+                get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+            bare, mine, _ = two(model, require=True)
+            theirs = bare(**BATCH).log_probs
+            theirs.sum().backward()
+            mine.to(NAME).tie_weights()
+            ours = mine(**elsewhere).log_probs
+            ours.sum().backward()
+            assert ours.device.type == NAME
+            found.append((Path(folder).name, off(ours.cpu(), theirs), off(gradients(mine).cpu(), gradients(bare))))
+    print(json.dumps(found))
+
+
+def test_a_row_is_read_where_its_model_is(tiny, tmp_path, another_device):
+    kinds = [*ARCHITECTURES, "gemma2"]  # mixtures count their experts by a kernel that such a device lacks
+    folders = [str(tiny(kind, **ALL[kind])) for kind in kinds]
+    found = json.loads(program(read, another_device, *folders, cwd=tmp_path).splitlines()[-1])
+    assert len(found) == 2 * len(folders)
+    for name, logps, gradient in found:
+        assert logps <= 5e-6 and gradient <= 5e-6, name
