@@ -225,7 +225,7 @@ class Row:
         # A running sum is 0 up to the first scored token, which the column before its own predicts.
         first = ((labels[:, 1:] != -100).long().cumsum(1) == 0).sum(1)  # (2B,), T - 1 where nothing is scored
 
-        # All numbers in one transfer: it is the one place that waits for a GPU.
+        # All numbers in one transfer, as each one by itself would wait for a GPU.
         *counts, usual = torch.cat([lengths, common, first, as_usual.long()[None]]).tolist()
         if not usual or not any(counts[: 3 * pairs]):
             return None
