@@ -27,6 +27,9 @@ from ..training.session import Session
 from ..training.tqdm_bars import shown_as_ours
 from ..training.with_images import refuse_images
 
+# Fields of a recipe in whose place random weights stand.
+OF_THE_MODEL = ("model", "revision", "reference", "prepare")
+
 
 def bench(
     recipe: Recipe,
@@ -61,6 +64,7 @@ def bench(
     _refuse_unknown("random models", random_model, SIZES)
     if random_model is not None and lengths is None:
         lengths = "ultrafeedback"
+    _refuse_typed_in_vain(recipe, lengths, random_model)
     if lengths is not None:
         # What has been computed of the recipe's pairs is not of the drawn ones.
         data = recipe.data.evolve("reference")
@@ -70,6 +74,8 @@ def bench(
         if random_model is not None:
             recipe = _on_random_weights(recipe, random_model, Path(folder) / "model", console)
         session = Session(recipe, console, with_pairs=lengths is None)
+        if lengths is not None:
+            _refuse_few_positions(session, lengths)
         session.check_model()
         session.try_options()
         if lengths is None:
@@ -173,6 +179,28 @@ def _one_thread_on_a_cpu(device: str) -> Iterator[None]:
 def _refuse_unknown(what: str, name: str | None, names: Iterable[str]) -> None:
     if name is not None and name not in names:
         raise UsageError(f"There are no {what} named {name!r}, but {', '.join(names)}.{nearest(name, names)}")
+
+
+def _refuse_typed_in_vain(recipe: Recipe, lengths: str | None, random_model: str | None) -> None:
+    """What was typed of that which `bench` has its own of; what stands in the recipe's file gives way."""
+    for key in sorted(recipe.cli_keys):
+        of_its_own = None
+        if random_model is not None and key in OF_THE_MODEL:
+            of_its_own = f"random_model={random_model!r}"
+        elif lengths is not None and (key == "max_length" or key.startswith("data.")):
+            of_its_own = f"lengths={lengths!r}"
+        if of_its_own is not None:
+            raise UsageError(f"{key} would do nothing: {of_its_own} brings its own. Delete one of the two.")
+
+
+def _refuse_few_positions(session: Session, lengths: str) -> None:
+    tokens = PROFILES[lengths].max_length
+    positions = session.positions()
+    if positions is not None and positions < tokens:
+        raise RecipeError(
+            f"lengths={lengths!r} draws pairs of up to {tokens:,} tokens, and the model has {positions:,} positions: "
+            "take one that reaches so far, or random weights (--random-model 7M)."
+        )
 
 
 def _on_random_weights(recipe: Recipe, size: str, folder: Path, console: Console) -> Recipe:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from making import make_pairs, recipe_for, write_jsonl
 
-from dpo_recipes import Data, LoRA, load
+from dpo_recipes import Data, LoRA, apply, load
 from dpo_recipes.benchmark.bare import with_trl_defaults
 from dpo_recipes.commands.bench import bench
 from dpo_recipes.errors import RecipeError, UsageError
@@ -98,8 +98,22 @@ def test_drawn_lengths_need_no_pairs_and_a_model_that_reaches_so_far(made, tiny)
     with pytest.raises(UsageError, match="no lengths named 'hhh', but ultrafeedback, hh, rag. Did you mean 'hh'"):
         bench(recipe, lengths="hhh")
     short = recipe_for(tiny(max_position_embeddings=128), data=Data("no/such/data"), adapter=None, micro_batch_size=4)
-    with pytest.raises(RecipeError, match="max_length=1024 is beyond the 128 positions"):
+    with pytest.raises(RecipeError, match="draws pairs of up to 1,024 tokens, and the model has 128 positions: take"):
         bench(short, lengths="hh")
+
+
+@pytest.mark.parametrize(
+    ("typed", "options", "message"),
+    [
+        ("max_length=64", {"lengths": "hh"}, "max_length would do nothing: lengths='hh' brings its own"),
+        ("data.path=a.jsonl", {"lengths": "rag"}, "data.path would do nothing: lengths='rag' brings its own"),
+        ("data.eval=0.1", {"random_model": "7M"}, "data.eval would do nothing: lengths='ultrafeedback' brings its own"),
+        ("model=elsewhere", {"random_model": "7M"}, "model would do nothing: random_model='7M' brings its own"),
+    ],
+)
+def test_what_is_typed_and_would_do_nothing_is_refused(typed, options, message):
+    with pytest.raises(UsageError, match=message):
+        bench(apply(load("smollm3_ultrafeedback"), [typed]), **options)
 
 
 @pytest.mark.slow
