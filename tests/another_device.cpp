@@ -17,7 +17,6 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <string>
 
 using at::Tensor;
 using c10::IntArrayRef;
@@ -181,15 +180,14 @@ int64_t kernel_of_attention(
   return static_cast<int64_t>(sdp::SDPBackend::math);
 }
 
-// As on a GPU: single numbers may come from the CPU, and so may indices.
+// As on a GPU: single numbers may come from the CPU. So may indices, which come as a list of optional tensors.
 void refuse_tensors_of_the_cpu(const c10::OperatorHandle& operation, const torch::jit::Stack& stack) {
-  const auto& name = operation.schema().name();
-  if (name.rfind("aten::index.", 0) == 0 || name == "aten::index" || name.find("index_put") != std::string::npos) return;
+  const auto& schema = operation.schema();
   const auto refuse = [&](const Tensor& tensor) {
     const bool is_refused = tensor.defined() && tensor.is_cpu() && tensor.dim() > 0;
-    TORCH_CHECK(!is_refused, name, ": expected all tensors to be on the same device, and one is on the CPU");
+    TORCH_CHECK(!is_refused, schema.name(), ": expected all tensors to be on the same device, and one is on the CPU");
   };
-  for (const auto& argument : torch::jit::last(stack, operation.schema().arguments().size())) {
+  for (const auto& argument : torch::jit::last(stack, schema.arguments().size())) {
     if (argument.isTensor()) refuse(argument.toTensor());
     if (argument.isTensorList()) {
       for (const auto& tensor : argument.toTensorVector()) refuse(tensor);

@@ -1,4 +1,4 @@
-"""Programs on a device that is not the CPU, where no GPU is: its memory is the CPU's, but torch does not mix the two.
+"""Programs on a device that is not the CPU, where no GPU is: its memory is the CPU's, and yet the two do not mix.
 
 Each is a program of its own, as a process can have one such device, and has it from then on.
 """
@@ -22,7 +22,7 @@ import pytest
 NAME = "elsewhere"
 SOURCE = Path(__file__).with_suffix(".cpp")
 COMPILER = shutil.which("c++")
-MINUTES = 8
+TIMEOUT = 480  # seconds, of a program
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler, which the device is built by")
 
@@ -35,11 +35,23 @@ def build(folder: Path) -> Path:
     with filelock.FileLock(folder / "another_device.lock"):
         if not library.exists():
             headers = [f"-isystem{path}" for path in include_paths()]
-            libraries = [f"-L{path}" for path in library_paths()]
+            libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"]
             flags = ["-std=c++20", "-O0", "-shared", "-fPIC", *headers]
-            command = [COMPILER, *flags, str(SOURCE), "-o", str(library), *libraries, "-ltorch", "-ltorch_cpu", "-lc10"]
+            unfinished = library.with_suffix(".tmp")
+            command = [
+                COMPILER,
+                *flags,
+                str(SOURCE),
+                "-o",
+                str(unfinished),
+                *libraries,
+                "-ltorch",
+                "-ltorch_cpu",
+                "-lc10",
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
+            unfinished.replace(library)
     return library
 
 
@@ -104,6 +116,6 @@ def commands(library: str, bf16: str, *lines: str) -> None:
 
 def program(function: Callable[..., None], *words: str, cwd: Path) -> str:
     """What a program prints that ends well."""
-    done = forking.run(function, *words, cwd=cwd, environment=dict(os.environ), timeout=60 * MINUTES)
+    done = forking.run(function, *words, cwd=cwd, environment=dict(os.environ), timeout=TIMEOUT)
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -27,8 +27,8 @@ from ..training.session import Session
 from ..training.tqdm_bars import shown_as_ours
 from ..training.with_images import refuse_images
 
-# Fields of a recipe in whose place random weights stand.
-OF_THE_MODEL = ("model", "revision", "reference", "prepare")
+# What says more of a recipe's model, and nothing of random weights in its place.
+ABOUT_THE_MODEL = ("revision", "reference", "prepare")
 
 
 def bench(
@@ -62,9 +62,9 @@ def bench(
     console = console or Console()
     _refuse_unknown("lengths", lengths, PROFILES)
     _refuse_unknown("random models", random_model, SIZES)
+    _refuse_typed_in_vain(recipe, lengths, random_model)
     if random_model is not None and lengths is None:
         lengths = "ultrafeedback"
-    _refuse_typed_in_vain(recipe, lengths, random_model)
     if lengths is not None:
         # What has been computed of the recipe's pairs is not of the drawn ones.
         data = recipe.data.evolve("reference")
@@ -182,15 +182,14 @@ def _refuse_unknown(what: str, name: str | None, names: Iterable[str]) -> None:
 
 
 def _refuse_typed_in_vain(recipe: Recipe, lengths: str | None, random_model: str | None) -> None:
-    """What was typed of that which `bench` has its own of; what stands in the recipe's file gives way."""
+    """What was typed of that which `bench` puts its own in place of; what stands in the recipe's file gives way."""
     for key in sorted(recipe.cli_keys):
-        of_its_own = None
-        if random_model is not None and key in OF_THE_MODEL:
-            of_its_own = f"random_model={random_model!r}"
-        elif lengths is not None and (key == "max_length" or key.startswith("data.")):
-            of_its_own = f"lengths={lengths!r}"
-        if of_its_own is not None:
-            raise UsageError(f"{key} would do nothing: {of_its_own} brings its own. Delete one of the two.")
+        of_the_pairs = key == "max_length" or key.startswith("data.")
+        of_the_model = key == "model" or key in ABOUT_THE_MODEL
+        if random_model is not None and (of_the_model or (of_the_pairs and lengths is None)):
+            raise UsageError(f"{key} would do nothing beside --random-model {random_model}: delete one of the two.")
+        if lengths is not None and of_the_pairs:
+            raise UsageError(f"{key} would do nothing beside --lengths {lengths}: delete one of the two.")
 
 
 def _refuse_few_positions(session: Session, lengths: str) -> None:
@@ -198,8 +197,8 @@ def _refuse_few_positions(session: Session, lengths: str) -> None:
     positions = session.positions()
     if positions is not None and positions < tokens:
         raise RecipeError(
-            f"lengths={lengths!r} draws pairs of up to {tokens:,} tokens, and the model has {positions:,} positions: "
-            "take one that reaches so far, or random weights (--random-model 7M)."
+            f"--lengths {lengths} draws pairs of up to {tokens:,} tokens, and the recipe's model or its reference has "
+            f"{positions:,} positions: take one that reaches so far, or random weights (--random-model 7M)."
         )
 
 
@@ -209,7 +208,7 @@ def _on_random_weights(recipe: Recipe, size: str, folder: Path, console: Console
         raise UsageError("adapter.continue_from is an adapter of another model than one of random weights.")
     with Stage(console, f"Making a model of {size} random weights"), shown_as_ours(console):
         make(SIZES[size], folder)
-    return recipe.evolve("revision", "reference", "prepare", model=str(folder), data=Data("drawn"))
+    return recipe.evolve(*ABOUT_THE_MODEL, model=str(folder), data=Data("drawn"))
 
 
 def _against(against_defaults: bool, compact_head: bool) -> str:

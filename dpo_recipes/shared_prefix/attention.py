@@ -20,7 +20,8 @@ from .cpu_attention import attend, can_attend, of_all_heads
 from .layout import Queries, Row, Stretch
 from .products import product_dtype
 
-# New in torch 2.10; windows came with 2.11, and groups of heads with 2.12.
+# New in torch 2.10; windows came with 2.11, and groups of heads with 2.12. What asks for them is to go when the oldest
+# torch that is allowed has them.
 varlen: Any = None
 with contextlib.suppress(ImportError):
     from torch.nn.attention.varlen import varlen_attn as varlen
@@ -118,22 +119,21 @@ def _torch_varlen(
     """One call of torch's own varlen kernel, which takes (tokens, heads, size) and counts a window from its query."""
     # As SDPA takes them: behind rotary embeddings queries and keys have 32 bits under autocast too.
     query, key, value = (tensor.to(product_dtype(tensor)) for tensor in (query, key, value))
+    ragged = queries.ragged(query.device)
+    keys = key.index_select(2, ragged.key_places)
+    values = value.index_select(2, ragged.key_places)
     of_groups = {}
     if "enable_gqa" in _parameters(varlen):
-        of_groups = {"enable_gqa": query.size(1) != key.size(1)}
+        of_groups = {"enable_gqa": query.size(1) != keys.size(1)}
     else:
-        key, value = of_all_heads(key, query), of_all_heads(value, query)
-
-    ragged = queries.ragged(query.device)
-    keys = key.index_select(2, ragged.key_places)[0].transpose(0, 1)
-    values = value.index_select(2, ragged.key_places)[0].transpose(0, 1)
+        keys, values = of_all_heads(keys, query), of_all_heads(values, query)
 
     window = given.get("sliding_window")
     tokens_before = window - 1 if window else -1  # -1: all of them
     output = varlen(
         query[0].transpose(0, 1),
-        keys,
-        values,
+        keys[0].transpose(0, 1),
+        values[0].transpose(0, 1),
         ragged.query_borders,
         ragged.key_borders,
         ragged.most_queries,
@@ -204,4 +204,7 @@ def _parameters(function: Callable[..., Any]) -> frozenset[str]:
 
 
 def _has_flash_kernels(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    """Whether it is a GPU of NVIDIA's, from Ampere on; those of AMD go by the name of CUDA too."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -194,12 +194,15 @@ class Session:
         """The configuration of the model or of the reference; read once, as their folder may go while a run trains."""
         from transformers import AutoConfig
 
+        from ..models.loading_errors import explained
+
         recipe = self.recipe
         # The revision is the model's; another model as the reference has none.
         revision = recipe.revision if path == self.model_path else None
         if path not in self._configs:
             options: dict[str, Any] = {"revision": revision, "trust_remote_code": recipe.trust_remote_code}
-            self._configs[path] = AutoConfig.from_pretrained(path, **options)
+            with explained("model", path):
+                self._configs[path] = AutoConfig.from_pretrained(path, **options)
         return self._configs[path]
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -98,21 +100,34 @@ def test_drawn_lengths_need_no_pairs_and_a_model_that_reaches_so_far(made, tiny)
     with pytest.raises(UsageError, match="no lengths named 'hhh', but ultrafeedback, hh, rag. Did you mean 'hh'"):
         bench(recipe, lengths="hhh")
     short = recipe_for(tiny(max_position_embeddings=128), data=Data("no/such/data"), adapter=None, micro_batch_size=4)
-    with pytest.raises(RecipeError, match="draws pairs of up to 1,024 tokens, and the model has 128 positions: take"):
+    with pytest.raises(
+        RecipeError,
+        match="draws pairs of up to 1,024 tokens, and the recipe's model or its reference has 128 positions",
+    ):
         bench(short, lengths="hh")
 
 
+def test_a_model_that_cannot_be_loaded_is_said_before_lengths_are_drawn_for_it(tiny, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "of_tomorrow"}))
+    with pytest.raises(RecipeError, match="of_tomorrow"):
+        bench(recipe_for(folder, adapter=None), lengths="hh")
+
+
 @pytest.mark.parametrize(
-    ("typed", "options", "message"),
+    ("typed", "options", "beside"),
     [
-        ("max_length=64", {"lengths": "hh"}, "max_length would do nothing: lengths='hh' brings its own"),
-        ("data.path=a.jsonl", {"lengths": "rag"}, "data.path would do nothing: lengths='rag' brings its own"),
-        ("data.eval=0.1", {"random_model": "7M"}, "data.eval would do nothing: lengths='ultrafeedback' brings its own"),
-        ("model=elsewhere", {"random_model": "7M"}, "model would do nothing: random_model='7M' brings its own"),
+        ("max_length=64", {"lengths": "hh"}, "--lengths hh"),
+        ("data.path=a.jsonl", {"lengths": "rag", "random_model": "7M"}, "--lengths rag"),
+        ("data.eval=0.1", {"random_model": "7M"}, "--random-model 7M"),
+        ("model=elsewhere", {"random_model": "7M", "lengths": "hh"}, "--random-model 7M"),
     ],
 )
-def test_what_is_typed_and_would_do_nothing_is_refused(typed, options, message):
-    with pytest.raises(UsageError, match=message):
+def test_what_is_typed_and_would_do_nothing_is_refused(typed, options, beside):
+    key = typed.partition("=")[0]
+    with pytest.raises(UsageError, match=f"^{key} would do nothing beside {beside}: delete one of the two"):
         bench(apply(load("smollm3_ultrafeedback"), [typed]), **options)
 
 

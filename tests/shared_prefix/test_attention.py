@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 
 import pytest
 import torch
-import torch.nn.functional as F
 from reading_pairs import ARCHITECTURES, BATCH, compare, load, two
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from varlen_in_torch import Varlen, bottom_right
 
 from dpo_recipes.shared_prefix import attention
 from dpo_recipes.shared_prefix.layout import Row
-
-
-def bottom_right(query, key, value, query_borders, key_borders, window, scaling):
-    """What a varlen kernel computes: query, key, value (1, heads, N, size) -> (1, N, heads, size)."""
-    group = query.size(1) // key.size(1)  # query heads for each head of keys
-    outputs = []
-    for stretch in range(len(query_borders) - 1):
-        first_query, end_query = query_borders[stretch : stretch + 2].tolist()
-        first_key, end_key = key_borders[stretch : stretch + 2].tolist()
-        queries, keys = end_query - first_query, end_key - first_key
-        ahead = torch.arange(keys) - torch.arange(keys - queries, keys)[:, None]
-        mask = (ahead <= 0) & (ahead > -(window or keys))
-        k = key[:, :, first_key:end_key].repeat_interleave(group, 1)
-        v = value[:, :, first_key:end_key].repeat_interleave(group, 1)
-        q = query[:, :, first_query:end_query]
-        outputs.append(F.scaled_dot_product_attention(q, k, v, mask, scale=scaling))
-    return torch.cat(outputs, 2).transpose(1, 2)
 
 
 def flash(
@@ -70,33 +52,6 @@ def test_flash_attention_takes_the_row_in_one_call(tiny, kind):
     assert logps <= 5e-6 and gradient <= 5e-6 and flash.calls == 2
 
 
-class Varlen:
-    """torch's varlen kernel, of (tokens, heads, size), in what it takes since torch 2.12; counts its calls."""
-
-    def __init__(self):
-        self.calls = 0
-        self.dtypes = set()
-
-    def compute(self, q, k, v, query_borders, key_borders, most_queries, most_keys, scale, window_size):
-        assert window_size[1] == 0 and most_keys == key_borders.diff().max()
-        assert most_queries == query_borders.diff().max()
-        self.calls += 1
-        self.dtypes |= {q.dtype, k.dtype, v.dtype}
-        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        return bottom_right(q, k, v, query_borders, key_borders, window_size[0] + 1, scale)[0]
-
-    def of_torch_2_12(self, q, k, v, *borders, scale=None, window_size=(-1, -1), enable_gqa=False):
-        assert enable_gqa == (q.size(1) != k.size(1))
-        return self.compute(q, k, v, *borders, scale, window_size)
-
-    def of_torch_2_11(self, q, k, v, *borders, scale=None, window_size=(-1, -1)):
-        assert q.size(1) == k.size(1)
-        return self.compute(q, k, v, *borders, scale, window_size)
-
-    def of_torch_2_10(self, q, k, v, *borders, is_causal=False):
-        raise AssertionError("it knows no windows")
-
-
 @pytest.fixture
 def varlen(monkeypatch):
     """A kernel that takes 32 bits and stands on every device."""
@@ -115,7 +70,7 @@ def test_torchs_varlen_kernel_takes_the_row_in_one_call(tiny, kind, version, var
     assert logps <= 5e-6 and gradient <= 5e-6 and varlen.calls == 2
 
 
-def test_a_varlen_kernel_without_windows_is_left_to_the_loop(tiny, varlen, monkeypatch):
+def test_a_varlen_kernel_without_windows_is_not_called(tiny, varlen, monkeypatch):
     monkeypatch.setattr(attention, "varlen", varlen.of_torch_2_10)
     logps, gradient = compare(*two(load(tiny()), require=True)[:2], BATCH)
     assert logps <= 5e-6 and gradient <= 5e-6
@@ -131,11 +86,14 @@ def test_under_autocast_the_varlen_kernel_is_given_16_bits(tiny, varlen):
 
 
 def test_the_varlen_kernel_of_this_torch_takes_what_it_is_given():
-    """The call as it is made: with all windows and groups of heads, which the torch of the constraints has."""
-    kernel = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-    tensor = torch.ones(1)
-    call = inspect.signature(kernel).bind(*[tensor] * 5, 1, 1, scale=None, window_size=(-1, 0), enable_gqa=True)
-    assert list(call.arguments)[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
+    """The call as it is made: with windows and, since torch 2.12, groups of heads."""
+    kernel = pytest.importorskip("torch.nn.attention.varlen", reason="since torch 2.10").varlen_attn
+    names = inspect.signature(kernel).parameters
+    if "window_size" in names:
+        of_groups = {"enable_gqa": True} if "enable_gqa" in names else {}
+        tensor = torch.ones(1)
+        call = inspect.signature(kernel).bind(*[tensor] * 5, 1, 1, scale=None, window_size=(-1, 0), **of_groups)
+        assert list(call.arguments)[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
 
 
 @pytest.mark.parametrize(
