@@ -38,17 +38,7 @@ def build(folder: Path) -> Path:
             libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"]
             flags = ["-std=c++20", "-O0", "-shared", "-fPIC", *headers]
             unfinished = library.with_suffix(".tmp")
-            command = [
-                COMPILER,
-                *flags,
-                str(SOURCE),
-                "-o",
-                str(unfinished),
-                *libraries,
-                "-ltorch",
-                "-ltorch_cpu",
-                "-lc10",
-            ]
+            command = [COMPILER, *flags, str(SOURCE), "-o", str(unfinished), *libraries]
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
             unfinished.replace(library)
@@ -103,8 +93,9 @@ def commands(library: str, bf16: str, *lines: str) -> None:
     from dpo_recipes.__main__ import main
     from dpo_recipes.recipe.resolve import Device
 
-    transformers.training_args.is_torch_bf16_gpu_available = lambda: bf16 == "True"
-    dpo_recipes.models.device.device = lambda *_, **__: Device(NAME, bf16=bf16 == "True")
+    device = Device(NAME, bf16=bf16 == "True")
+    transformers.training_args.is_torch_bf16_gpu_available = lambda: device.bf16
+    dpo_recipes.models.device.device = lambda *_, **__: device
     for line in lines:
         sys.argv = ["dpo-recipes", *json.loads(line)]
         try:

@@ -183,13 +183,20 @@ def _refuse_unknown(what: str, name: str | None, names: Iterable[str]) -> None:
 
 def _refuse_typed_in_vain(recipe: Recipe, lengths: str | None, random_model: str | None) -> None:
     """What was typed of that which `bench` puts its own in place of; what stands in the recipe's file gives way."""
+    in_place_of_model = in_place_of_pairs = None
+    if random_model is not None:
+        in_place_of_model = in_place_of_pairs = f"--random-model {random_model}"
+    if lengths is not None:
+        in_place_of_pairs = f"--lengths {lengths}"
+
     for key in sorted(recipe.cli_keys):
-        of_the_pairs = key == "max_length" or key.startswith("data.")
-        of_the_model = key == "model" or key in ABOUT_THE_MODEL
-        if random_model is not None and (of_the_model or (of_the_pairs and lengths is None)):
-            raise UsageError(f"{key} would do nothing beside --random-model {random_model}: delete one of the two.")
-        if lengths is not None and of_the_pairs:
-            raise UsageError(f"{key} would do nothing beside --lengths {lengths}: delete one of the two.")
+        option = None
+        if key == "model" or key in ABOUT_THE_MODEL:
+            option = in_place_of_model
+        elif key == "max_length" or key.startswith("data."):
+            option = in_place_of_pairs
+        if option is not None:
+            raise UsageError(f"{key} would do nothing beside {option}: delete one of the two.")
 
 
 def _refuse_few_positions(session: Session, lengths: str) -> None:

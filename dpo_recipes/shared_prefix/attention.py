@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers.integrations.sdpa_attention import repeat_kv
 
-from .cpu_attention import attend, can_attend, of_all_heads
+from .cpu_attention import attend, can_attend
 from .layout import Queries, Row, Stretch
-from .products import product_dtype
+from .products import as_multiplied, common_product_dtype
 
 # New in torch 2.10; windows came with 2.11, and groups of heads with 2.12. What asks for them is to go when the oldest
 # torch that is allowed has them.
@@ -117,16 +118,16 @@ def _torch_varlen(
     queries: Queries, query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any]
 ) -> tuple[Tensor, None]:
     """One call of torch's own varlen kernel, which takes (tokens, heads, size) and counts a window from its query."""
-    # As SDPA takes them: behind rotary embeddings queries and keys have 32 bits under autocast too.
-    query, key, value = (tensor.to(product_dtype(tensor)) for tensor in (query, key, value))
+    query, key, value = as_multiplied(query, key, value)
     ragged = queries.ragged(query.device)
     keys = key.index_select(2, ragged.key_places)
     values = value.index_select(2, ragged.key_places)
+    heads_of_a_group = query.size(1) // key.size(1)
     of_groups = {}
     if "enable_gqa" in _parameters(varlen):
-        of_groups = {"enable_gqa": query.size(1) != keys.size(1)}
+        of_groups = {"enable_gqa": heads_of_a_group > 1}
     else:
-        keys, values = of_all_heads(keys, query), of_all_heads(values, query)
+        keys, values = repeat_kv(keys, heads_of_a_group), repeat_kv(values, heads_of_a_group)
 
     window = given.get("sliding_window")
     tokens_before = window - 1 if window else -1  # -1: all of them
@@ -189,8 +190,7 @@ def _varlen_can(query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any]
     if given.get("s_aux") is not None:  # attention sinks
         return False
 
-    dtypes = {product_dtype(tensor) for tensor in (query, key, value)}
-    if len(dtypes) > 1 or not dtypes <= VARLEN_DTYPES:
+    if common_product_dtype(query, key, value) not in VARLEN_DTYPES:
         return False
     head_sizes = {tensor.size(-1) for tensor in (query, key, value)}
     head_size = query.size(-1)

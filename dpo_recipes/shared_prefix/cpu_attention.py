@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers.integrations.sdpa_attention import repeat_kv
 
 from .layout import Queries, Stretch
-from .products import product_dtype
+from .products import as_multiplied, common_product_dtype
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -41,8 +42,7 @@ def can_attend(queries: Queries, query: Tensor, key: Tensor, value: Tensor, give
     """Whether the kernels do what SDPA would do here. `given`: what a layer hands to its attention function."""
     if query.device.type != "cpu" or value.size(-1) != query.size(-1):
         return False
-    dtypes = {product_dtype(tensor) for tensor in (query, key, value)}
-    if len(dtypes) > 1 or not dtypes <= KERNEL_DTYPES:
+    if common_product_dtype(query, key, value) not in KERNEL_DTYPES:
         return False
     if given.get("s_aux") is not None:  # attention sinks
         return False
@@ -66,10 +66,9 @@ class _RowAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, stretches: list[Stretch], scale: float | None
     ) -> Tensor:
-        # As SDPA takes them: behind rotary embeddings queries and keys have 32 bits under autocast too.
         ctx.dtypes = query.dtype, key.dtype, value.dtype
-        query, key, value = (tensor.to(product_dtype(tensor)) for tensor in (query, key, value))
-        keys, values = of_all_heads(key, query), of_all_heads(value, query)
+        query, key, value = as_multiplied(query, key, value)
+        keys, values = _of_all_heads(key, query), _of_all_heads(value, query)
         output = query.new_empty(query.size(0), query.size(2), query.size(1), query.size(3)).transpose(1, 2)
         log_sums = []
         end = 0
@@ -93,7 +92,7 @@ class _RowAttention(torch.autograd.Function):
         @functools.cache
         def operands(dtype: torch.dtype) -> tuple[Tensor, ...]:
             """What the kernel is given: gradient, query, keys, values, output."""
-            keys, values = of_all_heads(key.to(dtype), query), of_all_heads(value.to(dtype), query)
+            keys, values = _of_all_heads(key.to(dtype), query), _of_all_heads(value.to(dtype), query)
             return gradients[0].to(dtype), query.to(dtype), keys, values, output.to(dtype)
 
         keys_of_all_heads = operands(precise)[2]
@@ -156,14 +155,13 @@ def _join(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return (answer * weight + other * other_weight).to(answer.dtype), joined
 
 
-def of_all_heads(tensor: Tensor, query: Tensor) -> Tensor:
+def _of_all_heads(tensor: Tensor, query: Tensor) -> Tensor:
     """Keys or values (1, groups, N, size) -> (1, heads, N, size): neighbouring heads have one group."""
-    heads_of_a_group = query.size(1) // tensor.size(1)
-    return tensor if heads_of_a_group == 1 else tensor.repeat_interleave(heads_of_a_group, dim=1)
+    return repeat_kv(tensor, query.size(1) // tensor.size(1))
 
 
 def _of_groups(gradient: Tensor, like: Tensor) -> Tensor:
-    """The gradient (1, heads, N, size) of `of_all_heads` -> (1, groups, N, size)."""
+    """The gradient (1, heads, N, size) of `_of_all_heads` -> (1, groups, N, size)."""
     if gradient.size(1) == like.size(1):
         return gradient
     return gradient.unflatten(1, (like.size(1), -1)).sum(2)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .plain_weights import is_plain
-from .products import product_dtype
+from .products import common_product_dtype, product_dtype
 
 
 class _Operands(NamedTuple):
@@ -43,9 +43,8 @@ def _compute(layer: Any, x: Tensor, *args: Any, **given: Any) -> Tensor | None:
     operands = None if args or given else _operands(layer)
     if operands is None or operands.weight.device != x.device:
         return None
-    dtypes = {product_dtype(tensor) for tensor in (x, operands.weight, operands.lora_a, operands.lora_b)}
-    if len(dtypes) > 1:  # as 32 bits of an adapter over 16 are without autocast
-        return None
+    if common_product_dtype(x, operands.weight, operands.lora_a, operands.lora_b) is None:
+        return None  # as 32 bits of an adapter over 16 are without autocast
     output: Tensor = _LoRALinear.apply(x, *operands)
     return output
 

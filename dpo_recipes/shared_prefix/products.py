@@ -26,6 +26,20 @@ def product_dtype(tensor: Tensor) -> torch.dtype:
     return tensor.dtype
 
 
+def common_product_dtype(*tensors: Tensor) -> torch.dtype | None:
+    """That in which all of them are multiplied; None where it is not the same."""
+    dtypes = {product_dtype(tensor) for tensor in tensors}
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def as_multiplied(*tensors: Tensor) -> list[Tensor]:
+    """Each in the type that it is multiplied in, for a kernel that autocast does not know.
+
+    Behind rotary embeddings queries and keys have 32 bits under autocast too.
+    """
+    return [tensor.to(product_dtype(tensor)) for tensor in tensors]
+
+
 def wants_round_numbers(settings: Settings) -> bool:
     """Whether the rows of a run are to have a round number of tokens: on a CPU, in 16 bits."""
     return settings.device == "cpu" and settings.in_16_bits

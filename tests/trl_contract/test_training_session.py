@@ -15,8 +15,8 @@ from reading_trl import SOURCE, leaning
 def test_what_trl_refuses_is_raised_as_an_error_that_becomes_a_sentence():
     tree = ast.parse(textwrap.dedent(SOURCE["__init__"]))
     raised = {ast.unparse(node.exc.func) for node in ast.walk(tree) if isinstance(node, ast.Raise)}
-    # `except RuntimeError` catches a NotImplementedError too. A TypeError is of an argument that is no data set,
-    # tokenizer or adapter, which no recipe can bring about.
+    # A NotImplementedError is a RuntimeError, and becomes the same sentence. A TypeError is of an argument that is no
+    # data set, tokenizer or adapter, which no recipe can bring about.
     expected = {"ValueError", "NotImplementedError", "ImportError", "TypeError"}
     assert raised == expected, leaning("training/session.py", "the errors of DPOTrainer.__init__")
 
